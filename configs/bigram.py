@@ -1,0 +1,14 @@
+"""The seed's bigram: a table of which character follows which.
+
+    python train.py --config configs/bigram.py
+
+A CPU: under a minute. Ends near val_loss 2.49, which no bigram of characters beats.
+"""
+
+from gptjax.config import BigramConfig, Config, OptimConfig, TrainConfig
+
+config = Config(
+    model=BigramConfig(block_size=8),
+    optim=OptimConfig(learning_rate=1e-2),
+    train=TrainConfig(max_steps=3000, batch_size=32, eval_interval=300),
+)

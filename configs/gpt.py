@@ -1,0 +1,15 @@
+"""The seed's GPT: 6 layers, 6 heads, width 384, block 256, dropout 0.2; 10.8 M parameters.
+
+    python train.py --config configs/gpt.py
+
+Meant for a GPU (on a CPU, take configs/gpt_cpu.py). The seed's best validation loss is 1.4994,
+at step 3,500, in its 200-batch protocol (val_loss_sampled).
+"""
+
+from gptjax.config import Config, GPTConfig, OptimConfig, TrainConfig
+
+config = Config(
+    model=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
+    optim=OptimConfig(learning_rate=3e-4, schedule="constant"),
+    train=TrainConfig(max_steps=5000, batch_size=64, eval_interval=500),
+)

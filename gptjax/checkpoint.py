@@ -1,0 +1,304 @@
+"""A run directory that explains itself, and the checkpoints in it.
+
+    runs/NAME/
+      config.json        every knob                       tokenizer.json     the vocabulary
+      environment.json   versions, devices, data SHA-256  metrics.jsonl      one line per log
+      loss.png           the curves                       samples/STEP.txt   what it writes
+      checkpoints/STEP/  params and opt_state, by orbax   lock               PID of its trainer
+
+`sample.py runs/NAME` needs nothing else. A checkpoint appears by renaming a finished folder,
+so a process killed at any moment leaves the last committed one intact.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from gptjax import config as config_lib
+from gptjax import models
+from gptjax import tokenizer as tokenizer_lib
+from gptjax.config import Config
+from gptjax.data import TextData
+from gptjax.errors import UserError
+from gptjax.models import Model
+from gptjax.tokenizer import Tokenizer
+from gptjax.training import TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of each file that it touches
+
+# What a resumed run may not change: everything that the arrays in its checkpoints depend on.
+FIXED = ("model", "optim.name", "data")
+FREE = ("model.dropout", "data.path", "data.name", "data.vocab_size", "data.tokenizer")
+
+
+class Checkpoints:
+    """The checkpoints of a run: the latest `keep_latest` and the best, saved asynchronously."""
+
+    def __init__(self, folder: Path, keep_latest: int | None = None):
+        """Read-only if keep_latest is None; else also clears what a killed save left behind."""
+        policies = [
+            keep.LatestN(keep_latest),
+            keep.BestN(
+                get_metric_fn=lambda metrics: metrics["val_loss"],
+                reverse=True,  # orbax keeps the end of the sorted list: the lowest loss
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        writes = keep_latest is not None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=writes,
+            create=writes,
+            read_only=not writes,
+        )
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "opt_state")}
+        self._manager = ocp.CheckpointManager(
+            folder.resolve(), options=options, item_handlers=handlers
+        )
+
+    def steps(self) -> list[int]:
+        """Committed steps, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step with the lowest validation loss, None where none was evaluated."""
+        losses = {}
+        for step in self.steps():
+            with contextlib.suppress(FileNotFoundError):
+                if metrics := self._manager.metrics(step):
+                    losses[step] = metrics["val_loss"]
+        return min(losses, key=losses.__getitem__) if losses else None
+
+    def save(self, state: TrainState, val_loss: float | None = None) -> None:
+        """Starts to save; returns once the arrays are copied. The same step twice is no error."""
+        step = int(state.step)
+        if step in self.steps():
+            return
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(_by_path(state.params)),
+            opt_state=ocp.args.StandardSave(_by_path(state.opt_state)),
+        )
+        metrics = None if val_loss is None else {"val_loss": val_loss}
+        self._manager.save(step, args=items, metrics=metrics)
+
+    def wait(self) -> None:
+        """Returns when every save is committed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the threads of orbax."""
+        self._manager.close()
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state at a step, with the tree, dtypes and shardings of `like` (arrays or shapes).
+
+        Raises UserError with a diff when the checkpoint has other arrays than `like`.
+        """
+        restored = self._restore(step, {"params": like.params, "opt_state": like.opt_state})
+        return TrainState(jnp.int32(step), restored["params"], restored["opt_state"])
+
+    def restore_params(self, step: int, like: Any) -> Any:
+        """The parameters alone: all that sampling and evaluation need."""
+        return self._restore(step, {"params": like})["params"]
+
+    def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+        saved = self._manager.item_metadata(step)
+        flat = {name: _by_path(tree) for name, tree in items.items()}
+        for name in items:
+            had = {path: tuple(leaf.shape) for path, leaf in saved[name].items()}
+            want = {path: tuple(leaf.shape) for path, leaf in flat[name].items()}
+            if had != want:
+                paths = sorted(p for p in had | want if had.get(p) != want.get(p))
+                lines = ", ".join(f"{p} {had.get(p)} -> {want.get(p)}" for p in paths[:4])
+                raise UserError(
+                    f"checkpoint {step} does not fit the model: {len(paths)} of its {name} "
+                    f"differ ({lines}{', ...' if len(paths) > 4 else ''})"
+                )
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in flat.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return {
+            name: jax.tree.unflatten(
+                jax.tree.structure(tree), [restored[name][path] for path in flat[name]]
+            )
+            for name, tree in items.items()
+        }
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """{"block_0.mlp.hidden.kernel": leaf, ...} in the tree's order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds its lock, which the system releases however we end.
+
+    Raises UserError when another process holds it (naming its PID), when the folder is something
+    else than a run, and when it cannot be written.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--run-dir {folder} is a file; name a folder")
+        others = folder.is_dir() and any(p.name != "lock" for p in folder.iterdir())
+        if others and not (folder / "config.json").exists():
+            raise UserError(
+                f"--run-dir {folder} has files but no config.json, so it is no run; name another"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "a+")  # noqa: SIM115 - held for as long as the run
+    except OSError as error:
+        raise UserError(
+            f"--run-dir {folder} cannot be written ({error.strerror}); name another"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UserError(
+                f"--run-dir {folder} is in use by process {lock.read().strip() or 'unknown'}; "
+                "stop that one, or name another folder"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def check_resumable(folder: Path, config: Config, data: TextData) -> list[str]:
+    """Compares a run found in the folder with what is asked for now.
+
+    Returns the changes that are allowed (learning rate, dropout, number of steps, ...), in
+    words; raises UserError with a diff for those that the checkpoints do not survive.
+    """
+    had = config_lib.flatten(read_config(folder))
+    want = config_lib.flatten(config)
+    refused, allowed = [], []
+    for knob in had | want:
+        change = f"{knob} {had.get(knob, 'none')} -> {want.get(knob, 'none')}"
+        if had.get(knob) == want.get(knob) or knob in ("run_dir", "resume"):
+            continue
+        fixed = knob not in FREE and any(knob == f or knob.startswith(f + ".") for f in FIXED)
+        (refused if fixed else allowed).append(change)
+    if read_tokenizer(folder).to_dict() != data.tokenizer.to_dict():
+        sizes = read_tokenizer(folder).vocab_size, data.tokenizer.vocab_size
+        refused.append(f"vocabulary of {sizes[0]} tokens -> another of {sizes[1]}")
+    had_sha = json.loads((folder / "environment.json").read_text())["data"]["sha256"]
+    if had_sha != data.sha256:
+        refused.append(f"data sha256 {had_sha[:12]} -> {data.sha256[:12]} ({data.source})")
+    if refused:
+        raise UserError(
+            f"{folder} holds another run, which cannot continue so: {'; '.join(refused)}; undo "
+            "that, or start anew with --run-dir"
+        )
+    return allowed
+
+
+def describe_run(folder: Path, config: Config, data: TextData) -> None:
+    """Writes config.json, tokenizer.json and environment.json."""
+    environment = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [d.device_kind for d in jax.devices()],
+        "cpus": len(os.sched_getaffinity(0)),
+        "packages": {
+            name: version(name)
+            for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+        },
+        "data": {
+            "source": data.source,
+            "sha256": data.sha256,
+            "train_tokens": len(data.train),
+            "val_tokens": len(data.val),
+        },
+    }
+    write_atomically(folder / "tokenizer.json", json.dumps(data.tokenizer.to_dict()) + "\n")
+    write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    write_atomically(folder / "config.json", config_lib.to_json(config))
+
+
+def check_disk(folder: Path, state: TrainState, n_checkpoints: int) -> None:
+    """Raises UserError when the checkpoints of a run would not fit on its disk."""
+    leaves = jax.tree.leaves(state)
+    needed = n_checkpoints * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + (1 << 24)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"--run-dir {folder}: its disk has {free / 1e6:,.0f} MB free, but {n_checkpoints} "
+            f"checkpoints need {needed / 1e6:,.0f} MB; make room or name another folder"
+        )
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run. Raises UserError if the folder holds none."""
+    try:
+        return config_lib.from_json((folder / "config.json").read_text())
+    except OSError:
+        what = "is not a run directory (no config.json)" if folder.is_dir() else "does not exist"
+        runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
+        raise UserError(f"{folder} {what}; runs here: {', '.join(runs) or 'none'}") from None
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a run."""
+    try:
+        return tokenizer_lib.from_dict(json.loads((folder / "tokenizer.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/tokenizer.json cannot be read ({error})") from None
+
+
+def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, Any]:
+    """(step, parameters) of a run, on this machine's first device.
+
+    which: "best" (the lowest validation loss), "latest", or a step. Raises UserError, listing
+    what there is, when it is not there.
+    """
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} has no checkpoint yet; let it train to its first evaluation")
+    checkpoints = Checkpoints(folder / "checkpoints")
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{folder} has no checkpoint yet; let it train to its first evaluation")
+    if which in ("best", "latest"):
+        step = (checkpoints.best() if which == "best" else None) or steps[-1]
+    elif which.isdecimal() and int(which) in steps:
+        step = int(which)
+    else:
+        listed = ", ".join(map(str, steps))
+        raise UserError(f"--step {which} is not there; {folder} has best, latest, {listed}")
+    shapes = jax.eval_shape(lambda: models.init(model, seed=0))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return step, checkpoints.restore_params(step, with_sharding(shapes, sharding))
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(content)
+    part.replace(path)
+
+
+def with_sharding(shapes: Any, sharding: Any) -> Any:
+    """Shapes that say where their arrays belong, to restore a checkpoint into."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+    )

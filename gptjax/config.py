@@ -1,0 +1,330 @@
+"""Every knob of a run, declared once: frozen dataclasses, a loader, typed overrides, JSON.
+
+`--config configs/gpt.py` runs a Python file that defines `config = Config(...)`; any field can
+then be overridden on the command line (`--optim.learning-rate 1e-3`). Names follow nanoGPT
+where it has one.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import math
+import re
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from gptjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class BigramConfig:
+    """The seed's first model: one V x V table of next-token logits."""
+
+    block_size: int = 8
+    """Context length of a training window, in tokens."""
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """A decoder-only Transformer. The defaults are the seed's GPT (10.8 M parameters)."""
+
+    n_layer: int = 6
+    """Number of blocks."""
+    n_head: int = 6
+    """Attention heads per block."""
+    n_embd: int = 384
+    """Width of the residual stream."""
+    block_size: int = 256
+    """Context length, in tokens."""
+    dropout: float = 0.2
+    """Share of attention weights and of residual branches zeroed in training."""
+    position: Literal["learned", "rotary"] = "learned"
+    """A learned vector per position, or rotated queries and keys (RoPE)."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before attention, MLP and output head."""
+    activation: Literal["relu", "gelu", "relu2"] = "relu"
+    """Non-linearity of the MLP; relu2 is ReLU squared."""
+    qk_norm: bool = False
+    """RMS-normalise queries and keys, per head."""
+    zero_init: bool = False
+    """Start the last projection of every residual branch, and the output head, at zero."""
+    logit_softcap: float = 0.0
+    """Bound the logits smoothly to +-cap by cap * tanh(logits / cap); 0 leaves them alone."""
+    bias: bool = True
+    """Biases in projections, MLP, norms and output head (queries, keys, values have none)."""
+
+
+T = TypeVar("T")
+ModelConfig = BigramConfig | GPTConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on."""
+
+    name: Literal["tinyshakespeare"] = "tinyshakespeare"
+    """Data set to fetch when no path is given."""
+    path: Path | None = None
+    """Your own UTF-8 text file, or a folder made by `python -m gptjax.data prepare`."""
+    tokenizer: Literal["char", "byte", "gpt2", "bpe"] = "char"
+    """char: one token per distinct character; byte; gpt2: GPT-2's BPE; bpe: trained on the text."""
+    vocab_size: int = 1024
+    """Vocabulary size of a trained BPE; the other tokenizers know their own."""
+    val_fraction: float = 0.1
+    """Share of the text, taken from its end, that is held out for validation."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its learning-rate schedule."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon on the matrices of the blocks, AdamW on everything else."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of AdamW."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of Muon."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the decay after warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly to its peak."""
+    decay_fraction: float = 1.0
+    """Share of the run, at its end, over which linear and cosine schedules decay."""
+    final_fraction: float = 0.0
+    """Learning rate at the last step, as a share of the peak."""
+    beta1: float = 0.9
+    """AdamW's decay of the gradient average."""
+    beta2: float = 0.999
+    """AdamW's decay of the squared-gradient average."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of the matrices; vectors (biases, norm gains) have none."""
+    grad_clip: float = 0.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, and how often to look."""
+
+    max_steps: int = 5000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 64
+    """Sequences per optimizer step, over all devices."""
+    micro_batch_size: int = 0
+    """Sequences per forward-backward pass; gradients accumulate to batch_size. 0: by device."""
+    steps_per_dispatch: int = 50
+    """Most steps that run on the device before the host looks again."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of activations and matmuls; weights stay float32. auto: bfloat16 on GPU and TPU."""
+    eval_interval: int = 500
+    """Steps between evaluations; each writes loss.png, a sample and a checkpoint."""
+    eval_batches: int = 200
+    """Random batches of val_loss_sampled, the seed's protocol; 0 leaves it out."""
+    log_interval: int = 10
+    """Steps between lines of metrics.jsonl."""
+    keep_checkpoints: int = 2
+    """Latest checkpoints to keep, next to the best one."""
+    sample_tokens: int = 500
+    """Length of the sample written at every evaluation; 0 writes none."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra: tensorboard)."""
+    wandb: bool = False
+    """Also log to Weights & Biases (extra: wandb)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=GPTConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 1337
+    """Decides initial weights, batches and dropout."""
+    run_dir: Path | None = None
+    """Where the run lives; default runs/NAME-OF-CONFIG. A run found there is continued."""
+    resume: bool = False
+    """Refuse to start from scratch: there must be a checkpoint to continue."""
+
+
+def check(config: Config) -> None:
+    """Raises UserError for the first value that cannot work, naming it and the fix."""
+    model, optim, train = config.model, config.optim, config.train
+
+    def require(ok: bool, flag: str, value: Any, rule: str) -> None:
+        if not ok:
+            raise UserError(f"--{flag} is {value}, but must be {rule}")
+
+    positive = {"model": ("block_size",), "train": ("max_steps", "batch_size")}
+    positive["train"] += ("steps_per_dispatch", "eval_interval", "log_interval", "keep_checkpoints")
+    if isinstance(model, GPTConfig):
+        positive["model"] += ("n_layer", "n_head", "n_embd")
+        require(0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)")
+        require(model.logit_softcap >= 0, "model.logit-softcap", model.logit_softcap, ">= 0")
+    for section, names in positive.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            require(value >= 1, f"{section}.{name}".replace("_", "-"), value, "at least 1")
+    if isinstance(model, GPTConfig):
+        if model.n_embd % model.n_head:
+            fits = [h for h in range(1, model.n_embd + 1) if model.n_embd % h == 0]
+            near = min(fits, key=lambda h: abs(h - model.n_head))
+            raise UserError(
+                f"--model.n-embd {model.n_embd} is not divisible by --model.n-head "
+                f"{model.n_head}; {near} heads would fit"
+            )
+        even = model.position != "rotary" or model.n_embd // model.n_head % 2 == 0
+        width = f"{model.n_embd}/{model.n_head}"
+        require(even, "model.n-embd / n-head", width, "even for rotary positions")
+    micro = train.micro_batch_size
+    divides = micro >= 0 and (micro == 0 or train.batch_size % micro == 0)
+    require(divides, "train.micro-batch-size", micro, f"a divisor of {train.batch_size}, or 0")
+    require(train.eval_batches >= 0, "train.eval-batches", train.eval_batches, ">= 0")
+    require(train.sample_tokens >= 0, "train.sample-tokens", train.sample_tokens, ">= 0")
+    for name in ("learning_rate", "muon_learning_rate"):
+        rate = getattr(optim, name)
+        require(0 < rate < math.inf, f"optim.{name}".replace("_", "-"), rate, "> 0 and finite")
+    for name in ("beta1", "beta2", "final_fraction"):
+        value = getattr(optim, name)
+        require(0 <= value <= 1, f"optim.{name}".replace("_", "-"), value, "in [0, 1]")
+    for name in ("warmup_steps", "weight_decay", "grad_clip"):
+        value = getattr(optim, name)
+        require(0 <= value < math.inf, f"optim.{name}".replace("_", "-"), value, ">= 0")
+    require(0 < optim.decay_fraction <= 1, "optim.decay-fraction", optim.decay_fraction, "in (0, 1]")
+    require(0 < config.data.val_fraction < 1, "data.val-fraction", config.data.val_fraction, "in (0, 1)")
+    require(0 <= config.seed < 2**32, "seed", config.seed, "in [0, 2**32)")
+
+
+def parse(argv: list[str]) -> Config:
+    """The configuration that a command line of train.py asks for.
+
+    Raises UserError for a missing or broken config file, an unknown option (naming the nearest)
+    and a value of the wrong type or range. Prints help and exits on -h / --help.
+    """
+    path, overrides = _split_config_flag(argv)
+    default = load_file(path) if path else Config()
+    if default.run_dir is None:
+        name = path.stem if path else "gpt"
+        default = dataclasses.replace(default, run_dir=Path("runs") / name)
+    config = parse_command(Config, overrides, "train.py --config FILE", default)
+    check(config)
+    return config
+
+
+def parse_command(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
+    """Fills a dataclass from a command line with tyro; any error becomes a UserError."""
+    errors = io.StringIO()
+    given = {} if default is None else {"default": default}
+    markers = (tyro.conf.AvoidSubcommands,)
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(cls, args=argv, prog=prog, config=markers, **given)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(errors.getvalue())) from None
+
+
+def load_file(path: Path) -> Config:
+    """Runs a config file and returns its `config`; raises UserError if there is none."""
+    if not path.is_file():
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "none"
+        raise UserError(f"--config {path} does not exist; config files there: {near}")
+    spec = importlib.util.spec_from_file_location(f"gptjax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config {path} is not a Python file; see configs/gpt.py for one")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises is the user's to fix
+        raise UserError(f"--config {path} fails with {type(error).__name__}: {error}") from None
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise UserError(f"--config {path} must define `config = Config(...)`; see configs/gpt.py")
+    return config
+
+
+def to_json(config: Config) -> str:
+    """The configuration as JSON text; `from_json` inverts it."""
+
+    def encode(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return {"type": type(value).__name__, **fields}
+        return str(value) if isinstance(value, Path) else value
+
+    return json.dumps(encode(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """Reads what `to_json` wrote. Raises UserError when it is not that."""
+    classes = (Config, BigramConfig, GPTConfig, DataConfig, OptimConfig, TrainConfig)
+    by_name = {cls.__name__: cls for cls in classes}
+
+    def decode(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        cls = by_name[value["type"]]
+        hints = typing.get_type_hints(cls)
+        fields = {name: decode(v) for name, v in value.items() if name != "type"}
+        for name, v in fields.items():
+            if hints[name] == Path | None and v is not None:
+                fields[name] = Path(v)
+        return cls(**fields)
+
+    try:
+        config = decode(json.loads(text))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"config.json was not written by this version ({error})") from None
+    if not isinstance(config, Config):
+        raise UserError("config.json was not written by this version (no Config in it)")
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"model.n_layer": 6, ...}: one entry per knob, for comparing two configurations."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            flat[f"{prefix}{f.name}"] = type(value).__name__
+            flat |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            flat[f"{prefix}{f.name}"] = value
+    return flat
+
+
+def _split_config_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """Takes `--config FILE` or `--config=FILE` out of a command line."""
+    rest, path = [], None
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name != "--config":
+            rest.append(argument)
+            continue
+        value = value if equals else next(arguments, "")
+        if not value:
+            raise UserError("--config needs a file, for example --config configs/gpt_cpu.py")
+        path = Path(value)
+    return path, rest
+
+
+def _one_line(boxed: str) -> str:
+    """tyro draws its errors as a box; this keeps the words, up to the hint at --help."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    inside = " ".join(line.strip("│─ ") for line in plain.splitlines() if line.startswith("│"))
+    text = re.split(r"For full helptext|Argument helptext|\(default:", inside)[0]
+    return f"{' '.join(text.split())} (--help lists every option)"
+
+
+if __name__ == "__main__":
+    print(to_json(parse(sys.argv[1:])), end="")

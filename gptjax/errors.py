@@ -1,0 +1,39 @@
+"""How a command of gptjax ends when something is wrong: one clear line, no traceback."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Bad input. The message is one line that names the value and the fix. Exit code 2."""
+
+
+class TrainingDiverged(Exception):
+    """The loss or its gradient is no longer a finite number. Exit code 1."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and its state is saved. Exit code 128 + signal."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.signum = signum
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turns the exceptions above into a line on stderr and the exit code that they document."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except TrainingDiverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Interrupted as interrupt:
+        sys.exit(128 + interrupt.signum)
+    except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
+        sys.stderr.close()
+        sys.exit(0)

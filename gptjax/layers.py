@@ -1,0 +1,227 @@
+"""The parts of a Transformer: Linear, Norm, Embed, Attention, MLP, Block.
+
+Array names end in their dimensions:
+    B batch   T target position   S source position   V vocabulary
+    D model width   H heads   K head width   F hidden width of the MLP
+
+Modules are Flax Linen, used purely functionally: `model.init` makes a pytree of parameters and
+`model.apply` computes. Parameters are float32; `dtype` is that of activations and matmuls.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from gptjax.config import GPTConfig
+
+# A look-up's gradient is a scatter-add, which GPUs (and XLA on them above all) do slowly when
+# few rows receive many updates. Up to this many rows, a matmul with one-hot rows is faster.
+ONE_HOT_ROWS = 512
+
+
+class Linear(nn.Module):
+    """y = x W + b over the last axis, (..., D) -> (..., features).
+
+    Initialised as PyTorch's nn.Linear is, W and b uniform in +-1/sqrt(fan in), or at zero.
+    """
+
+    features: int
+    bias: bool = True
+    zero_init: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        fan_in = x.shape[-1]
+
+        def uniform(key: Array, shape: tuple[int, ...]) -> Array:
+            bound = 0.0 if self.zero_init else fan_in**-0.5
+            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+        kernel = self.param("kernel", uniform, (fan_in, self.features))
+        # In two dimensions: XLA's CPU backend copies to transpose a gradient of more.
+        y = x.reshape(-1, fan_in) @ kernel.astype(self.dtype)
+        if self.bias:
+            y = y + self.param("bias", uniform, (self.features,)).astype(self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class Norm(nn.Module):
+    """Layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang & Sennrich 2019).
+
+    (..., D) -> (..., D), statistics in float32 whatever the dtype.
+    """
+
+    config: GPTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        x = x.astype(jnp.float32)
+        if self.config.norm == "layernorm":
+            x = x - x.mean(-1, keepdims=True)
+        x = rms_normalize(x) * self.param("scale", nn.initializers.ones, (width,))
+        if self.config.norm == "layernorm" and self.config.bias:
+            x = x + self.param("bias", nn.initializers.zeros, (width,))
+        return x.astype(self.dtype)
+
+
+class Embed(nn.Module):
+    """A table of `rows` vectors of width `features`: ids (...) -> (..., features)."""
+
+    rows: int
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: Array) -> Array:
+        table_VD = self.param("table", nn.initializers.normal(1.0), (self.rows, self.features))
+        if self.rows > ONE_HOT_ROWS:
+            return table_VD.astype(self.dtype)[ids]
+        one_hot = jax.nn.one_hot(ids, self.rows, dtype=self.dtype)
+        # HIGHEST: without it a GPU rounds a float32 table to 10 bits of mantissa.
+        return jnp.dot(one_hot, table_VD.astype(self.dtype), precision=lax.Precision.HIGHEST)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the `length` positions that a decoder has seen so far."""
+
+    k_BSHK: Array
+    v_BSHK: Array
+    length: Array
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2).
+
+    Queries come from x_BTD; keys and values from memory_BSD (cross-attention), or else from
+    x_BTD itself. Query t sees source s where mask_TS (or anything that broadcasts to
+    (B, 1, T, S)) is true. With a cache, the new keys and values are written behind those seen
+    before, S is the cache's capacity, and the caller's mask hides what is not filled yet.
+    `rotary` is what `rotary_angles` returns for the positions of x.
+
+    Returns (y_BTD, cache), the cache None if none came in.
+    """
+
+    config: GPTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Array,
+        memory_BSD: Array | None = None,
+        mask: Array | None = None,
+        rotary: tuple[Array, Array] | None = None,
+        cache: KVCache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, KVCache | None]:
+        c = self.config
+
+        def heads(name: str, x: Array) -> Array:
+            y = Linear(c.n_embd, bias=False, dtype=self.dtype, name=name)(x)
+            return y.reshape(*x.shape[:-1], c.n_head, c.n_embd // c.n_head)
+
+        source_BSD = x_BTD if memory_BSD is None else memory_BSD
+        q_BTHK = heads("query", x_BTD)
+        k_BSHK, v_BSHK = heads("key", source_BSD), heads("value", source_BSD)
+        if c.qk_norm:
+            q_BTHK, k_BSHK = rms_normalize(q_BTHK), rms_normalize(k_BSHK)
+        if rotary is not None:
+            q_BTHK, k_BSHK = rotate(q_BTHK, *rotary), rotate(k_BSHK, *rotary)
+        if cache is not None:
+            at = (0, cache.length, 0, 0)
+            k_BSHK = lax.dynamic_update_slice(cache.k_BSHK, k_BSHK, at)
+            v_BSHK = lax.dynamic_update_slice(cache.v_BSHK, v_BSHK, at)
+            cache = KVCache(k_BSHK, v_BSHK, cache.length + x_BTD.shape[1])
+
+        q_BTHK = q_BTHK * q_BTHK.shape[-1] ** -0.5
+        scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK).astype(jnp.float32)
+        if mask is not None:
+            scores_BHTS = jnp.where(mask, scores_BHTS, jnp.finfo(jnp.float32).min)
+        weights_BHTS = jax.nn.softmax(scores_BHTS).astype(self.dtype)
+        weights_BHTS = nn.Dropout(c.dropout)(weights_BHTS, deterministic)
+        y_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
+        y_BTD = y_BTHK.reshape(x_BTD.shape)
+        y_BTD = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(y_BTD)
+        return y_BTD, cache
+
+
+class MLP(nn.Module):
+    """Two linear maps with a non-linearity between them, (B, T, D) -> (B, T, D), F = 4 D.
+
+    relu2 is the squared ReLU of Primer (So et al. 2021).
+    """
+
+    config: GPTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTD: Array) -> Array:
+        c = self.config
+        h_BTF = Linear(4 * c.n_embd, c.bias, dtype=self.dtype, name="hidden")(x_BTD)
+        match c.activation:
+            case "relu":
+                h_BTF = jax.nn.relu(h_BTF)
+            case "gelu":
+                h_BTF = jax.nn.gelu(h_BTF)
+            case "relu2":
+                h_BTF = jax.nn.relu(h_BTF) ** 2
+        return Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(h_BTF)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each normalised before and added to the residual stream (pre-norm).
+
+    Arguments and result are those of `Attention`.
+    """
+
+    config: GPTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Array,
+        mask: Array | None = None,
+        rotary: tuple[Array, Array] | None = None,
+        cache: KVCache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, KVCache | None]:
+        c, dtype = self.config, self.dtype
+        y_BTD = Norm(c, dtype, name="attention_norm")(x_BTD)
+        y_BTD, cache = Attention(c, dtype, name="attention")(
+            y_BTD, mask=mask, rotary=rotary, cache=cache, deterministic=deterministic
+        )
+        x_BTD = x_BTD + nn.Dropout(c.dropout)(y_BTD, deterministic)
+        y_BTD = MLP(c, dtype, name="mlp")(Norm(c, dtype, name="mlp_norm")(x_BTD))
+        x_BTD = x_BTD + nn.Dropout(c.dropout)(y_BTD, deterministic)
+        return x_BTD, cache
+
+
+def rms_normalize(x: Array) -> Array:
+    """x / sqrt(mean(x^2) + 1e-5) over the last axis, computed in float32, in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    return (x32 * lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + 1e-5)).astype(x.dtype)
+
+
+def causal_mask(position_T: Array, n_source: int) -> Array:
+    """mask_TS: the query at absolute position p sees the sources 0 ... p."""
+    return jnp.arange(n_source) <= position_T[:, None]
+
+
+def rotary_angles(position_T: Array, head_width: int) -> tuple[Array, Array]:
+    """(cos, sin), each (T, 1, K/2), of RoPE (Su et al. 2021, eq. 15) with base 10,000."""
+    frequency = 10_000.0 ** -jnp.linspace(0, 1, head_width // 2, endpoint=False)
+    angle = position_T[:, None, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTHK: Array, cos: Array, sin: Array) -> Array:
+    """Turns each pair (x_i, x_{i + K/2}) of every head by its position's angle."""
+    a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x_BTHK.dtype)

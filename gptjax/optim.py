@@ -1,0 +1,70 @@
+"""Optimizers and schedules, put together from optax."""
+
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from gptjax.config import OptimConfig
+
+
+def schedule(config: OptimConfig, max_steps: int, peak: float) -> optax.Schedule:
+    """Learning rate by step: linear warm-up to `peak`, constant, then the decay, if any."""
+    if config.schedule == "constant":
+        body = optax.constant_schedule(peak)
+    else:
+        decay_steps = max(1, round(config.decay_fraction * max_steps))
+        if config.schedule == "linear":
+            decay = optax.linear_schedule(peak, peak * config.final_fraction, decay_steps)
+        else:
+            decay = optax.cosine_decay_schedule(peak, decay_steps, config.final_fraction)
+        start = max_steps - decay_steps
+        body = optax.join_schedules([optax.constant_schedule(peak), decay], [start])
+    if not config.warmup_steps:
+        return body
+    # (step + 1) / warmup: the first step already moves.
+    return lambda step: body(step) * jax.numpy.minimum(1.0, (step + 1) / config.warmup_steps)
+
+
+def build(config: OptimConfig, max_steps: int) -> optax.GradientTransformation:
+    """The optimizer that a configuration describes.
+
+    AdamW (Loshchilov & Hutter 2019) decays matrices only. Muon (Jordan et al. 2024) moves each
+    matrix of a block along the nearest orthogonal matrix to its averaged gradient; embeddings,
+    output head and vectors stay with AdamW.
+    """
+    rate = schedule(config, max_steps, config.learning_rate)
+    if config.name == "adamw":
+        transform = optax.adamw(
+            rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=is_matrix
+        )
+    else:
+        transform = muon(
+            schedule(config, max_steps, config.muon_learning_rate),
+            weight_decay=config.weight_decay,
+            weight_decay_mask=is_matrix,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            adam_weight_decay=config.weight_decay,
+            adam_learning_rate=rate,
+            muon_weight_dimension_numbers=block_matrices,
+        )
+    if config.grad_clip:
+        transform = optax.chain(optax.clip_by_global_norm(config.grad_clip), transform)
+    return transform
+
+
+def is_matrix(params: Any) -> Any:
+    """True for parameters of two dimensions: those that weight decay applies to."""
+    return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+
+def block_matrices(params: Any) -> Any:
+    """Muon's view of the parameters: how to read a block's matrices, None for all the rest."""
+
+    def view(path: tuple[Any, ...], p: Any) -> MuonDimensionNumbers | None:
+        in_block = any(str(getattr(key, "key", "")).startswith("block_") for key in path)
+        return MuonDimensionNumbers() if in_block and p.ndim == 2 else None
+
+    return jax.tree_util.tree_map_with_path(view, params)

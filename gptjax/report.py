@@ -1,0 +1,274 @@
+"""What one sees of a run: a progress bar or plain lines, metrics.jsonl, loss.png, TensorBoard.
+
+    python -m gptjax.report plot RUN... [--out FILE]
+
+lays the curves of several runs over one another.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from gptjax.checkpoint import write_atomically
+from gptjax.config import Config, parse_command
+from gptjax.errors import UserError, exit_codes
+
+# Seconds between plain lines when no one watches a terminal; an evaluation always prints.
+PLAIN_LINE_SECONDS = 5.0
+
+Row = dict[str, Any]
+
+
+class Reporter:
+    """Shows and stores the progress of one run. Use as a context manager."""
+
+    def __init__(self, folder: Path, config: Config, first_step: int):
+        """Cuts metrics.jsonl back to `first_step`: what follows is about to be computed again."""
+        self.folder, self.config = folder, config
+        self._tokens_per_step = config.train.batch_size * config.model.block_size
+        self.console = Console(highlight=False, soft_wrap=True)
+        path = folder / "metrics.jsonl"
+        rows = [row for row in read_metrics(folder) if row["step"] <= first_step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._metrics = open(path, "a", buffering=1)  # noqa: SIM115 - closed by __exit__
+        before = rows[-1]["seconds"] if rows else 0.0
+        self._start = time.perf_counter() - before
+        self._writers = _external_writers(folder, config)
+        self._shown: Row = {"step": first_step}
+        self._last_line = time.perf_counter()
+        self._rates: list[tuple[float, int]] = []
+        self._tokens_per_second = 0.0
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        if self.console.is_terminal:
+            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+            self._progress = Progress(*columns, console=self.console, refresh_per_second=4)
+            total = config.train.max_steps
+            self._task = self._progress.add_task("compiling", total=total, completed=first_step)
+
+    def __enter__(self) -> "Reporter":
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._progress:
+            self._progress.stop()
+        self._metrics.close()
+        for writer in self._writers:
+            writer.close()
+
+    def say(self, line: str) -> None:
+        """One line of prose, above the progress bar if there is one."""
+        self.console.print(line, markup=False)
+
+    def steps_done(self, step: int) -> None:
+        """Called after every dispatch: moves the bar, measures the speed.
+
+        The first dispatch, which compiles, and evaluations do not count as training speed.
+        """
+        self._rates = [*self._rates[-20:], (time.perf_counter(), step)]
+        (t0, s0), (t1, s1) = self._rates[0], self._rates[-1]
+        if s1 > s0:
+            self._tokens_per_second = (s1 - s0) * self._tokens_per_step / (t1 - t0)
+        self._shown["step"] = step
+        self._show()
+
+    def training(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None:
+        """A row of metrics.jsonl for one optimizer step."""
+        row = {
+            "step": step,
+            "seconds": round(time.perf_counter() - self._start, 3),
+            "train_loss": loss,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "tokens_per_second": round(self._tokens_per_second),
+        }
+        self._store(row)
+
+    def evaluation(self, step: int, losses: dict[str, float]) -> None:
+        """A row for an evaluation; draws loss.png anew."""
+        row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **losses}
+        self._store(row)
+        self._rates = [(time.perf_counter(), step)] if step else []
+        self._show(line=True)
+        rows = read_metrics(self.folder)
+        plot({self.folder.name: rows}, self.folder / "loss.png")
+
+    def _store(self, row: Row) -> None:
+        self._metrics.write(json.dumps(row) + "\n")
+        self._shown |= {k: v for k, v in row.items() if k != "step"}
+        for writer in self._writers:
+            writer.write(row)
+
+    def _show(self, line: bool = False) -> None:
+        row, total = self._shown, self.config.train.max_steps
+        parts = [f"step {row['step']}/{total}"]
+        for name in ("train_loss", "val_loss"):
+            if name in row:
+                parts.append(f"{name} {row[name]:.4f}")
+        if "learning_rate" in row:
+            parts.append(f"lr {row['learning_rate']:.1e}")
+        if speed := self._tokens_per_second:
+            per_step = self._tokens_per_step / speed
+            left = int((total - row["step"]) * per_step)
+            parts += [f"{1e3 * per_step:.1f} ms/step", f"{speed:,.0f} tokens/s"]
+            parts.append(f"eta {left // 60}:{left % 60:02d}")
+        text = "  ".join(parts)
+        if self._progress:
+            self._progress.update(self._task, completed=row["step"], description=text)
+        due = time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS
+        if line or (due and not self._progress):
+            self._last_line = time.perf_counter()
+            self.say(text)
+
+
+@dataclass
+class _TensorBoard:
+    writer: Any
+
+    def write(self, row: Row) -> None:
+        for name, value in row.items():
+            if name not in ("step", "seconds"):
+                self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@dataclass
+class _WandB:
+    run: Any
+
+    def write(self, row: Row) -> None:
+        self.run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _external_writers(folder: Path, config: Config) -> list[_TensorBoard | _WandB]:
+    """The optional trackers that the configuration asks for."""
+    writers: list[_TensorBoard | _WandB] = []
+    if config.train.tensorboard:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "--train.tensorboard needs the package tensorboardX: pip install 'gptjax[tensorboard]'"
+            ) from None
+        writers.append(_TensorBoard(SummaryWriter(str(folder / "tensorboard"))))
+    if config.train.wandb:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise UserError(
+                "--train.wandb needs the package wandb: pip install 'gptjax[wandb]'"
+            ) from None
+        writers.append(_WandB(wandb.init(project="gptjax", name=folder.name, dir=str(folder))))
+    return writers
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """The rows of a run's metrics.jsonl; a last line cut short by a kill is dropped."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot(runs: dict[str, list[Row]], path: Path) -> None:
+    """Draws train and validation loss against the step, the best validation loss marked."""
+    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    top = 0.0
+    for i, (name, rows) in enumerate(runs.items()):
+        color = f"C{i}"
+        label = f"{name}: " if len(runs) > 1 else ""
+        train = [(row["step"], row["train_loss"]) for row in rows if "train_loss" in row]
+        val = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
+        if train:
+            steps, losses = zip(*train, strict=True)
+            axes.plot(steps, losses, color=color, alpha=0.2, linewidth=0.8)
+            axes.plot(steps, _smooth(losses), color=color, alpha=0.6, label=f"{label}train")
+            top = max(top, *losses)
+        if val:
+            steps, losses = zip(*val, strict=True)
+            axes.plot(steps, losses, "o-", color=color if len(runs) > 1 else "C1", markersize=4)
+            axes.lines[-1].set_label(f"{label}validation (whole split)")
+            best = min(range(len(losses)), key=losses.__getitem__)
+            axes.plot(steps[best], losses[best], "*", color="black", markersize=11, zorder=5)
+            axes.annotate(
+                f"{losses[best]:.4f}",
+                (steps[best], losses[best]),
+                xytext=(0, -16 - 12 * i),
+                textcoords="offset points",
+                ha="right",
+            )
+            top = max(top, *losses)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=", ".join(runs))
+    if top:
+        axes.set_ylim(top=min(top, axes.get_ylim()[1]) + 0.05)
+        axes.margins(y=0.12)
+        axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format=path.suffix.removeprefix(".") or "png")
+    part.replace(path)
+
+
+def _smooth(values: tuple[float, ...], decay: float = 0.9) -> list[float]:
+    """Bias-corrected exponential moving average: a curve that the eye can follow."""
+    average, weight, smooth = 0.0, 0.0, []
+    for value in values:
+        average = decay * average + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        smooth.append(average / weight)
+    return smooth
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw the loss curves of one or more runs into one picture."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    out: Path = Path("loss.png")
+    """The picture: .png, .svg or .pdf."""
+
+
+def main(argv: list[str]) -> None:
+    with exit_codes():
+        if argv[:1] != ["plot"]:
+            raise UserError("usage: python -m gptjax.report plot RUN... [--out FILE]")
+        command = parse_command(Plot, argv[1:], "python -m gptjax.report plot")
+        if not command.runs:
+            raise UserError("report plot needs at least one run directory")
+        if command.out.suffix not in (".png", ".svg", ".pdf"):
+            raise UserError(f"--out {command.out} must end in .png, .svg or .pdf")
+        runs = {str(folder): read_metrics(folder) for folder in command.runs}
+        for name, rows in runs.items():
+            if not rows:
+                raise UserError(f"{name} has no metrics.jsonl, so it is no run directory")
+        plot(runs, command.out)
+        print(command.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,156 @@
+"""Text to token ids and back: characters, bytes, GPT-2's BPE, a BPE trained on the text.
+
+A tokenizer has `vocab_size`, `start` (the token that stands for an empty prompt),
+`encode(text) -> int32 ids (N,)`, `decode(ids) -> text` and `to_dict()`, which `from_dict`
+inverts. Saved as JSON, never pickled.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gptjax.errors import UserError
+
+
+class CharTokenizer:
+    """One token per distinct character, in code-point order, as the seed has it."""
+
+    def __init__(self, characters: str):
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self.start = max(characters.find("\n"), 0)
+        self._code_points = np.array([ord(c) for c in characters], np.uint32)
+
+    @classmethod
+    def train(cls, text: str) -> "CharTokenizer":
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text: str) -> np.ndarray:
+        """Raises UserError listing the characters that are not in the vocabulary."""
+        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        ids = np.searchsorted(self._code_points, points).clip(max=self.vocab_size - 1)
+        unknown = np.flatnonzero(self._code_points[ids] != points)
+        if unknown.size:
+            first = {text[i]: int(i) for i in reversed(unknown)}
+            listed = ", ".join(f"{c!r} at {i}" for c, i in sorted(first.items(), key=lambda x: x[1]))
+            raise UserError(
+                f"text has characters that the model never saw: {listed} (positions count from 0); "
+                f"its {self.vocab_size} characters are {self.characters!r}"
+            )
+        return ids.astype(np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return "".join(self.characters[i] for i in ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "char", "characters": self.characters}
+
+
+class ByteTokenizer:
+    """The 256 bytes of UTF-8."""
+
+    vocab_size = 256
+    start = ord("\n")
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return bytes(int(i) for i in ids).decode(errors="replace")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "byte"}
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte-pair encoding, by tiktoken (which fetches its 1 MB table once)."""
+
+    def __init__(self) -> None:
+        tiktoken = _import("tiktoken", "gpt2")
+        try:
+            self._encoding = tiktoken.get_encoding("gpt2")
+        except OSError as error:
+            raise UserError(
+                f"--data.tokenizer gpt2 could not fetch its table ({type(error).__name__}); set "
+                "TIKTOKEN_CACHE_DIR to a folder that has it, or use --data.tokenizer bpe"
+            ) from None
+        self.vocab_size = self._encoding.n_vocab
+        self.start = self._encoding.eot_token
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._encoding.encode_ordinary(text), np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._encoding.decode([int(i) for i in ids])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "gpt2"}
+
+
+class BPETokenizer:
+    """Byte-level byte-pair encoding trained on a text, by Hugging Face tokenizers."""
+
+    def __init__(self, model_json: str):
+        self._tokenizer = _import("tokenizers", "bpe").Tokenizer.from_str(model_json)
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.start = int(self.encode("\n")[0])
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
+        if vocab_size < 257:
+            raise UserError(f"--data.vocab-size is {vocab_size}, but a BPE needs at least 257")
+        trainer = _import("tokenizers", "bpe").ByteLevelBPETokenizer()
+        lines = text.splitlines(keepends=True)
+        trainer.train_from_iterator(lines, vocab_size, show_progress=False)
+        return cls(trainer.to_str())
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._tokenizer.encode(text).ids, np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._tokenizer.decode([int(i) for i in ids])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "bpe", "model": self._tokenizer.to_str()}
+
+
+Tokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer | BPETokenizer
+
+
+def train(kind: str, text: str, vocab_size: int) -> Tokenizer:
+    """The tokenizer of this kind for this text: "char", "byte", "gpt2" or "bpe"."""
+    match kind:
+        case "char":
+            return CharTokenizer.train(text)
+        case "byte":
+            return ByteTokenizer()
+        case "gpt2":
+            return GPT2Tokenizer()
+        case "bpe":
+            return BPETokenizer.train(text, vocab_size)
+    raise UserError(f"--data.tokenizer {kind} is none of char, byte, gpt2, bpe")
+
+
+def from_dict(saved: dict[str, Any]) -> Tokenizer:
+    """Inverts `to_dict`."""
+    match saved:
+        case {"type": "char", "characters": characters}:
+            return CharTokenizer(characters)
+        case {"type": "byte"}:
+            return ByteTokenizer()
+        case {"type": "gpt2"}:
+            return GPT2Tokenizer()
+        case {"type": "bpe", "model": model}:
+            return BPETokenizer(model)
+    raise UserError("tokenizer.json was not written by this version")
+
+
+def _import(module: str, kind: str) -> Any:
+    """An optional package, or one line that says how to get it."""
+    try:
+        return __import__(module)
+    except ImportError:
+        raise UserError(
+            f"--data.tokenizer {kind} needs the package {module}: pip install 'gptjax[bpe]'"
+        ) from None

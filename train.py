@@ -1,0 +1,231 @@
+"""Train a model.
+
+    python train.py --config configs/gpt.py [--section.field value ...]
+
+The same command continues a run that was stopped. --help lists every option.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gptjax import checkpoint, data, devices, models, optim, sampling, training
+from gptjax.config import Config, parse
+from gptjax.errors import Interrupted, TrainingDiverged, UserError, exit_codes
+from gptjax.report import Reporter
+
+# A dispatch aims at this many seconds on a CPU, so that nothing waits long for the host's ear.
+DISPATCH_SECONDS = 1.0
+# Checkpoints are written at evaluations; where those are rarer than this, in between too.
+CHECKPOINT_SECONDS = 600.0
+
+
+class StopSignal:
+    """Remembers a SIGTERM or Ctrl-C until the loop is ready for it; a second Ctrl-C is at once."""
+
+    received: int | None = None
+
+    def __enter__(self) -> "StopSignal":
+        signals = (signal.SIGTERM, signal.SIGINT)
+        self._before = {s: signal.signal(s, self._on_signal) for s in signals}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _on_signal(self, signum: int, frame: Any) -> None:
+        self.received = signum
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal came."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def between(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items, with a check before each."""
+        for item in items:
+            self.check()
+            yield item
+
+
+def main(argv: list[str] | None = None) -> None:
+    with exit_codes(), StopSignal() as stop:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        folder = config.run_dir or Path("runs/gpt")
+        with checkpoint.locked(folder):
+            train(config, folder, stop)
+
+
+def train(config: Config, folder: Path, stop: StopSignal) -> None:
+    """Trains to config.train.max_steps, from the last checkpoint in the folder if there is one.
+
+    Raises UserError for bad input, before anything is compiled; Interrupted after a signal, and
+    TrainingDiverged at a loss that is no number, with the last good state saved.
+    """
+    c = config.train
+    text = data.load(config.data, config.model.block_size)
+    vocab_size = text.tokenizer.vocab_size
+    model = models.build(config.model, vocab_size, devices.compute_dtype(c))
+    optimizer = optim.build(config.optim, c.max_steps)
+    learning_rate = optim.schedule(config.optim, c.max_steps, config.optim.learning_rate)
+    batch_sharding, state_sharding = devices.data_parallel(c.batch_size)
+    micro_batch_size = devices.micro_batch_size(c, config.model, batch_sharding.mesh.size)
+
+    @jax.jit(out_shardings=state_sharding)
+    def fresh_state() -> training.TrainState:
+        return training.init_state(models.init(model, config.seed), optimizer)
+
+    shapes = checkpoint.with_sharding(jax.eval_shape(fresh_state), state_sharding)
+    checkpoint.check_disk(folder, shapes, n_checkpoints=c.keep_checkpoints + 2)
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoints", c.keep_checkpoints)
+    last_step = max(checkpoints.steps(), default=None)
+    if config.resume and last_step is None:
+        raise UserError(f"--resume: {folder} has no checkpoint to continue; leave --resume out")
+    changes = checkpoint.check_resumable(folder, config, text) if last_step is not None else []
+    checkpoint.describe_run(folder, config, text)
+
+    step = last_step or 0
+    report = Reporter(folder, config, step)
+    report.say(_headline(config, models.count(shapes.params), step))
+    report.say(
+        f"data {text.source}  {len(text.train):,} training + {len(text.val):,} validation "
+        f"tokens  vocabulary {vocab_size}"
+    )
+    for change in changes:
+        report.say(f"changed since the last start: {change}")
+    if last_step is not None:
+        report.say(f"continuing at step {step}")
+
+    state = fresh_state() if last_step is None else checkpoints.restore(last_step, shapes)
+    train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
+    mean_loss = training.make_evaluate(model)
+
+    def load_batches(first: int, n_steps: int) -> training.Batch:
+        steps = range(first, first + n_steps)
+        batches = data.training_batches(
+            text.train, config.model.block_size, c.batch_size, config.seed, steps, capacity
+        )
+        return jax.device_put(batches, batch_sharding)
+
+    def steps_to_next_look(seconds_per_step: float) -> int:
+        n = min(capacity, c.eval_interval - step % c.eval_interval, c.max_steps - step)
+        if devices.on_cpu():  # where any number of steps runs without compiling anew
+            n = max(1, min(n, int(DISPATCH_SECONDS / seconds_per_step)))
+        return n
+
+    def evaluate(split: Iterator[data.Batch]) -> float:
+        groups = (jax.device_put(group, batch_sharding) for group in stop.between(split))
+        return mean_loss(state.params, groups)
+
+    def look() -> float:
+        """Evaluates, writes a sample, draws the curves; returns the validation loss."""
+        whole = data.whole_split(text.val, config.model.block_size, micro_batch_size)
+        losses = {"val_loss": evaluate(whole)}
+        if c.eval_batches:
+            sampled = data.sampled_split(
+                text.val, config.model.block_size, c.batch_size, config.seed, c.eval_batches
+            )
+            losses["val_loss_sampled"] = evaluate(sampled)
+        if c.sample_tokens:
+            start = np.array([[text.tokenizer.start]])
+            sampler = sampling.Sampler(temperature=0.8)
+            ids = sampling.complete(
+                model, state.params, start, c.sample_tokens, sampler=sampler, seed=config.seed
+            )
+            (folder / "samples").mkdir(exist_ok=True)
+            sample = text.tokenizer.decode(ids[0])
+            checkpoint.write_atomically(folder / "samples" / f"{step}.txt", sample + "\n")
+        report.evaluation(step, losses)
+        return losses["val_loss"]
+
+    def save(val_loss: float | None = None) -> None:
+        if not training.all_finite(state):
+            raise TrainingDiverged(f"step {step}: a parameter is not finite; {_advice(folder)}")
+        checkpoints.save(state, val_loss)
+
+    capacity = min(c.steps_per_dispatch, c.max_steps)
+    seconds_per_step = DISPATCH_SECONDS  # until measured: the first dispatch is one step
+    saved_at = time.monotonic()
+    with report, ThreadPoolExecutor(1) as feeder:
+        try:
+            if step == 0:
+                look()
+            n = steps_to_next_look(seconds_per_step)
+            batches = feeder.submit(load_batches, step, n)
+            while step < c.max_steps:
+                started = time.perf_counter()
+                first = step
+                state, metrics = train_steps(state, batches.result(), n)
+                step += n
+                n = steps_to_next_look(seconds_per_step) if step < c.max_steps else 0
+                if n:
+                    batches = feeder.submit(load_batches, step, n)
+                losses, norms = jax.device_get(metrics)  # waits for the device
+                seconds_per_step = (time.perf_counter() - started) / (step - first)
+                report.steps_done(step)
+                for i in range(step - first):
+                    if not (np.isfinite(losses[i]) and np.isfinite(norms[i])):
+                        raise TrainingDiverged(
+                            f"step {first + i + 1}: loss {losses[i]}, gradient norm {norms[i]}; "
+                            + _advice(folder)
+                        )
+                    if (first + i + 1) % c.log_interval == 0:
+                        rate = float(learning_rate(first + i))
+                        report.training(first + i + 1, float(losses[i]), float(norms[i]), rate)
+                stop.check()
+                if step % c.eval_interval == 0 or step == c.max_steps:
+                    save(look())
+                    saved_at = time.monotonic()
+                elif time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    save()
+                    saved_at = time.monotonic()
+        except Interrupted as interrupt:
+            save()
+            name = signal.Signals(interrupt.signum).name
+            report.say(f"{name}: saved step {step}; the same command continues from there")
+            raise
+        finally:
+            checkpoints.close()
+        report.say(_closing_words(folder))
+
+
+def _headline(config: Config, n_params: int, step: int) -> str:
+    """Device, dtype, size, and how long this will take if the device is as fast as it seems."""
+    c = config.train
+    dtype = devices.compute_dtype(c)
+    # 6 operations per parameter and token, at the half of the matmul rate that training reaches.
+    operations = 6 * n_params * c.batch_size * config.model.block_size * (c.max_steps - step)
+    minutes = operations / (0.5 * devices.matmul_rate(dtype)) / 60
+    return (
+        f"{devices.describe()}  {np.dtype(dtype).name}  {n_params:,} parameters  "
+        f"about {minutes:.1f} min for {c.max_steps - step} steps"
+    )
+
+
+def _advice(folder: Path) -> str:
+    return (
+        f"nothing of it was saved, the checkpoints in {folder} are from before; try a lower "
+        "--optim.learning-rate or --optim.grad-clip 1"
+    )
+
+
+def _closing_words(folder: Path) -> str:
+    """The latest sample, and where to find everything."""
+    samples = sorted((folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
+    text = samples[-1].read_text().strip() if samples else ""
+    return (
+        f"{text}\n\n" if text else ""
+    ) + f"loss plot: {folder}/loss.png\nsample more: python sample.py {folder} --prompt ROMEO:"
+
+
+if __name__ == "__main__":
+    main()
