@@ -138,7 +138,9 @@ def _encode(prompt: str, tok: Tokenizer, block_size: int) -> np.ndarray:
     return ids
 
 
-def _show(command: Sample, prompt: str, step: int, pieces: Iterator[np.ndarray], tok: Tokenizer) -> None:
+def _show(
+    command: Sample, prompt: str, step: int, pieces: Iterator[np.ndarray], tok: Tokenizer
+) -> None:
     """Prints what is made: one sample as it comes, several when they are whole."""
     if command.json or command.num_samples > 1 or not command.stream:
         rows = np.concatenate(list(pieces), axis=1)

@@ -299,6 +299,4 @@ def write_atomically(path: Path, content: str) -> None:
 
 def with_sharding(shapes: Any, sharding: Any) -> Any:
     """Shapes that say where their arrays belong, to restore a checkpoint into."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

@@ -198,8 +198,12 @@ def check(config: Config) -> None:
     for name in ("warmup_steps", "weight_decay", "grad_clip"):
         value = getattr(optim, name)
         require(0 <= value < math.inf, f"optim.{name}".replace("_", "-"), value, ">= 0")
-    require(0 < optim.decay_fraction <= 1, "optim.decay-fraction", optim.decay_fraction, "in (0, 1]")
-    require(0 < config.data.val_fraction < 1, "data.val-fraction", config.data.val_fraction, "in (0, 1)")
+    require(
+        0 < optim.decay_fraction <= 1, "optim.decay-fraction", optim.decay_fraction, "in (0, 1]"
+    )
+    require(
+        0 < config.data.val_fraction < 1, "data.val-fraction", config.data.val_fraction, "in (0, 1)"
+    )
     require(0 <= config.seed < 2**32, "seed", config.seed, "in [0, 2**32)")
 
 

@@ -105,7 +105,7 @@ def build(config: ModelConfig, vocab_size: int, dtype: Any = jnp.float32) -> Mod
 
 def init(model: Model, seed: int) -> Any:
     """Fresh parameters, a pure function of the model and the seed."""
-    return model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def count(params: Any) -> int:

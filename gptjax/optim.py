@@ -3,8 +3,9 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
+import optax.contrib
 
 from gptjax.config import OptimConfig
 
@@ -24,7 +25,7 @@ def schedule(config: OptimConfig, max_steps: int, peak: float) -> optax.Schedule
     if not config.warmup_steps:
         return body
     # (step + 1) / warmup: the first step already moves.
-    return lambda step: body(step) * jax.numpy.minimum(1.0, (step + 1) / config.warmup_steps)
+    return lambda step: body(step) * jnp.minimum(1.0, (step + 1) / config.warmup_steps)
 
 
 def build(config: OptimConfig, max_steps: int) -> optax.GradientTransformation:
@@ -35,21 +36,13 @@ def build(config: OptimConfig, max_steps: int) -> optax.GradientTransformation:
     output head and vectors stay with AdamW.
     """
     rate = schedule(config, max_steps, config.learning_rate)
-    if config.name == "adamw":
-        transform = optax.adamw(
-            rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=is_matrix
-        )
-    else:
-        transform = muon(
-            schedule(config, max_steps, config.muon_learning_rate),
-            weight_decay=config.weight_decay,
-            weight_decay_mask=is_matrix,
-            adam_b1=config.beta1,
-            adam_b2=config.beta2,
-            adam_weight_decay=config.weight_decay,
-            adam_learning_rate=rate,
-            muon_weight_dimension_numbers=block_matrices,
-        )
+    transform = optax.adamw(
+        rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=is_matrix
+    )
+    if config.name == "muon":
+        muon_rate = schedule(config, max_steps, config.muon_learning_rate)
+        muon = optax.contrib.muon(muon_rate, weight_decay=config.weight_decay)
+        transform = optax.partition({"muon": muon, "adamw": transform}, muon_or_adamw)
     if config.grad_clip:
         transform = optax.chain(optax.clip_by_global_norm(config.grad_clip), transform)
     return transform
@@ -60,11 +53,11 @@ def is_matrix(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim >= 2, params)
 
 
-def block_matrices(params: Any) -> Any:
-    """Muon's view of the parameters: how to read a block's matrices, None for all the rest."""
+def muon_or_adamw(params: Any) -> Any:
+    """Which optimizer moves a parameter: "muon" the matrices of blocks, "adamw" the others."""
 
-    def view(path: tuple[Any, ...], p: Any) -> MuonDimensionNumbers | None:
-        in_block = any(str(getattr(key, "key", "")).startswith("block_") for key in path)
-        return MuonDimensionNumbers() if in_block and p.ndim == 2 else None
+    def label(path: tuple[Any, ...], p: Any) -> str:
+        in_block = "block_" in jax.tree_util.keystr(path)
+        return "muon" if in_block and p.ndim == 2 else "adamw"
 
-    return jax.tree_util.tree_map_with_path(view, params)
+    return jax.tree_util.tree_map_with_path(label, params)

@@ -163,16 +163,14 @@ def _external_writers(folder: Path, config: Config) -> list[_TensorBoard | _Wand
             from tensorboardX import SummaryWriter
         except ImportError:
             raise UserError(
-                "--train.tensorboard needs the package tensorboardX: pip install 'gptjax[tensorboard]'"
+                "--train.tensorboard needs the package tensorboardX: pip install tensorboardX"
             ) from None
         writers.append(_TensorBoard(SummaryWriter(str(folder / "tensorboard"))))
     if config.train.wandb:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise UserError(
-                "--train.wandb needs the package wandb: pip install 'gptjax[wandb]'"
-            ) from None
+            raise UserError("--train.wandb needs the package wandb: pip install wandb") from None
         writers.append(_WandB(wandb.init(project="gptjax", name=folder.name, dir=str(folder))))
     return writers
 

@@ -33,7 +33,9 @@ class CharTokenizer:
         unknown = np.flatnonzero(self._code_points[ids] != points)
         if unknown.size:
             first = {text[i]: int(i) for i in reversed(unknown)}
-            listed = ", ".join(f"{c!r} at {i}" for c, i in sorted(first.items(), key=lambda x: x[1]))
+            listed = ", ".join(
+                f"{c!r} at {i}" for c, i in sorted(first.items(), key=lambda x: x[1])
+            )
             raise UserError(
                 f"text has characters that the model never saw: {listed} (positions count from 0); "
                 f"its {self.vocab_size} characters are {self.characters!r}"
@@ -152,5 +154,5 @@ def _import(module: str, kind: str) -> Any:
         return __import__(module)
     except ImportError:
         raise UserError(
-            f"--data.tokenizer {kind} needs the package {module}: pip install 'gptjax[bpe]'"
+            f"--data.tokenizer {kind} needs the package {module}: pip install {module}"
         ) from None

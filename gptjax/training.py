@@ -91,7 +91,7 @@ def make_train_steps(
         loss, grads = gradient(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss, optax.global_norm(grads))
+        metrics = StepMetrics(loss, optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     def train_steps(
@@ -109,9 +109,7 @@ def make_train_steps(
     # gives the same bits); an accelerator runs a loop of known length without asking the host.
     static = () if devices.on_cpu() else ("n_steps",)
     options = devices.compiler_options()
-    return jax.jit(
-        train_steps, donate_argnums=0, static_argnames=static, compiler_options=options
-    )
+    return jax.jit(train_steps, donate_argnums=0, static_argnames=static, compiler_options=options)
 
 
 def make_evaluate(model: Model) -> Callable[[Params, Iterable[Batch]], float]:

@@ -1,0 +1,56 @@
+# Two commands on a fresh machine (git, make, Python >= 3.11 with venv):
+#
+#   make train   set up .venv, fetch the data, train, print a sample and the loss plot's path
+#   make test    the same set-up plus test packages, then the whole suite
+#
+# make train CONFIG=configs/debug.py ARGS="--train.max-steps 100" trains something else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The NVIDIA driver's major version decides which CUDA comes with JAX; without a driver, none does.
+DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d. -f1)
+ACCELERATOR ?= $(if $(DRIVER),$(shell [ "$(DRIVER)" -ge 580 ] && echo cuda13 || echo cuda12))
+EXTRAS = $(if $(ACCELERATOR),[$(ACCELERATOR)])
+
+.PHONY: train test check format clean
+
+train: $(VENV)/installed
+	@backend=$$($(BIN)/python -c 'import jax; print(jax.default_backend())') || exit 1; \
+	if [ -n "$(DRIVER)" ] && [ "$$backend" = cpu ]; then \
+	  echo "warning: there is an NVIDIA GPU, but JAX runs on the CPU; see Troubleshooting in README.md" >&2; \
+	fi; \
+	config="$(CONFIG)"; \
+	if [ -z "$$config" ]; then \
+	  case "$$backend" in cpu) config=configs/gpt_cpu.py ;; *) config=configs/gpt.py ;; esac; \
+	fi; \
+	exec $(BIN)/python train.py --config "$$config" $(ARGS)
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $$($(PYTHON) --version) is too old; gptjax needs Python 3.11 or newer: make PYTHON=python3.12 train" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

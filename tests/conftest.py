@@ -1,0 +1,59 @@
+"""Fixtures of the whole suite: a tiny model on real text, cheap to compile."""
+
+import os
+import tempfile
+
+# Set before jax is imported. The suite tests the CPU path, also on a machine with a GPU; what a
+# test compiles, the next one (and the processes that tests start) finds in a cache.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_CACHE = tempfile.TemporaryDirectory(prefix="gptjax-tests-", ignore_cleanup_errors=True)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax
+import numpy as np
+import pytest
+
+from gptjax import models
+from gptjax.config import GPTConfig
+
+TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.0)
+MODERN = GPTConfig(
+    n_layer=2,
+    n_head=2,
+    n_embd=16,
+    block_size=16,
+    dropout=0.0,
+    position="rotary",
+    norm="rmsnorm",
+    activation="relu2",
+    qk_norm=True,
+    logit_softcap=15.0,
+    bias=False,
+)
+VOCAB_SIZE = 20
+
+
+@pytest.fixture(params=[TINY, MODERN], ids=["seed", "modern"])
+def gpt_config(request: pytest.FixtureRequest) -> GPTConfig:
+    """The seed's architecture and the modern one, both tiny."""
+    return request.param
+
+
+@pytest.fixture
+def model(gpt_config: GPTConfig) -> models.GPT:
+    return models.GPT(gpt_config, VOCAB_SIZE)
+
+
+@pytest.fixture
+def params(model: models.GPT) -> dict:
+    """Initial parameters, scaled up so that greedy choices are far from ties."""
+    return jax.tree.map(lambda p: 2 * p, models.init(model, seed=3))
+
+
+@pytest.fixture
+def tokens() -> np.ndarray:
+    """(3, 16), each row with distinct tokens."""
+    rng = np.random.default_rng(0)
+    return np.stack([rng.permutation(VOCAB_SIZE)[:16] for _ in range(3)]).astype(np.int32)

@@ -1,0 +1,142 @@
+"""Each part against its formula, written out in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import MODERN, TINY
+
+from gptjax import layers
+from gptjax.layers import Attention, Embed, KVCache, Linear, Norm
+
+KEY = jax.random.key(0)
+
+
+def normal(*shape: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_linear_is_an_affine_map_with_pytorchs_initialisation():
+    x = normal(2, 3, 64)
+    y, variables = Linear(50).init_with_output(KEY, x)
+    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    np.testing.assert_allclose(y, x @ np.asarray(kernel) + np.asarray(bias), rtol=1e-5, atol=1e-6)
+    bound = 64**-0.5
+    for p in (kernel, bias):
+        assert jnp.abs(p).max() <= bound
+        assert jnp.abs(p).max() > 0.9 * bound
+    # The variance of a uniform distribution.
+    assert np.var(kernel) == pytest.approx(bound**2 / 3, rel=0.1)
+
+
+def test_zero_init_starts_at_zero_and_still_learns():
+    x = normal(4, 8)
+    linear = Linear(5, zero_init=True)
+    variables = linear.init(KEY, x)
+    assert all((p == 0).all() for p in jax.tree.leaves(variables))
+    grads = jax.grad(lambda v: linear.apply(v, x).sum())(variables)
+    assert all((g != 0).any() for g in jax.tree.leaves(grads))
+
+
+def test_layer_norm_and_rms_norm():
+    x = 3 * normal(2, 5, 16) + 1
+    centred = x - x.mean(-1, keepdims=True)
+    layer_norm = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    rms_norm = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    for config, expected in ((TINY, layer_norm), (MODERN, rms_norm)):
+        y, _ = Norm(config).init_with_output(KEY, x)
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_embed_gives_the_tables_rows_by_one_hot_and_by_look_up(dtype):
+    for rows in (7, layers.ONE_HOT_ROWS + 1):
+        embed = Embed(rows, 4, dtype)
+        ids = np.array([[0, rows - 1], [3, 3]])
+        variables = embed.init(KEY, ids)
+        table = variables["params"]["table"].astype(dtype)
+        np.testing.assert_array_equal(embed.apply(variables, ids), table[ids])
+        grads = jax.grad(lambda v, ids, embed: embed.apply(v, ids).astype(jnp.float32).sum())(
+            variables, ids, embed
+        )["params"]["table"]
+        counts = np.bincount(ids.ravel(), minlength=rows)
+        np.testing.assert_array_equal(grads, np.repeat(counts[:, None], 4, axis=1))
+
+
+def naive_attention(
+    params: dict, x: np.ndarray, memory: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
+    """One head at a time, in float64."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    q, k, v = (
+        source @ p[name]["kernel"]
+        for name, source in (("query", x), ("key", memory), ("value", memory))
+    )
+    n_head, width = TINY.n_head, TINY.n_embd // TINY.n_head
+    heads = []
+    for h in range(n_head):
+        one = slice(h * width, (h + 1) * width)
+        scores = q[..., one] @ k[..., one].swapaxes(-1, -2) / np.sqrt(width)
+        weights = np.exp(scores) * mask
+        heads.append(weights / weights.sum(-1, keepdims=True) @ v[..., one])
+    return np.concatenate(heads, -1) @ p["output"]["kernel"] + p["output"]["bias"]
+
+
+@pytest.mark.parametrize("crossed", [False, True], ids=["self", "cross"])
+def test_attention_equals_a_naive_one(crossed):
+    x = normal(2, 5, 16)
+    memory = normal(2, 7, 16, seed=2) if crossed else x
+    mask = np.random.default_rng(3).random((5, memory.shape[1])) < 0.7
+    mask[:, 0] = True  # every query sees something
+    attention = Attention(TINY)
+    call = {"memory_BSD": memory if crossed else None, "mask": mask}
+    (y, cache), variables = attention.init_with_output(KEY, x, **call)
+    expected = naive_attention(variables["params"], x, memory, mask)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    assert cache is None
+
+
+def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
+    config = TINY.__class__(n_layer=1, n_head=2, n_embd=16, block_size=16, dropout=0.5)
+    x = normal(1, 16, 16)
+    attention = Attention(config)
+    variables = attention.init(KEY, x)
+
+    def attend(key):
+        return attention.apply(variables, x, deterministic=False, rngs={"dropout": key})[0]
+
+    outputs = jax.vmap(attend)(jax.random.split(KEY, 4000))
+    assert not np.allclose(outputs[0], outputs[1])
+    clean, _ = attention.apply(variables, x)
+    np.testing.assert_allclose(outputs.mean(0), clean, atol=0.05 * float(np.abs(clean).max()))
+
+
+def test_a_cache_gives_what_all_at_once_gives():
+    x = normal(2, 10, 16)
+    attention = Attention(TINY)
+    mask = layers.causal_mask(jnp.arange(10), 10)
+    (whole, _), variables = attention.init_with_output(KEY, x, mask=mask)
+    empty = jnp.zeros((2, 16, 2, 8))
+    cache = KVCache(empty, empty, jnp.int32(0))
+    pieces = []
+    for first, last in ((0, 4), (4, 5), (5, 10)):
+        mask = layers.causal_mask(jnp.arange(first, last), 16)
+        y, cache = attention.apply(variables, x[:, first:last], mask=mask, cache=cache)
+        pieces.append(y)
+        assert cache.length == last
+    np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_rotary_scores_depend_on_the_distance_alone():
+    q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8, seed=2)
+
+    def score(t: int, s: int) -> float:
+        turned_q = layers.rotate(q, *layers.rotary_angles(jnp.array([t]), 8))
+        turned_k = layers.rotate(k, *layers.rotary_angles(jnp.array([s]), 8))
+        return float((turned_q * turned_k).sum())
+
+    assert score(9, 4) == pytest.approx(score(105, 100), rel=1e-4)
+    assert score(9, 4) != pytest.approx(score(9, 5), rel=1e-2)
+    # A rotation keeps lengths.
+    turned = layers.rotate(q, *layers.rotary_angles(jnp.array([77]), 8))
+    assert np.linalg.norm(turned) == pytest.approx(np.linalg.norm(q), rel=1e-5)

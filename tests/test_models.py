@@ -1,0 +1,98 @@
+"""What a language model must be: causal, of the right size, the same with and without a cache."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import VOCAB_SIZE
+
+from gptjax import models
+from gptjax.config import BigramConfig, GPTConfig
+
+
+def test_the_seeds_gpt_has_its_size_and_its_initial_loss():
+    model = models.GPT(GPTConfig(), vocab_size=65)
+    params = models.init(model, seed=1337)
+    assert models.count(params) == 10_788_929
+    tokens = np.random.default_rng(0).integers(0, 65, (2, 257))
+    logits, _ = jax.jit(model.apply)({"params": params}, tokens[:, :-1])
+    losses = -jax.nn.log_softmax(logits)[np.arange(2)[:, None], np.arange(256), tokens[:, 1:]]
+    assert 4.17 < losses.mean() < 4.5  # the seed's log: 4.4707
+
+
+def test_bigram_looks_up_a_row_of_its_table():
+    model = models.Bigram(BigramConfig(), vocab_size=5)
+    params = models.init(model, seed=0)
+    logits, _ = model.apply({"params": params}, jnp.array([[3, 0, 3]]))
+    np.testing.assert_array_equal(logits[0], params["table"]["table"][jnp.array([3, 0, 3])])
+    assert models.count(params) == 25
+
+
+def test_causality_by_gradient(model, params, tokens):
+    """A token's embedding gets a gradient from a position's logits iff it is not behind it."""
+    row = tokens[:1]  # distinct tokens: row i of the table belongs to one position
+
+    def logit(table, t):
+        changed = params | {"token_embedding": {"table": table}}
+        return (model.apply({"params": changed}, row)[0][0, t] ** 2).sum()
+
+    gradient = jax.jit(jax.grad(logit))
+    for t in (0, 5, 15):
+        influence = jnp.abs(gradient(params["token_embedding"]["table"], t)).sum(-1)[row[0]]
+        assert (influence[: t + 1] > 0).all()
+        assert (influence[t + 1 :] == 0).all()
+
+
+def test_cached_pieces_equal_the_whole(model, params, tokens):
+    whole, none = model.apply({"params": params}, tokens)
+    assert none is None
+    cache = model.init_cache(len(tokens))
+    pieces = []
+    for piece in np.split(tokens, [5, 6, 14], axis=1):
+        logits, cache = model.apply({"params": params}, piece, cache)
+        pieces.append(logits)
+    np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=2e-4, atol=2e-5)
+
+
+def test_too_many_tokens_are_refused(model, params):
+    with pytest.raises(ValueError, match="17 tokens do not fit block_size 16"):
+        model.apply({"params": params}, np.zeros((1, 17), np.int32))
+
+
+def test_dropout_needs_a_key_and_changes_the_logits(gpt_config, tokens):
+    model = models.GPT(dataclasses.replace(gpt_config, dropout=0.3), VOCAB_SIZE)
+    params = jax.tree.map(lambda p: p + 0.1, models.init(model, seed=0))
+
+    def logits(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return model.apply({"params": params}, tokens, deterministic=False, rngs=rngs)[0]
+
+    np.testing.assert_array_equal(logits(1), logits(1))
+    assert not np.allclose(logits(1), logits(2))
+    clean, _ = model.apply({"params": params}, tokens)
+    assert not np.allclose(logits(1), clean)
+
+
+def test_bfloat16_computes_close_to_float32_and_keeps_float32_weights(gpt_config, params, tokens):
+    half = models.GPT(gpt_config, VOCAB_SIZE, jnp.bfloat16)
+    full = models.GPT(gpt_config, VOCAB_SIZE)
+    assert {p.dtype for p in jax.tree.leaves(models.init(half, seed=0))} == {jnp.dtype("float32")}
+    a, b = (m.apply({"params": params}, tokens)[0] for m in (half, full))
+    assert a.dtype == b.dtype == jnp.float32
+    error = jnp.linalg.norm(a - b) / jnp.linalg.norm(b)
+    assert 0 < error < 0.05  # not zero, or it would not compute in bfloat16
+
+
+def test_softcap_bounds_the_logits(params, tokens, gpt_config):
+    model = models.GPT(dataclasses.replace(gpt_config, logit_softcap=0.5), VOCAB_SIZE)
+    logits, _ = model.apply({"params": params}, tokens)
+    assert 0.4 < jnp.abs(logits).max() <= 0.5
+
+
+def test_initialisation_is_a_function_of_the_seed(model):
+    a, b, c = (models.init(model, seed) for seed in (1, 1, 2))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+    same = jax.tree.map(np.array_equal, a["token_embedding"], c["token_embedding"])
+    assert not any(jax.tree.leaves(same))

@@ -1,0 +1,79 @@
+"""Schedules, weight decay and who is moved by which optimizer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import MODERN, VOCAB_SIZE
+
+from gptjax import models, optim
+from gptjax.config import OptimConfig
+
+
+def rates(config: OptimConfig, max_steps: int = 100) -> list[float]:
+    schedule = optim.schedule(config, max_steps, peak=1.0)
+    return [float(schedule(step)) for step in range(max_steps + 1)]
+
+
+def test_constant():
+    assert rates(OptimConfig(schedule="constant")) == [1.0] * 101
+
+
+def test_warm_up_then_linear_decay_over_the_last_part():
+    config = OptimConfig(schedule="linear", warmup_steps=10, decay_fraction=0.4, final_fraction=0.1)
+    rate = rates(config)
+    np.testing.assert_allclose(rate[:10], np.arange(1, 11) / 10)
+    assert rate[10:60] == [1.0] * 50
+    np.testing.assert_allclose(rate[60:], np.linspace(1.0, 0.1, 41), rtol=1e-5)
+
+
+def test_cosine_decay():
+    rate = rates(OptimConfig(schedule="cosine", final_fraction=0.1))
+    assert rate[0] == 1.0
+    assert rate[50] == pytest.approx(0.55)
+    assert rate[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rate, rate[1:], strict=False))
+
+
+def updates(config: OptimConfig, gradient_scale: float = 0.0) -> tuple[dict, dict]:
+    """(parameters, their first update), with random gradients of the given scale."""
+    params = models.init(models.GPT(MODERN, VOCAB_SIZE), seed=0)
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+    grads = jax.tree.map(lambda p: gradient_scale * jax.random.normal(next(keys), p.shape), params)
+    optimizer = optim.build(config, 100)
+    update, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    return params, update
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_is_for_matrices_only(name):
+    config = OptimConfig(name=name, learning_rate=0.5, muon_learning_rate=0.5, weight_decay=0.1)
+    params, update = updates(config)
+    for p, u in zip(jax.tree.leaves(params), jax.tree.leaves(update), strict=True):
+        expected = -0.05 * p if p.ndim == 2 else jnp.zeros_like(p)
+        np.testing.assert_allclose(u, expected, rtol=1e-5)
+
+
+def test_muon_orthogonalises_the_blocks_and_leaves_the_rest_to_adamw():
+    rate = {"learning_rate": 1e-3, "weight_decay": 0.0}
+    _, adamw = updates(OptimConfig(**rate), gradient_scale=1.0)
+    _, muon = updates(OptimConfig(name="muon", muon_learning_rate=0.02, **rate), gradient_scale=1.0)
+    for path, u in jax.tree_util.tree_leaves_with_path(muon):
+        if "block_" in str(path) and u.ndim == 2:
+            singular = np.linalg.svd(u, compute_uv=False) / 0.02
+            assert 0.5 < singular.min()
+            assert singular.max() < 1.3 * max(1, u.shape[1] / u.shape[0]) ** 0.5
+    for part in ("token_embedding", "head", "final_norm"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), muon[part], adamw[part]
+        )
+
+
+def test_clipping_bounds_the_gradient():
+    """Adam's first step does not feel the scale of a gradient, so look at its average."""
+    config = OptimConfig(grad_clip=1.0)
+    optimizer = optim.build(config, 100)
+    params = {"w": jnp.ones((10, 10))}
+    _, state = optimizer.update({"w": jnp.full((10, 10), 50.0)}, optimizer.init(params), params)
+    mu = next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == (10, 10))
+    assert float(jnp.linalg.norm(mu)) == pytest.approx(0.1, rel=1e-4)  # (1 - beta1) * 1.0

@@ -1,0 +1,174 @@
+"""The train step and the evaluation: what they compute, and that it is always the same."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import MODERN, TINY, VOCAB_SIZE
+
+from gptjax import data, models, optim, training
+from gptjax.config import GPTConfig, OptimConfig
+
+TEXT = np.random.default_rng(0).integers(0, VOCAB_SIZE, 1000).astype(np.uint16)
+
+
+def batches(n: int, capacity: int, batch_size: int = 4, block_size: int = 16) -> training.Batch:
+    return data.training_batches(TEXT, block_size, batch_size, 1, range(n), capacity)
+
+
+def start(config: GPTConfig, optimizer: optax.GradientTransformation) -> training.TrainState:
+    return training.init_state(
+        models.init(models.GPT(config, VOCAB_SIZE), seed=1),
+        optimizer,
+    )
+
+
+def run(config: GPTConfig, micro: int, dispatches: list[int], optimizer=None):
+    """Trains for sum(dispatches) steps; returns the state and the losses."""
+    optimizer = optimizer or optim.build(OptimConfig(learning_rate=1e-2), 100)
+    model = models.GPT(config, VOCAB_SIZE)
+    train_steps = training.make_train_steps(model, optimizer, micro, seed=1)
+    state, losses, step = start(config, optimizer), [], 0
+    for n in dispatches:
+        chunk = data.training_batches(TEXT, 16, 4, 1, range(step, step + n), capacity=8)
+        state, metrics = train_steps(state, chunk, n)
+        losses.extend(np.asarray(metrics.loss)[:n])
+        step += n
+    return state, np.array(losses)
+
+
+def test_one_golden_step():
+    """Fixed numbers: a change of model, data order, dropout or optimizer must be on purpose."""
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.2)
+    model = models.GPT(config, VOCAB_SIZE)
+    optimizer = optim.build(OptimConfig(learning_rate=1e-2), 100)
+    train_steps = training.make_train_steps(model, optimizer, micro_batch_size=2, seed=1)
+    state, metrics = train_steps(start(config, optimizer), batches(2, 2), 2)
+    assert int(state.step) == 2
+    np.testing.assert_allclose(metrics.loss, GOLDEN_LOSS, rtol=1e-5)
+    np.testing.assert_allclose(metrics.grad_norm, GOLDEN_GRAD_NORM, rtol=1e-4)
+
+
+GOLDEN_LOSS = [0.0, 0.0]
+GOLDEN_GRAD_NORM = [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("config", [TINY, MODERN], ids=["seed", "modern"])
+def test_overfits_one_batch(config, name):
+    model = models.GPT(config, VOCAB_SIZE)
+    optimizer = optim.build(OptimConfig(name=name, learning_rate=1e-2), 300)
+    train_steps = training.make_train_steps(model, optimizer, micro_batch_size=4, seed=1)
+    one = batches(1, 1)
+    repeated = jax.tree.map(lambda x: np.repeat(x, 300, axis=0), one)
+    _, metrics = train_steps(start(config, optimizer), repeated, 300)
+    assert metrics.loss[0] > 2.5
+    assert metrics.loss[-1] < 0.1
+
+
+def test_micro_batches_add_up_to_the_batch():
+    """Gradients over 4 x 1, 2 x 2 and 1 x 4 sequences agree; SGD, whose step shows them."""
+    results = [run(TINY, micro, [3], optax.sgd(0.1)) for micro in (1, 2, 4)]
+    for state, losses in results[1:]:
+        np.testing.assert_allclose(losses, results[0][1], rtol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            state.params,
+            results[0][0].params,
+        )
+
+
+def test_ragged_weights_are_exact_over_micro_batches():
+    """A mean over targets, not over micro-batches: rows of padding must not dilute it."""
+    batch = batches(1, 1)
+    batch["weights"][0, 0] = 0.0
+    batch["weights"][0, 1, 5:] = 0.0
+    model, optimizer = models.GPT(TINY, VOCAB_SIZE), optax.sgd(0.1)
+    whole, _ = training.cross_entropy(
+        model,
+        start(TINY, optimizer).params,
+        {k: v[0] for k, v in batch.items()},
+    )
+    for micro in (1, 4):
+        train_steps = training.make_train_steps(model, optimizer, micro, seed=1)
+        _, metrics = train_steps(start(TINY, optimizer), batch, 1)
+        assert metrics.loss[0] == pytest.approx(float(whole) / (5 + 2 * 16), rel=1e-5)
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_dispatches_of_any_length_give_the_same_bits(micro):
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.2)
+    results = [run(config, micro, lengths) for lengths in ([6], [1] * 6, [2, 3, 1])]
+    for state, losses in results[1:]:
+        np.testing.assert_array_equal(losses, results[0][1])
+        jax.tree.map(np.testing.assert_array_equal, state, results[0][0])
+
+
+def test_dropout_draws_anew_each_step_and_each_micro_batch():
+    """With a learning rate of zero, only dropout can change the loss of the same batch."""
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, dropout=0.5)
+    model, optimizer = models.GPT(config, VOCAB_SIZE), optax.sgd(0.0)
+    one = batches(1, 1, batch_size=1)
+    same = jax.tree.map(lambda x: np.tile(x, (3, 2, 1)), one)  # 3 steps of 2 equal rows
+    seen = []
+    for micro in (1, 2):
+        train_steps = training.make_train_steps(model, optimizer, micro, seed=1)
+        _, metrics = train_steps(start(config, optimizer), same, 3)
+        seen.extend(float(loss) for loss in metrics.loss)
+    assert len(set(seen)) == 6
+
+
+def test_evaluation_is_exact_over_the_whole_split():
+    """The mean over all targets but the first, whatever the batch size, ragged end included."""
+    model = models.GPT(TINY, VOCAB_SIZE)
+    params = models.init(model, seed=1)
+    text = TEXT[:211]
+    total = 0.0
+    for first in range(0, 210, 16):
+        window = text[first : first + 17].astype(np.int32)
+        logits, _ = model.apply({"params": params}, window[None, :-1])
+        logp = np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
+        total -= logp[np.arange(len(window) - 1), window[1:]].sum()
+    evaluate = training.make_evaluate(model)
+    for batch_size in (1, 3, 64):
+        loss = evaluate(params, data.whole_split(text, 16, batch_size))
+        assert loss == pytest.approx(total / 210, rel=1e-6)
+
+
+EVALUATE_ON_ALL_DEVICES = """
+import json, sys
+import jax, numpy as np
+from gptjax import data, devices, models, training
+from gptjax.config import GPTConfig
+config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16)
+model = models.GPT(config, 20)
+text = np.random.default_rng(0).integers(0, 20, 1003).astype(np.uint16)
+sharding, replicated = devices.data_parallel(8)
+params = jax.device_put(models.init(model, seed=1), replicated)
+groups = (jax.device_put(g, sharding) for g in data.whole_split(text, 16, 8))
+print(json.dumps([sharding.mesh.size, training.make_evaluate(model)(params, groups)]))
+"""
+
+
+def test_one_device_and_eight_evaluate_alike():
+    losses = {}
+    for n_devices in (1, 8):
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(n_devices)}
+        command = [sys.executable, "-c", EVALUATE_ON_ALL_DEVICES]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        used, losses[n_devices] = json.loads(done.stdout)
+        assert used == n_devices
+    assert losses[8] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_all_finite():
+    tree = {"a": jnp.ones(3), "b": jnp.array([1.0, 2.0])}
+    assert training.all_finite(tree)
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        assert not training.all_finite(tree | {"b": jnp.array([1.0, bad])})
