@@ -179,7 +179,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
                             + _advice(folder)
                         )
                     if (first + i + 1) % c.log_interval == 0:
-                        rate = float(learning_rate(first + i))
+                        rate = float(np.asarray(learning_rate(first + i)))
                         report.training(first + i + 1, float(losses[i]), float(norms[i]), rate)
                 stop.check()
                 if step % c.eval_interval == 0 or step == c.max_steps:
@@ -202,9 +202,9 @@ def _headline(config: Config, n_params: int, step: int) -> str:
     """Device, dtype, size, and how long this will take if the device is as fast as it seems."""
     c = config.train
     dtype = devices.compute_dtype(c)
-    # 6 operations per parameter and token, at the half of the matmul rate that training reaches.
+    # 6 operations per parameter and token, at the third of the matmul rate that training reaches.
     operations = 6 * n_params * c.batch_size * config.model.block_size * (c.max_steps - step)
-    minutes = operations / (0.5 * devices.matmul_rate(dtype)) / 60
+    minutes = operations / (0.3 * devices.matmul_rate(dtype)) / 60
     return (
         f"{devices.describe()}  {np.dtype(dtype).name}  {n_params:,} parameters  "
         f"about {minutes:.1f} min for {c.max_steps - step} steps"

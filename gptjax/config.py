@@ -226,7 +226,7 @@ def parse(argv: list[str]) -> Config:
 def parse_command(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
     """Fills a dataclass from a command line with tyro; any error becomes a UserError."""
     errors = io.StringIO()
-    given = {} if default is None else {"default": default}
+    given: dict[str, Any] = {} if default is None else {"default": default}
     markers = (tyro.conf.AvoidSubcommands,)
     try:
         with contextlib.redirect_stderr(errors):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -214,7 +215,7 @@ def plot(runs: dict[str, list[Row]], path: Path) -> None:
             axes.annotate(
                 f"{losses[best]:.4f}",
                 (steps[best], losses[best]),
-                xytext=(0, -16 - 12 * i),
+                xytext=(0, 8 + 12 * i),
                 textcoords="offset points",
                 ha="right",
             )
@@ -231,14 +232,12 @@ def plot(runs: dict[str, list[Row]], path: Path) -> None:
     part.replace(path)
 
 
-def _smooth(values: tuple[float, ...], decay: float = 0.9) -> list[float]:
-    """Bias-corrected exponential moving average: a curve that the eye can follow."""
-    average, weight, smooth = 0.0, 0.0, []
-    for value in values:
-        average = decay * average + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        smooth.append(average / weight)
-    return smooth
+def _smooth(values: tuple[float, ...]) -> np.ndarray:
+    """Moving average over a centred twentieth of the curve, narrower towards its ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    here = np.arange(len(values))
+    reach = np.minimum(len(values) // 40, np.minimum(here, here[::-1]))
+    return (sums[here + reach + 1] - sums[here - reach]) / (2 * reach + 1)
 
 
 @dataclass(frozen=True)

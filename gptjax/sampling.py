@@ -75,7 +75,7 @@ def _prefill(
 ) -> tuple[Array, Any]:
     """Reads the first `length` of the tokens; returns the next token (B,) and the cache."""
     key, index = keys
-    cache = model.init_cache(tokens_BT.shape[0])
+    cache: Any = model.init_cache(tokens_BT.shape[0])
     logits_BTV, cache = model.apply({"params": params}, tokens_BT, cache)
     logits_BV = lax.dynamic_index_in_dim(logits_BTV, length - 1, axis=1, keepdims=False)
     # The padding behind `length` is in the cache too, but each position is written before any
