@@ -99,7 +99,7 @@ class Reporter:
         """A row for an evaluation; draws loss.png anew."""
         row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **losses}
         self._store(row)
-        self._rates = [(time.perf_counter(), step)] if step else []
+        self._rates = []
         self._show(line=True)
         rows = read_metrics(self.folder)
         plot({self.folder.name: rows}, self.folder / "loss.png")

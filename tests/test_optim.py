@@ -32,7 +32,7 @@ def test_cosine_decay():
     assert rate[0] == 1.0
     assert rate[50] == pytest.approx(0.55)
     assert rate[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rate, rate[1:], strict=False))
+    assert rate == sorted(rate, reverse=True)
 
 
 def updates(config: OptimConfig, gradient_scale: float = 0.0) -> tuple[dict, dict]:
@@ -61,7 +61,7 @@ def test_muon_orthogonalises_the_blocks_and_leaves_the_rest_to_adamw():
     for path, u in jax.tree_util.tree_leaves_with_path(muon):
         if "block_" in str(path) and u.ndim == 2:
             singular = np.linalg.svd(u, compute_uv=False) / 0.02
-            assert 0.5 < singular.min()
+            assert singular.min() > 0.5
             assert singular.max() < 1.3 * max(1, u.shape[1] / u.shape[0]) ** 0.5
     for part in ("token_embedding", "head", "final_norm"):
         jax.tree.map(

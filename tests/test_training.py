@@ -45,7 +45,7 @@ def run(config: GPTConfig, micro: int, dispatches: list[int], optimizer=None):
 
 def test_one_golden_step():
     """Fixed numbers: a change of model, data order, dropout or optimizer must be on purpose."""
-    config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.2)
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, dropout=0.2)
     model = models.GPT(config, VOCAB_SIZE)
     optimizer = optim.build(OptimConfig(learning_rate=1e-2), 100)
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size=2, seed=1)
@@ -55,8 +55,8 @@ def test_one_golden_step():
     np.testing.assert_allclose(metrics.grad_norm, GOLDEN_GRAD_NORM, rtol=1e-4)
 
 
-GOLDEN_LOSS = [0.0, 0.0]
-GOLDEN_GRAD_NORM = [0.0, 0.0]
+GOLDEN_LOSS = [3.0683136, 3.0744116]
+GOLDEN_GRAD_NORM = [0.5980555, 0.5228878]
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -103,7 +103,7 @@ def test_ragged_weights_are_exact_over_micro_batches():
 
 @pytest.mark.parametrize("micro", [2, 4])
 def test_dispatches_of_any_length_give_the_same_bits(micro):
-    config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.2)
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, dropout=0.2)
     results = [run(config, micro, lengths) for lengths in ([6], [1] * 6, [2, 3, 1])]
     for state, losses in results[1:]:
         np.testing.assert_array_equal(losses, results[0][1])

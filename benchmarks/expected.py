@@ -1,0 +1,120 @@
+"""Runs the shipped configurations and records what they reach: docs/benchmarks/expected-*.json.
+
+    python -m benchmarks.expected bigram gpt_cpu gpt_first_steps
+
+Each part is a training run of its own process, so that its wall-clock includes starting Python,
+compiling, evaluating and plotting: what a user waits for. gpt_first_steps is the start of
+configs/gpt.py, all that a CPU can do of it: two evaluations and 20 steps, next to the same steps
+of the PyTorch original (extra: torch) on the same batches, from its own initial weights.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gptjax.config import GPTConfig, load_file
+from gptjax.report import read_metrics
+
+FOLDER = Path("docs/benchmarks")
+RUNS = Path("runs/expected")
+
+FIRST_STEPS = ["--train.max-steps", "20", "--train.eval-interval", "20", "--train.log-interval"]
+FIRST_STEPS += ["1", "--train.eval-batches", "0", "--train.sample-tokens", "0"]
+PARTS = {
+    "bigram": ["configs/bigram.py"],
+    "gpt_cpu": ["configs/gpt_cpu.py"],
+    "gpt_first_steps": ["configs/gpt.py", *FIRST_STEPS],
+    "gpt": ["configs/gpt.py"],
+}
+
+
+def run(name: str) -> dict[str, Any]:
+    """Trains one part from scratch and returns its record."""
+    config, *overrides = PARTS[name]
+    folder = RUNS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "train.py", "--config", config, *overrides, "--run-dir", str(folder)]
+    load_before = os.getloadavg()[0]
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    seconds = time.perf_counter() - start
+    rows = read_metrics(folder)
+    evaluations = [row for row in rows if "val_loss" in row]
+    environment = json.loads((folder / "environment.json").read_text())
+    record = {
+        "part": name,
+        "command": "python train.py --config " + " ".join([config, *overrides]),
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": _processor(),
+        "load_before": load_before,
+        "seconds": round(seconds, 1),
+        "val_loss": evaluations[-1]["val_loss"],
+        "best_val_loss": min(row["val_loss"] for row in evaluations),
+        "evaluations": evaluations,
+        "train_loss": {row["step"]: row["train_loss"] for row in rows if "train_loss" in row},
+        "environment": {
+            k: environment[k] for k in ("python", "devices", "cpus", "packages", "data")
+        },
+    }
+    samples = sorted((folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
+    if samples:
+        record["sample"] = samples[-1].read_text()
+    return record
+
+
+def torch_first_steps() -> dict[str, Any]:
+    """Train losses of the first 20 steps of the original, on the batches that gptjax sees."""
+    import torch
+
+    from benchmarks import torch_gpt
+    from gptjax import data
+
+    config = load_file(Path("configs/gpt.py"))
+    block_size, batch_size = config.model.block_size, config.train.batch_size
+    assert isinstance(config.model, GPTConfig)
+    text = data.load(config.data, block_size)
+    torch.manual_seed(config.seed)
+    model = torch_gpt.SeedGPT(config.model, text.tokenizer.vocab_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.learning_rate)
+    losses = {}
+    for step in range(20):
+        batch = data.random_batch(
+            text.train, block_size, batch_size, config.seed, data.TRAINING, step
+        )
+        tokens, targets = (torch.from_numpy(batch[k]).long() for k in ("tokens", "targets"))
+        losses[step + 1] = torch_gpt.train_step(model, optimizer, tokens, targets)
+        print(f"PyTorch step {step + 1}: {losses[step + 1]:.4f}", flush=True)
+    return {"torch": torch.__version__, "torch_train_loss": losses}
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def main(parts: list[str]) -> None:
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        sys.exit(f"usage: python -m benchmarks.expected PART...; parts are {', '.join(PARTS)}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        record = run(part)
+        if part == "gpt_first_steps":
+            record |= torch_first_steps()
+        path = FOLDER / f"expected-{part}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        if part in ("bigram", "gpt_cpu", "gpt"):
+            shutil.copy(RUNS / part / "loss.png", FOLDER / f"{part}.png")
+        print(f"{path}: val_loss {record['val_loss']:.4f} after {record['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
