@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +109,20 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
     mean_loss = training.make_evaluate(model)
 
-    def load_batches(first: int, n_steps: int) -> training.Batch:
-        steps = range(first, first + n_steps)
+    def request_batches() -> tuple[int, Future[training.Batch] | None]:
+        """Starts to cut and move the batches of the next dispatch; says of how many steps."""
+        if step == c.max_steps:
+            return 0, None
+        n = min(capacity, c.eval_interval - step % c.eval_interval, c.max_steps - step)
+        if devices.on_cpu():  # where any number of steps runs without compiling anew
+            n = max(1, min(n, int(DISPATCH_SECONDS / seconds_per_step)))
+        return n, feeder.submit(load_batches, range(step, step + n))
+
+    def load_batches(steps: range) -> training.Batch:
         batches = data.training_batches(
             text.train, config.model.block_size, c.batch_size, config.seed, steps, capacity
         )
         return jax.device_put(batches, batch_sharding)
-
-    def steps_to_next_look(seconds_per_step: float) -> int:
-        n = min(capacity, c.eval_interval - step % c.eval_interval, c.max_steps - step)
-        if devices.on_cpu():  # where any number of steps runs without compiling anew
-            n = max(1, min(n, int(DISPATCH_SECONDS / seconds_per_step)))
-        return n
 
     def evaluate(split: Iterator[data.Batch]) -> float:
         groups = (jax.device_put(group, batch_sharding) for group in stop.between(split))
@@ -157,19 +159,18 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     saved_at = time.monotonic()
     with report, ThreadPoolExecutor(1) as feeder:
         try:
-            if step == 0:
-                look()
-            n = steps_to_next_look(seconds_per_step)
-            batches = feeder.submit(load_batches, step, n)
-            while step < c.max_steps:
+            at_evaluation = step % c.eval_interval == 0 or step == c.max_steps
+            if at_evaluation and not report.has_evaluation(step):
+                val_loss = look()
+                if step:  # a signal had come between these steps and their evaluation
+                    save(val_loss)
+            n, batches = request_batches()
+            while batches:
                 started = time.perf_counter()
-                first = step
                 state, metrics = train_steps(state, batches.result(), n)
-                step += n
-                n = steps_to_next_look(seconds_per_step) if step < c.max_steps else 0
-                if n:
-                    batches = feeder.submit(load_batches, step, n)
-                losses, norms = jax.device_get(metrics)  # waits for the device
+                first, step = step, step + n
+                n, batches = request_batches()  # while the device works
+                losses, norms = jax.device_get(metrics)  # waits for it
                 seconds_per_step = (time.perf_counter() - started) / (step - first)
                 report.steps_done(step)
                 for i in range(step - first):

@@ -78,18 +78,27 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the lowest validation loss, None where none was evaluated."""
-        losses = {}
-        for step in self.steps():
-            with contextlib.suppress(FileNotFoundError):
-                if metrics := self._manager.metrics(step):
-                    losses[step] = metrics["val_loss"]
+        metrics = {step: self._metrics(step) for step in self.steps()}
+        losses = {step: m["val_loss"] for step, m in metrics.items() if m}
         return min(losses, key=losses.__getitem__) if losses else None
 
+    def _metrics(self, step: int) -> Any:
+        """What was saved with a step, None if it was not evaluated."""
+        try:
+            return self._manager.metrics(step)
+        except FileNotFoundError:
+            return None
+
     def save(self, state: TrainState, val_loss: float | None = None) -> None:
-        """Starts to save; returns once the arrays are copied. The same step twice is no error."""
+        """Starts to save; returns once the arrays are copied.
+
+        A step that is there already is left alone, unless now its validation loss is known.
+        """
         step = int(state.step)
         if step in self.steps():
-            return
+            if val_loss is None or self._metrics(step):
+                return
+            self._manager.delete(step)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(_by_path(state.params)),
             opt_state=ocp.args.StandardSave(_by_path(state.opt_state)),
@@ -111,7 +120,9 @@ class Checkpoints:
         Raises UserError with a diff when the checkpoint has other arrays than `like`.
         """
         restored = self._restore(step, {"params": like.params, "opt_state": like.opt_state})
-        return TrainState(jnp.int32(step), restored["params"], restored["opt_state"])
+        # Placed like the rest: another placement would compile the train step twice.
+        step_array = jax.device_put(jnp.int32(step), like.step.sharding)
+        return TrainState(step_array, restored["params"], restored["opt_state"])
 
     def restore_params(self, step: int, like: Any) -> Any:
         """The parameters alone: all that sampling and evaluation need."""

@@ -39,6 +39,7 @@ class Reporter:
         path = folder / "metrics.jsonl"
         rows = [row for row in read_metrics(folder) if row["step"] <= first_step]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._evaluated = {row["step"] for row in rows if "val_loss" in row}
         self._metrics = open(path, "a", buffering=1)  # noqa: SIM115 - closed by __exit__
         before = rows[-1]["seconds"] if rows else 0.0
         self._start = time.perf_counter() - before
@@ -66,6 +67,10 @@ class Reporter:
         self._metrics.close()
         for writer in self._writers:
             writer.close()
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether metrics.jsonl had an evaluation of this step when we started."""
+        return step in self._evaluated
 
     def say(self, line: str) -> None:
         """One line of prose, above the progress bar if there is one."""
