@@ -59,7 +59,7 @@ class Sample:
 def main(argv: list[str] | None = None) -> None:
     with exit_codes():
         arguments = sys.argv[1:] if argv is None else argv
-        sample(config.parse_command(Sample, arguments, "sample.py RUN"))
+        sample(config.parse_command(Sample, arguments, "sample.py"))
 
 
 def sample(command: Sample) -> None:

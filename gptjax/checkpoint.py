@@ -95,6 +95,7 @@ class Checkpoints:
         A step that is there already is left alone, unless now its validation loss is known.
         """
         step = int(state.step)
+        self._manager.wait_until_finished()
         if step in self.steps():
             if val_loss is None or self._metrics(step):
                 return
@@ -106,12 +107,8 @@ class Checkpoints:
         metrics = None if val_loss is None else {"val_loss": val_loss}
         self._manager.save(step, args=items, metrics=metrics)
 
-    def wait(self) -> None:
-        """Returns when every save is committed."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
-        """Waits and releases the threads of orbax."""
+        """Waits until every save is committed and ends the threads of orbax."""
         self._manager.close()
 
     def restore(self, step: int, like: TrainState) -> TrainState:

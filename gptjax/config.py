@@ -150,7 +150,7 @@ class Config:
     seed: int = 1337
     """Decides initial weights, batches and dropout."""
     run_dir: Path | None = None
-    """Where the run lives; default runs/NAME-OF-CONFIG. A run found there is continued."""
+    """Where the run lives; default runs/NAME of the config file. A run found there continues."""
     resume: bool = False
     """Refuse to start from scratch: there must be a checkpoint to continue."""
 
@@ -214,10 +214,12 @@ def parse(argv: list[str]) -> Config:
     and a value of the wrong type or range. Prints help and exits on -h / --help.
     """
     path, overrides = _split_config_flag(argv)
+    if path is None and not {"-h", "--help"} & set(overrides):
+        near = ", ".join(sorted(map(str, Path("configs").glob("*.py"))))
+        raise UserError(f"--config FILE is missing; there are {near or 'none in configs/'}")
     default = load_file(path) if path else Config()
-    if default.run_dir is None:
-        name = path.stem if path else "gpt"
-        default = dataclasses.replace(default, run_dir=Path("runs") / name)
+    if path and default.run_dir is None:
+        default = dataclasses.replace(default, run_dir=Path("runs") / path.stem)
     config = parse_command(Config, overrides, "train.py --config FILE", default)
     check(config)
     return config
