@@ -114,6 +114,10 @@ def sample(command: Sample) -> None:
 
 def _read_prompt(command: Sample) -> str:
     if command.prompt_file is None:
+        try:
+            command.prompt.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"--prompt is not UTF-8 at position {error.start}") from None
         return command.prompt
     if command.prompt:
         raise UserError("--prompt and --prompt-file are two prompts; give one")

@@ -19,7 +19,7 @@ import numpy as np
 from gptjax import checkpoint, data, devices, models, optim, sampling, training
 from gptjax.config import Config, parse
 from gptjax.errors import Interrupted, TrainingDiverged, UserError, exit_codes
-from gptjax.report import Reporter
+from gptjax.report import Reporter, check_trackers
 
 # A dispatch aims at this many seconds on a CPU, so that nothing waits long for the host's ear.
 DISPATCH_SECONDS = 1.0
@@ -72,6 +72,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     TrainingDiverged at a loss that is no number, with the last good state saved.
     """
     c = config.train
+    check_trackers(c)
     text = data.load(config.data, config.model.block_size)
     vocab_size = text.tokenizer.vocab_size
     model = models.build(config.model, vocab_size, devices.compute_dtype(c))
@@ -86,6 +87,8 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
 
     shapes = checkpoint.with_sharding(jax.eval_shape(fresh_state), state_sharding)
     checkpoint.check_disk(folder, shapes, n_checkpoints=c.keep_checkpoints + 2)
+    if config.resume and not (folder / "checkpoints").is_dir():
+        raise UserError(f"--resume: {folder} has no checkpoint to continue; leave --resume out")
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints", c.keep_checkpoints)
     last_step = max(checkpoints.steps(), default=None)
     if config.resume and last_step is None:
@@ -124,6 +127,9 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
         )
         return jax.device_put(batches, batch_sharding)
 
+    def evaluation_is_due() -> bool:
+        return step % c.eval_interval == 0 or step == c.max_steps
+
     def evaluate(split: Iterator[data.Batch]) -> float:
         groups = (jax.device_put(group, batch_sharding) for group in stop.between(split))
         return mean_loss(state.params, groups)
@@ -137,6 +143,9 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
                 text.val, config.model.block_size, c.batch_size, config.seed, c.eval_batches
             )
             losses["val_loss_sampled"] = evaluate(sampled)
+        for name, loss in losses.items():
+            if not np.isfinite(loss):
+                raise TrainingDiverged(f"step {step}: {name} {loss}; {_advice(folder)}")
         if c.sample_tokens:
             start = np.array([[text.tokenizer.start]])
             sampler = sampling.Sampler(temperature=0.8)
@@ -159,10 +168,10 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     saved_at = time.monotonic()
     with report, ThreadPoolExecutor(1) as feeder:
         try:
-            at_evaluation = step % c.eval_interval == 0 or step == c.max_steps
-            if at_evaluation and not report.has_evaluation(step):
+            # At the very start, or where a signal came between a step and its evaluation.
+            if evaluation_is_due() and step not in report.evaluated:
                 val_loss = look()
-                if step:  # a signal had come between these steps and their evaluation
+                if step:
                     save(val_loss)
             n, batches = request_batches()
             while batches:
@@ -183,7 +192,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
                         rate = float(np.asarray(learning_rate(first + i)))
                         report.training(first + i + 1, float(losses[i]), float(norms[i]), rate)
                 stop.check()
-                if step % c.eval_interval == 0 or step == c.max_steps:
+                if evaluation_is_due():
                     save(look())
                     saved_at = time.monotonic()
                 elif time.monotonic() - saved_at > CHECKPOINT_SECONDS:

@@ -164,8 +164,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--run-dir {folder} is a file; name a folder")
-        others = folder.is_dir() and any(p.name != "lock" for p in folder.iterdir())
-        if others and not (folder / "config.json").exists():
+        # config.json comes last, so a start killed early leaves some of the others without it.
+        early = {"lock", "checkpoints", "tokenizer.json", "environment.json", "config.json"}
+        names = {p.name.removesuffix(".part") for p in folder.iterdir()} if folder.is_dir() else ()
+        if not early.issuperset(names) and not (folder / "config.json").exists():
             raise UserError(
                 f"--run-dir {folder} has files but no config.json, so it is no run; name another"
             )
@@ -208,9 +210,13 @@ def check_resumable(folder: Path, config: Config, data: TextData) -> list[str]:
     if read_tokenizer(folder).to_dict() != data.tokenizer.to_dict():
         sizes = read_tokenizer(folder).vocab_size, data.tokenizer.vocab_size
         refused.append(f"vocabulary of {sizes[0]} tokens -> another of {sizes[1]}")
-    had_sha = json.loads((folder / "environment.json").read_text())["data"]["sha256"]
-    if had_sha != data.sha256:
-        refused.append(f"data sha256 {had_sha[:12]} -> {data.sha256[:12]} ({data.source})")
+    had_data = json.loads((folder / "environment.json").read_text())["data"]
+    if had_data["sha256"] != data.sha256:
+        sha256 = had_data["sha256"][:12], data.sha256[:12]
+        refused.append(f"data sha256 {sha256[0]} -> {sha256[1]} ({data.source})")
+    elif not refused and had_data["train_tokens"] != len(data.train):  # token files, split anew
+        lengths = f"{had_data['train_tokens']:,} -> {len(data.train):,}"
+        refused.append(f"training tokens {lengths} ({data.source})")
     if refused:
         raise UserError(
             f"{folder} holds another run, which cannot continue so: {'; '.join(refused)}; undo "
@@ -261,7 +267,8 @@ def read_config(folder: Path) -> Config:
     try:
         return config_lib.from_json((folder / "config.json").read_text())
     except OSError:
-        what = "is not a run directory (no config.json)" if folder.is_dir() else "does not exist"
+        what = "is a file" if folder.is_file() else "does not exist"
+        what = "is not a run directory (no config.json)" if folder.is_dir() else what
         runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
         raise UserError(f"{folder} {what}; runs here: {', '.join(runs) or 'none'}") from None
 

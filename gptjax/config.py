@@ -7,6 +7,7 @@ where it has one.
 
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import io
 import json
@@ -250,12 +251,41 @@ def load_file(path: Path) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises is the user's to fix
-        raise UserError(f"--config {path} fails with {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever a user's file raises is theirs to fix
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        names = [knob.rpartition(".")[2] for knob in flatten(Config())]
+        near = difflib.get_close_matches(unknown[1], names, 1) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"--config {path} fails with {type(error).__name__}: {error}{hint}"
+        ) from None
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise UserError(f"--config {path} must define `config = Config(...)`; see configs/gpt.py")
+    try:
+        _check_types(config)
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from None
     return config
+
+
+def _check_types(section: Any, prefix: str = "") -> None:
+    """Raises UserError for a field whose value is not of its type: Python itself does not ask."""
+    for name, hint in typing.get_type_hints(type(section)).items():
+        value = getattr(section, name)
+        flag = f"--{prefix}{name}".replace("_", "-")
+        choices = typing.get_args(hint)
+        if typing.get_origin(hint) is Literal:
+            fits, wanted = value in choices, f"one of {', '.join(choices)}"
+        else:
+            # bool is an int to isinstance, and an int will do for a float.
+            classes = choices or ((int, float) if hint is float else (hint,))
+            fits = isinstance(value, classes) and (hint is bool or not isinstance(value, bool))
+            wanted = " or ".join(cls.__name__ for cls in choices or (hint,))
+        if not fits:
+            raise UserError(f"{flag} is {value!r}, but must be {wanted}")
+        if dataclasses.is_dataclass(value):
+            _check_types(value, f"{prefix}{name}.")
 
 
 def to_json(config: Config) -> str:
@@ -327,7 +357,9 @@ def _split_config_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
 def _one_line(boxed: str) -> str:
     """tyro draws its errors as a box; this keeps the words, up to the hint at --help."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    inside = " ".join(line.strip("│─ ") for line in plain.splitlines() if line.startswith("│"))
+    # Below the title. Without UTF-8 on stdout, the box has no sides and its lines are of hyphens.
+    lines = [line.strip(" │╰─╯") for line in plain.splitlines()[1:]]
+    inside = " ".join(line for line in lines if line.strip("-"))
     text = re.split(r"For full helptext|Argument helptext|\(default:", inside)[0]
     return f"{' '.join(text.split())} (--help lists every option)"
 

@@ -12,6 +12,7 @@ writes token files for a corpus larger than memory; `--data.path DIR` then train
 import codecs
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -245,16 +246,25 @@ def _train_on_pieces(command: Prepare) -> Tokenizer:
 
 
 def _pieces(files: tuple[Path, ...]) -> Iterator[str]:
-    """The files' text in pieces that end at a line's end where lines are shorter than a piece."""
+    """The files' text, less byte-order marks, in pieces that encode as the whole would.
+
+    A BPE never merges the end of a word with the blank behind it (but several blanks it does), so
+    that is where pieces are cut.
+    """
     for path in files:
         decoder = codecs.getincrementaldecoder("utf-8")()
-        offset, pending = 0, ""
+        offset, pending, at_start = 0, "", True
         try:
             with open(path, "rb") as file:
                 while raw := file.read(PREPARE_PIECE):
-                    pending += decoder.decode(raw)
+                    new = decoder.decode(raw)
                     offset += len(raw)
-                    cut = pending.rfind("\n") + 1 or len(pending)
+                    if at_start and new:
+                        new, at_start = new.removeprefix("\ufeff"), False
+                    pending += new
+                    word = re.match(r"(?s).*\S(?=[ \n])", pending)  # greedy: to the last one
+                    endless = len(pending) > PREPARE_BPE_SAMPLE
+                    cut = word.end() if word else len(pending) * endless
                     yield pending[:cut]
                     pending = pending[cut:]
             yield pending + decoder.decode(b"", final=True)
@@ -275,7 +285,7 @@ def _load_prepared(folder: Path) -> TextData:
             np.memmap(folder / f"{split}.bin", np.dtype(meta["dtype"]), "r")
             for split in ("train", "val")
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--data.path {folder} is not a folder of token files ({error}); make one with "
             "python -m gptjax.data prepare"

