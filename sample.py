@@ -102,7 +102,7 @@ def sample(command: Sample) -> None:
         run(prompt, ids)
     while command.interactive:
         try:
-            prompt = input("prompt> ").replace("\\n", "\n")
+            prompt = input("" if command.json else "prompt> ").replace("\\n", "\n")
         except (EOFError, KeyboardInterrupt):
             print()
             return

@@ -105,8 +105,10 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     )
     for change in changes:
         report.say(f"changed since the last start: {change}")
-    if last_step is not None:
+    if last_step is not None and step < c.max_steps:
         report.say(f"continuing at step {step}")
+    elif last_step is not None:
+        report.say(f"complete at step {step}; raise --train.max-steps or name another --run-dir")
 
     state = fresh_state() if last_step is None else checkpoints.restore(last_step, shapes)
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
@@ -114,7 +116,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
 
     def request_batches() -> tuple[int, Future[training.Batch] | None]:
         """Starts to cut and move the batches of the next dispatch; says of how many steps."""
-        if step == c.max_steps:
+        if step >= c.max_steps:
             return 0, None
         n = min(capacity, c.eval_interval - step % c.eval_interval, c.max_steps - step)
         if devices.on_cpu():  # where any number of steps runs without compiling anew
@@ -213,11 +215,12 @@ def _headline(config: Config, n_params: int, step: int) -> str:
     c = config.train
     dtype = devices.compute_dtype(c)
     # 6 operations per parameter and token, at the third of the matmul rate that training reaches.
-    operations = 6 * n_params * c.batch_size * config.model.block_size * (c.max_steps - step)
+    n_steps = max(0, c.max_steps - step)
+    operations = 6 * n_params * c.batch_size * config.model.block_size * n_steps
     minutes = operations / (0.3 * devices.matmul_rate(dtype)) / 60
     return (
         f"{devices.describe()}  {np.dtype(dtype).name}  {n_params:,} parameters  "
-        f"about {minutes:.1f} min for {c.max_steps - step} steps"
+        f"about {minutes:.1f} min for {n_steps} steps"
     )
 
 

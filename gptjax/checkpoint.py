@@ -92,12 +92,13 @@ class Checkpoints:
     def save(self, state: TrainState, val_loss: float | None = None) -> None:
         """Starts to save; returns once the arrays are copied.
 
-        A step that is there already is left alone, unless now its validation loss is known.
+        A step that is there already is left alone, unless its validation loss is known only now
+        and there is another checkpoint to fall back on while it is replaced.
         """
         step = int(state.step)
         self._manager.wait_until_finished()
         if step in self.steps():
-            if val_loss is None or self._metrics(step):
+            if val_loss is None or self._metrics(step) or len(self.steps()) == 1:
                 return
             self._manager.delete(step)
         items = ocp.args.Composite(

@@ -40,7 +40,7 @@ class Reporter:
         self.folder, self.config = folder, config
         self._tokens_per_step = config.train.batch_size * config.model.block_size
         self.console = Console(highlight=False, soft_wrap=True)
-        self._writers = _external_writers(folder, config)
+        self._writers = _external_writers(folder, config, first_step)
         path = folder / "metrics.jsonl"
         # A run that starts afresh evaluates step 0 again, too.
         rows = [row for row in read_metrics(folder) if first_step and row["step"] <= first_step]
@@ -105,10 +105,11 @@ class Reporter:
         """A row for an evaluation; draws loss.png anew."""
         row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **losses}
         self._store(row)
-        self._rates = []
         self._show(line=True)
         rows = read_metrics(self.folder)
         plot({self.folder.name: rows}, self.folder / "loss.png")
+        # Training speed counts from now, unless the dispatch that compiles is still to come.
+        self._rates = [(time.perf_counter(), step)] if self._rates else []
 
     def _store(self, row: Row) -> None:
         self._metrics.write(json.dumps(row) + "\n")
@@ -174,14 +175,16 @@ def check_trackers(config: TrainConfig) -> None:
                 ) from None
 
 
-def _external_writers(folder: Path, config: Config) -> list[_TensorBoard | _WandB]:
+def _external_writers(folder: Path, config: Config, first_step: int) -> list[_TensorBoard | _WandB]:
     """The optional trackers that the configuration asks for."""
     writers: list[_TensorBoard | _WandB] = []
     check_trackers(config.train)
     if config.train.tensorboard:
         from tensorboardX import SummaryWriter
 
-        writers.append(_TensorBoard(SummaryWriter(str(folder / "tensorboard"))))
+        writers.append(
+            _TensorBoard(SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1))
+        )
     if config.train.wandb:
         import wandb  # pyright: ignore[reportMissingImports]
 

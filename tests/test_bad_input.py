@@ -23,7 +23,8 @@ from gptjax.errors import UserError
 REPO = Path(__file__).parents[1]
 MAX_STEPS, LEARNING_RATE = 4, 1e-3
 TINY = (
-    f"--config {REPO}/configs/debug.py --model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.block-size 16 "
+    f"--config {REPO}/configs/debug.py "
+    "--model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.block-size 16 "
     "--model.dropout 0.1 --train.batch-size 4 --train.steps-per-dispatch 2 --train.eval-interval 2 "
     "--train.eval-batches 1 --train.log-interval 1 --train.sample-tokens 8 "
     f"--train.max-steps {MAX_STEPS} --optim.learning-rate {LEARNING_RATE}"
@@ -500,7 +501,7 @@ def test_a_run_directory_to_sample_from_must_be_one(
     (tmp_path / "runs/one").mkdir(parents=True)
     (tmp_path / "runs/one/config.json").touch()
     assert "runs here: runs/one" in refused(sample.main, tmp_path / "none")
-    assert "RUN" in refused(sample.main)
+    assert "Missing" in refused(sample.main)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from gptjax import data, tokenizer
 from gptjax.config import DataConfig
 from gptjax.data import Batch, Prepare
 from gptjax.errors import UserError
+
+Kind = Literal["char", "byte", "gpt2", "bpe"]
 
 # Blank lines, indents and characters of one to four bytes, so that any place to cut is a trap.
 TEXT = "First Citizen:\n\n  Speak, naïve friend.\n\n\n\tÜber 12 €? \U0001f600\n   \nAll:\n" * 5
@@ -163,7 +166,7 @@ def test_the_shortest_text_that_works() -> None:
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 16, 1000])
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
 def test_prepare_equals_encoding_all_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, piece: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, piece: int
 ) -> None:
     """Pieces of a few bytes cut through characters, words and blank lines."""
     monkeypatch.setattr(data, "PREPARE_PIECE", piece)
@@ -234,7 +237,7 @@ def test_the_offset_of_a_byte_that_is_not_utf8_is_exact(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     piece: int,
-    kind: str,
+    kind: Kind,
     raw: bytes,
     offset: int,
     byte: str,
@@ -249,7 +252,7 @@ def test_the_offset_of_a_byte_that_is_not_utf8_is_exact(
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
-def test_an_empty_or_missing_file_leaves_nothing_behind(tmp_path: Path, kind: str) -> None:
+def test_an_empty_or_missing_file_leaves_nothing_behind(tmp_path: Path, kind: Kind) -> None:
     good = tmp_path / "good.txt"
     good.write_text(TEXT, encoding="utf-8")
     empty = tmp_path / "empty.txt"

@@ -26,8 +26,11 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
     asked: list[str]
 
-    def log_message(self, *args: Any) -> None:
+    def log_request(self, code: Any = "-", size: Any = "-") -> None:
         self.asked.append(self.path)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: stderr is what the tests look at."""
 
 
 @pytest.fixture

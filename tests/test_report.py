@@ -113,6 +113,17 @@ def test_speed_leaves_out_compiling_and_evaluations(tmp_path: Path, clock: Clock
     speeds = [r["tokens_per_second"] for r in strict_rows(tmp_path) if "train_loss" in r]
     assert speeds == [4 * tokens_per_step / 2, 5 * tokens_per_step / 1]
 
+    with Reporter(tmp_path, CONFIG, first_step=10) as reporter:
+        reporter.evaluation(10, {"val_loss": 2.9})  # which a signal had cut short
+        clock.now += 30  # compiles
+        reporter.steps_done(11)
+        reporter.training(11, 2.5, 0.5, 1e-3)
+        clock.now += 1
+        reporter.steps_done(13)
+        reporter.training(13, 2.5, 0.5, 1e-3)
+    speeds = [r["tokens_per_second"] for r in strict_rows(tmp_path) if r["step"] > 10]
+    assert speeds == [0, 2 * tokens_per_step]
+
 
 def test_a_resumed_run_is_cut_back_to_its_checkpoint(tmp_path: Path, clock: Clock) -> None:
     with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
