@@ -6,6 +6,8 @@ import tempfile
 # Set before jax is imported. The suite tests the CPU path, also on a machine with a GPU; what a
 # test compiles, the next one (and the processes that tests start) finds in a cache.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile far more than they compute; the optimizer of machine code is LLVM's to test.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 _CACHE = tempfile.TemporaryDirectory(prefix="gptjax-tests-", ignore_cleanup_errors=True)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -409,7 +409,7 @@ def test_the_same_text_from_another_place_continues(
 ) -> None:
     moved = shutil.copy(text_file, tmp_path / "moved.txt")
     train.main([*TINY, "--data.path", str(moved), "--run-dir", str(copied)])
-    assert f"continuing at step {MAX_STEPS}" in capsys.readouterr().out
+    assert f"complete at step {MAX_STEPS}" in capsys.readouterr().out
 
 
 def test_changed_knobs_that_the_arrays_survive_are_logged(
