@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def sample(command: Sample) -> None:
     """Raises UserError for a folder that is no run, a bad prompt or an option out of range."""
+    devices.require_backend()
     run_config = checkpoint.read_config(command.run)
     tok = checkpoint.read_tokenizer(command.run)
     temperature = 0.0 if command.greedy else command.temperature
@@ -106,6 +107,9 @@ def sample(command: Sample) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except UnicodeDecodeError as error:
+            print(f"error: the prompt is not UTF-8 at byte {error.start}", file=sys.stderr)
+            continue
         try:
             run(prompt, _encode(prompt, tok, run_config.model.block_size))
         except UserError as error:  # one bad prompt does not end the conversation
@@ -114,15 +118,11 @@ def sample(command: Sample) -> None:
 
 def _read_prompt(command: Sample) -> str:
     if command.prompt_file is None:
-        try:
-            command.prompt.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"--prompt is not UTF-8 at position {error.start}") from None
         return command.prompt
     if command.prompt:
         raise UserError("--prompt and --prompt-file are two prompts; give one")
     try:
-        return command.prompt_file.read_text(encoding="utf-8")
+        return command.prompt_file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"--prompt-file {command.prompt_file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -133,6 +133,10 @@ def _read_prompt(command: Sample) -> str:
 
 def _encode(prompt: str, tok: Tokenizer, block_size: int) -> np.ndarray:
     """Token ids (N,), at least one."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is not UTF-8 at position {error.start}") from None
     ids = tok.encode(prompt) if prompt else np.array([tok.start], np.int32)
     if len(ids) > block_size:
         print(

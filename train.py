@@ -72,6 +72,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     TrainingDiverged at a loss that is no number, with the last good state saved.
     """
     c = config.train
+    devices.require_backend()
     check_trackers(c)
     text = data.load(config.data, config.model.block_size)
     vocab_size = text.tokenizer.vocab_size
@@ -94,6 +95,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     if config.resume and last_step is None:
         raise UserError(f"--resume: {folder} has no checkpoint to continue; leave --resume out")
     changes = checkpoint.check_resumable(folder, config, text) if last_step is not None else []
+    restored = None if last_step is None else checkpoints.restore(last_step, shapes)
     checkpoint.describe_run(folder, config, text)
 
     step = last_step or 0
@@ -110,7 +112,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     elif last_step is not None:
         report.say(f"complete at step {step}; raise --train.max-steps or name another --run-dir")
 
-    state = fresh_state() if last_step is None else checkpoints.restore(last_step, shapes)
+    state = restored or fresh_state()
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
     mean_loss = training.make_evaluate(model)
 
@@ -202,6 +204,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
                     saved_at = time.monotonic()
         except Interrupted as interrupt:
             save()
+            checkpoints.wait()
             name = signal.Signals(interrupt.signum).name
             report.say(f"{name}: saved step {step}; the same command continues from there")
             raise
@@ -234,10 +237,10 @@ def _advice(folder: Path) -> str:
 def _closing_words(folder: Path) -> str:
     """The latest sample, and where to find everything."""
     samples = sorted((folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
-    text = samples[-1].read_text().strip() if samples else ""
+    text = samples[-1].read_text(encoding="utf-8").strip() if samples else ""
     return (
         f"{text}\n\n" if text else ""
-    ) + f"loss plot: {folder}/loss.png\nsample more: python sample.py {folder} --prompt ROMEO:"
+    ) + f"loss plot: {folder}/loss.png\nsample more: python sample.py {folder}"
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class Checkpoints:
         and there is another checkpoint to fall back on while it is replaced.
         """
         step = int(state.step)
-        self._manager.wait_until_finished()
+        self.wait()
         if step in self.steps():
             if val_loss is None or self._metrics(step) or len(self.steps()) == 1:
                 return
@@ -107,6 +107,10 @@ class Checkpoints:
         )
         metrics = None if val_loss is None else {"val_loss": val_loss}
         self._manager.save(step, args=items, metrics=metrics)
+
+    def wait(self) -> None:
+        """Returns when every save is committed."""
+        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until every save is committed and ends the threads of orbax."""
@@ -172,6 +176,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"--run-dir {folder} has files but no config.json, so it is no run; name another"
             )
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "a+")  # noqa: SIM115 - held for as long as the run
     except OSError as error:
@@ -190,7 +195,13 @@ def locked(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        try:
+            yield
+        except UserError:
+            if is_new and [p.name for p in folder.iterdir()] == ["lock"]:  # nothing came of it
+                (folder / "lock").unlink()
+                folder.rmdir()
+            raise
 
 
 def check_resumable(folder: Path, config: Config, data: TextData) -> list[str]:
@@ -211,7 +222,7 @@ def check_resumable(folder: Path, config: Config, data: TextData) -> list[str]:
     if read_tokenizer(folder).to_dict() != data.tokenizer.to_dict():
         sizes = read_tokenizer(folder).vocab_size, data.tokenizer.vocab_size
         refused.append(f"vocabulary of {sizes[0]} tokens -> another of {sizes[1]}")
-    had_data = json.loads((folder / "environment.json").read_text())["data"]
+    had_data = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["data"]
     if had_data["sha256"] != data.sha256:
         sha256 = had_data["sha256"][:12], data.sha256[:12]
         refused.append(f"data sha256 {sha256[0]} -> {sha256[1]} ({data.source})")
@@ -266,7 +277,7 @@ def check_disk(folder: Path, state: TrainState, n_checkpoints: int) -> None:
 def read_config(folder: Path) -> Config:
     """The configuration of a run. Raises UserError if the folder holds none."""
     try:
-        return config_lib.from_json((folder / "config.json").read_text())
+        return config_lib.from_json((folder / "config.json").read_text(encoding="utf-8"))
     except OSError:
         what = "is a file" if folder.is_file() else "does not exist"
         what = "is not a run directory (no config.json)" if folder.is_dir() else what
@@ -277,7 +288,9 @@ def read_config(folder: Path) -> Config:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a run."""
     try:
-        return tokenizer_lib.from_dict(json.loads((folder / "tokenizer.json").read_text()))
+        return tokenizer_lib.from_dict(
+            json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}/tokenizer.json cannot be read ({error})") from None
 
@@ -309,7 +322,7 @@ def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, A
 def write_atomically(path: Path, content: str) -> None:
     """Writes a file whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(content)
+    part.write_text(content, encoding="utf-8")
     part.replace(path)
 
 

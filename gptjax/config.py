@@ -193,9 +193,10 @@ def check(config: Config) -> None:
     for name in ("learning_rate", "muon_learning_rate"):
         rate = getattr(optim, name)
         require(0 < rate < math.inf, f"optim.{name}".replace("_", "-"), rate, "> 0 and finite")
-    for name in ("beta1", "beta2", "final_fraction"):
-        value = getattr(optim, name)
-        require(0 <= value <= 1, f"optim.{name}".replace("_", "-"), value, "in [0, 1]")
+    for name in ("beta1", "beta2"):
+        require(0 <= getattr(optim, name) < 1, f"optim.{name}", getattr(optim, name), "in [0, 1)")
+    fraction = optim.final_fraction
+    require(0 <= fraction <= 1, "optim.final-fraction", fraction, "in [0, 1]")
     for name in ("warmup_steps", "weight_decay", "grad_clip"):
         value = getattr(optim, name)
         require(0 <= value < math.inf, f"optim.{name}".replace("_", "-"), value, ">= 0")
@@ -243,8 +244,10 @@ def parse_command(cls: type[T], argv: list[str], prog: str, default: T | None = 
 def load_file(path: Path) -> Config:
     """Runs a config file and returns its `config`; raises UserError if there is none."""
     if not path.is_file():
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "none"
-        raise UserError(f"--config {path} does not exist; config files there: {near}")
+        folder = path if path.is_dir() else path.parent
+        near = ", ".join(sorted(str(p) for p in folder.glob("*.py"))) or "none"
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"--config {path} {what}; config files there: {near}")
     spec = importlib.util.spec_from_file_location(f"gptjax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config {path} is not a Python file; see configs/gpt.py for one")

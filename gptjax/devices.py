@@ -25,6 +25,20 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def require_backend() -> None:
+    """Raises UserError when JAX cannot start, for example on a GPU that is not there."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        asked = os.environ.get("JAX_PLATFORMS")
+        wanted = (
+            f"JAX_PLATFORMS={asked} is not available here; unset it"
+            if asked
+            else ("JAX finds no device it can use; JAX_PLATFORMS=cpu keeps to the CPU")
+        )
+        raise UserError(wanted) from None
+
+
 def compute_dtype(config: TrainConfig) -> Any:
     """The dtype of activations and matmuls."""
     if config.dtype == "auto":

@@ -1,5 +1,6 @@
 """How a command of gptjax ends when something is wrong: one clear line, no traceback."""
 
+import io
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,13 @@ class Interrupted(Exception):
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turns the exceptions above into a line on stderr and the exit code that they document."""
+    """Turns the exceptions above into a line on stderr and the exit code that they document.
+
+    So it does with what the system refuses while we work, a full disk for one: exit code 1.
+    """
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter still shows the rest
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         yield
     except (UserError, TrainingDiverged) as error:
@@ -38,3 +45,6 @@ def exit_codes() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

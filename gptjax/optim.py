@@ -43,9 +43,10 @@ def build(config: OptimConfig, max_steps: int) -> optax.GradientTransformation:
         muon_rate = schedule(config, max_steps, config.muon_learning_rate)
         muon = optax.contrib.muon(muon_rate, weight_decay=config.weight_decay)
         transform = optax.partition({"muon": muon, "adamw": transform}, muon_or_adamw)
-    if config.grad_clip:
-        transform = optax.chain(optax.clip_by_global_norm(config.grad_clip), transform)
-    return transform
+    # A link even without clipping: turning it on must not change the tree of the state, or a
+    # run that diverged could not resume with it.
+    clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
+    return optax.chain(clip, transform)
 
 
 def is_matrix(params: Any) -> Any:

@@ -7,6 +7,7 @@ lays the curves of several runs over one another.
 
 import importlib
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -29,6 +30,14 @@ PLAIN_LINE_SECONDS = 5.0
 Row = dict[str, Any]
 
 
+class _Console(Console):
+    """A console whose reader may leave: `train.py | head` must not end the training."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Reporter:
     """Shows and stores the progress of one run. Use as a context manager."""
 
@@ -39,7 +48,7 @@ class Reporter:
         """
         self.folder, self.config = folder, config
         self._tokens_per_step = config.train.batch_size * config.model.block_size
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = _Console(highlight=False, soft_wrap=True, emoji=False)
         self._writers = _external_writers(folder, config, first_step)
         path = folder / "metrics.jsonl"
         # A run that starts afresh evaluates step 0 again, too.
@@ -195,7 +204,7 @@ def _external_writers(folder: Path, config: Config, first_step: int) -> list[_Te
 def read_metrics(folder: Path) -> list[Row]:
     """The rows of a run's metrics.jsonl; a last line cut short by a kill is dropped."""
     try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return []
     rows = []

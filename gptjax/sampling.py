@@ -55,7 +55,8 @@ class Sampler:
         """Next tokens (B,), int32."""
         if self.temperature == 0:
             return jnp.argmax(logits_BV, -1).astype(jnp.int32)
-        logits_BV = logits_BV / self.temperature
+        # The largest at 0, so that no temperature can make it overflow.
+        logits_BV = (logits_BV - logits_BV.max(-1, keepdims=True)) / self.temperature
         if self.top_k:
             kth_B1 = lax.top_k(logits_BV, self.top_k)[0][:, -1:]
             logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)

@@ -95,6 +95,7 @@ def frequencies(sampler: Sampler, n: int = 20_000) -> np.ndarray:
         (Sampler(top_p=0.8), [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0]),
         (Sampler(top_k=3, top_p=0.7), [2 / 3, 1 / 3, 0, 0]),
         (Sampler(temperature=0), [1, 0, 0, 0]),
+        (Sampler(temperature=1e-40), [1, 0, 0, 0]),  # no overflow on the way to greedy
     ],
     ids=str,
 )
