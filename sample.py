@@ -136,7 +136,7 @@ def _encode(prompt: str, tok: Tokenizer, block_size: int) -> np.ndarray:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the prompt is not UTF-8 at position {error.start}") from None
+        raise UserError(f"--prompt is not UTF-8 at position {error.start}") from None
     ids = tok.encode(prompt) if prompt else np.array([tok.start], np.int32)
     if len(ids) > block_size:
         print(
