@@ -78,8 +78,8 @@ def sample(command: Sample) -> None:
             raise UserError(f"--{name} is {value}, but must be at least 1")
     if not 0 <= command.seed < 2**32:
         raise UserError(f"--seed is {command.seed}, but must be in [0, 2**32)")
-    prompts = [] if command.interactive else [_read_prompt(command)]
-    encoded = [_encode(prompt, tok, run_config.model.block_size) for prompt in prompts]
+    prompt = "" if command.interactive else _read_prompt(command)
+    ids = _encode(prompt, tok, run_config.model.block_size)  # refused before the model is loaded
 
     model = models.build(run_config.model, tok.vocab_size, devices.compute_dtype(run_config.train))
     step, params = checkpoint.load_params(command.run, model, command.step)
@@ -99,7 +99,7 @@ def sample(command: Sample) -> None:
         )
         _show(command, prompt, step, pieces, tok)
 
-    for prompt, ids in zip(prompts, encoded, strict=True):
+    if not command.interactive:
         run(prompt, ids)
     while command.interactive:
         try:

@@ -60,7 +60,8 @@ class StopSignal:
 def main(argv: list[str] | None = None) -> None:
     with exit_codes(), StopSignal() as stop:
         config = parse(sys.argv[1:] if argv is None else argv)
-        folder = config.run_dir or Path("runs/gpt")
+        folder = config.run_dir
+        assert folder is not None  # parse names it after the config file
         with checkpoint.locked(folder):
             train(config, folder, stop)
 
@@ -88,12 +89,10 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
 
     shapes = checkpoint.with_sharding(jax.eval_shape(fresh_state), state_sharding)
     checkpoint.check_disk(folder, shapes, n_checkpoints=c.keep_checkpoints + 2)
-    if config.resume and not (folder / "checkpoints").is_dir():
+    if config.resume and not checkpoint.committed_steps(folder):
         raise UserError(f"--resume: {folder} has no checkpoint to continue; leave --resume out")
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints", c.keep_checkpoints)
     last_step = max(checkpoints.steps(), default=None)
-    if config.resume and last_step is None:
-        raise UserError(f"--resume: {folder} has no checkpoint to continue; leave --resume out")
     changes = checkpoint.check_resumable(folder, config, text) if last_step is not None else []
     restored = None if last_step is None else checkpoints.restore(last_step, shapes)
     checkpoint.describe_run(folder, config, text)

@@ -153,6 +153,15 @@ class Checkpoints:
         }
 
 
+def committed_steps(folder: Path) -> list[int]:
+    """The steps of a run that have a checkpoint, ascending; makes no folder to look into.
+
+    orbax gives a checkpoint its bare number as a name when it is whole.
+    """
+    names = (path.name for path in (folder / "checkpoints").glob("*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def _by_path(tree: Any) -> dict[str, Any]:
     """{"block_0.mlp.hidden.kernel": leaf, ...} in the tree's order."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -219,8 +228,9 @@ def check_resumable(folder: Path, config: Config, data: TextData) -> list[str]:
             continue
         fixed = knob not in FREE and any(knob == f or knob.startswith(f + ".") for f in FIXED)
         (refused if fixed else allowed).append(change)
-    if read_tokenizer(folder).to_dict() != data.tokenizer.to_dict():
-        sizes = read_tokenizer(folder).vocab_size, data.tokenizer.vocab_size
+    had_tokenizer = read_tokenizer(folder)
+    if had_tokenizer.to_dict() != data.tokenizer.to_dict():
+        sizes = had_tokenizer.vocab_size, data.tokenizer.vocab_size
         refused.append(f"vocabulary of {sizes[0]} tokens -> another of {sizes[1]}")
     had_data = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["data"]
     if had_data["sha256"] != data.sha256:
@@ -301,12 +311,10 @@ def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, A
     which: "best" (the lowest validation loss), "latest", or a step. Raises UserError, listing
     what there is, when it is not there.
     """
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder} has no checkpoint yet; let it train to its first evaluation")
-    checkpoints = Checkpoints(folder / "checkpoints")
-    steps = checkpoints.steps()
+    steps = committed_steps(folder)
     if not steps:
         raise UserError(f"{folder} has no checkpoint yet; let it train to its first evaluation")
+    checkpoints = Checkpoints(folder / "checkpoints")
     if which in ("best", "latest"):
         step = (checkpoints.best() if which == "best" else None) or steps[-1]
     elif which.isdecimal() and int(which) in steps:
