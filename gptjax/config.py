@@ -45,7 +45,7 @@ class GPTConfig:
     block_size: int = 256
     """Context length, in tokens."""
     dropout: float = 0.2
-    """Share of attention weights and of residual branches zeroed in training."""
+    """Share of attention weights and of residual branches zeroed in training, in steps of 1/256."""
     position: Literal["learned", "rotary"] = "learned"
     """A learned vector per position, or rotated queries and keys (RoPE)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"

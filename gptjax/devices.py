@@ -5,7 +5,6 @@ matrix units want bfloat16, XLA's CPU backend gains nothing from it. The choices
 measured (docs/benchmarks.md); the fields of TrainConfig override them.
 """
 
-import functools
 import os
 import time
 from typing import Any
@@ -18,7 +17,7 @@ from gptjax.config import BigramConfig, ModelConfig, TrainConfig
 from gptjax.errors import UserError
 
 # Tokens x width of a micro-batch on a CPU: about what its caches hold of a layer's activations.
-CPU_MICRO_BATCH = 512 * 384
+CPU_MICRO_BATCH = 1024 * 384
 
 
 def on_cpu() -> bool:
@@ -60,19 +59,6 @@ def micro_batch_size(config: TrainConfig, model: ModelConfig, n_devices: int = 1
     most = max(1, CPU_MICRO_BATCH // (model.block_size * model.n_embd)) * n_devices
     fits = [m for m in range(n_devices, most + 1, n_devices) if config.batch_size % m == 0]
     return max(fits, default=config.batch_size)
-
-
-@functools.cache
-def compiler_options() -> dict[str, str] | None:
-    """Options for jax.jit of the train step: on a CPU, matmuls by XNNPACK's YNN kernels."""
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
-    if not on_cpu():
-        return None
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(0)
-    except jax.errors.JaxRuntimeError:  # an experimental option, not in every jaxlib
-        return None
-    return options
 
 
 def data_parallel(batch_size: int) -> tuple[NamedSharding, NamedSharding]:

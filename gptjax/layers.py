@@ -82,9 +82,32 @@ class Embed(nn.Module):
         table_VD = self.param("table", nn.initializers.normal(1.0), (self.rows, self.features))
         if self.rows > ONE_HOT_ROWS:
             return table_VD.astype(self.dtype)[ids]
-        one_hot = jax.nn.one_hot(ids, self.rows, dtype=self.dtype)
+        # In two dimensions, as in Linear.
+        one_hot = jax.nn.one_hot(ids.reshape(-1), self.rows, dtype=self.dtype)
         # HIGHEST: without it a GPU rounds a float32 table to 10 bits of mantissa.
-        return jnp.dot(one_hot, table_VD.astype(self.dtype), precision=lax.Precision.HIGHEST)
+        y = jnp.dot(one_hot, table_VD.astype(self.dtype), precision=lax.Precision.HIGHEST)
+        return y.reshape(*ids.shape, self.features)
+
+
+class Dropout(nn.Module):
+    """Zeroes a share `rate` of x and scales the rest by what keeps the mean (Srivastava et al. 2014).
+
+    One random byte decides for each number, so the rate is rounded to a multiple of 1/256: JAX's
+    generator makes 32 bits at a time, and on a CPU making them all would cost as much as a third
+    of the step.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        n_dropped = min(round(256 * self.rate), 255)
+        if deterministic or not n_dropped:
+            return x
+        *rows, width = x.shape
+        words = jax.random.bits(self.make_rng("dropout"), (*rows, -(-width // 4)))
+        bytes_ = lax.bitcast_convert_type(words, jnp.uint8).reshape(*rows, -1)[..., :width]
+        return jnp.where(bytes_ < n_dropped, 0, x * (256 / (256 - n_dropped)))
 
 
 class KVCache(NamedTuple):
@@ -144,7 +167,7 @@ class Attention(nn.Module):
         if mask is not None:
             scores_BHTS = jnp.where(mask, scores_BHTS, jnp.finfo(jnp.float32).min)
         weights_BHTS = jax.nn.softmax(scores_BHTS).astype(self.dtype)
-        weights_BHTS = nn.Dropout(c.dropout)(weights_BHTS, deterministic)
+        weights_BHTS = Dropout(c.dropout)(weights_BHTS, deterministic)
         y_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
         y_BTD = y_BTHK.reshape(x_BTD.shape)
         y_BTD = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(y_BTD)
@@ -197,9 +220,9 @@ class Block(nn.Module):
         y_BTD, cache = Attention(c, dtype, name="attention")(
             y_BTD, mask=mask, rotary=rotary, cache=cache, deterministic=deterministic
         )
-        x_BTD = x_BTD + nn.Dropout(c.dropout)(y_BTD, deterministic)
+        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
         y_BTD = MLP(c, dtype, name="mlp")(Norm(c, dtype, name="mlp_norm")(x_BTD))
-        x_BTD = x_BTD + nn.Dropout(c.dropout)(y_BTD, deterministic)
+        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
         return x_BTD, cache
 
 

@@ -108,8 +108,7 @@ def make_train_steps(
     # On a CPU the number of steps is data, so that one executable serves every number (and
     # gives the same bits); an accelerator runs a loop of known length without asking the host.
     static = () if devices.on_cpu() else ("n_steps",)
-    options = devices.compiler_options()
-    return jax.jit(train_steps, donate_argnums=0, static_argnames=static, compiler_options=options)
+    return jax.jit(train_steps, donate_argnums=0, static_argnames=static)
 
 
 def make_evaluate(model: Model) -> Callable[[Params, Iterable[Batch]], float]:
@@ -119,7 +118,7 @@ def make_evaluate(model: Model) -> Callable[[Params, Iterable[Batch]], float]:
     losses over a sum of weights, accumulated on the host in float64.
     """
 
-    @jax.jit(compiler_options=devices.compiler_options())
+    @jax.jit
     def sums(params: Params, batches: Batch) -> tuple[Array, Array]:
         return lax.map(lambda batch: cross_entropy(model, params, batch), batches)
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import MODERN, TINY
 
 from gptjax import layers
-from gptjax.layers import Attention, Embed, KVCache, Linear, Norm
+from gptjax.layers import Attention, Dropout, Embed, KVCache, Linear, Norm
 
 KEY = jax.random.key(0)
 
@@ -140,3 +140,21 @@ def test_rotary_scores_depend_on_the_distance_alone():
     # A rotation keeps lengths.
     turned = layers.rotate(q, *layers.rotary_angles(jnp.array([77]), 8))
     assert np.linalg.norm(turned) == pytest.approx(np.linalg.norm(q), rel=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_drops_the_rate_in_steps_of_a_256th():
+    x = jnp.ones((64, 30, 50))  # a width that is no multiple of four
+    dropped, rest = 0, 256 - 51
+    for seed in range(4):
+        y = Dropout(0.2).apply({}, x, False, rngs={"dropout": jax.random.key(seed)})
+        assert set(np.unique(y)) == {np.float32(0), np.float32(256 / rest)}
+        dropped += int((y == 0).sum())
+    # Five standard deviations of a binomial distribution.
+    n, p = 4 * x.size, 51 / 256
+    assert abs(dropped - n * p) < 5 * (n * p * (1 - p)) ** 0.5
+    # Neighbours, which share a random word, are dropped independently.
+    zero = np.asarray(y == 0)
+    assert np.mean(zero[..., 1:] & zero[..., :-1]) == pytest.approx(p * p, rel=0.05)
+    np.testing.assert_array_equal(Dropout(0.2).apply({}, x, True), x)
+    almost_all = Dropout(0.999).apply({}, x, False, rngs={"dropout": jax.random.key(0)})
+    assert np.unique(almost_all).tolist() == [0, 256]
