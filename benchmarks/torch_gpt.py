@@ -1,19 +1,44 @@
-"""The GPT that gptjax reimplements, in PyTorch as one writes it to learn: a list of heads.
+"""The same GPT in PyTorch, twice: as one writes it to learn, and as one writes it for speed.
 
-Architecture and initialisation are the seed's: pre-LayerNorm blocks, single attention heads in a
-Python list, a masked softmax, dropout on the attention weights and on both residual branches,
-PyTorch's default initialisation throughout.
+SeedGPT is what gptjax reimplements: attention heads in a Python list, a masked softmax, PyTorch's
+default initialisation. Its parameters carry the names that this style of model usually has
+(`blocks.0.sa.heads.0.key.weight`), so that a checkpoint of the original loads. TunedGPT is the
+strongest PyTorch that we know how to write, with every option of GPTConfig: one matmul for
+queries, keys and values, fused attention, and made for torch.compile. Weights go both ways:
+`seed_weights`, `tuned_weights` and `bigram_weights` turn gptjax parameters into a state_dict,
+`params_from_seed` turns the state_dict of a SeedGPT into gptjax parameters.
 """
 
+import re
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gptjax.config import GPTConfig
+from gptjax.config import BigramConfig, GPTConfig, OptimConfig
+from gptjax.errors import UserError
+
+
+class TorchBigram(nn.Module):
+    """tokens (B, T) -> logits (B, T, V), rows of one table."""
+
+    def __init__(self, config: BigramConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.token_embedding_table(tokens)
+
+
+# --- seed style
 
 
 class Head(nn.Module):
     """One head of causal self-attention, (B, T, D) -> (B, T, K)."""
+
+    tril: Tensor
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -21,66 +46,358 @@ class Head(nn.Module):
         self.key = nn.Linear(config.n_embd, width, bias=False)
         self.query = nn.Linear(config.n_embd, width, bias=False)
         self.value = nn.Linear(config.n_embd, width, bias=False)
+        self.register_buffer("tril", torch.tril(torch.ones(config.block_size, config.block_size)))
         self.dropout = nn.Dropout(config.dropout)
-        mask = torch.tril(torch.ones(config.block_size, config.block_size))
-        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         n_target = x.shape[1]
         k, q, v = self.key(x), self.query(x), self.value(x)
         scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5
-        scores = scores.masked_fill(self.mask[:n_target, :n_target] == 0, float("-inf"))
+        scores = scores.masked_fill(self.tril[:n_target, :n_target] == 0, float("-inf"))
         return self.dropout(functional.softmax(scores, dim=-1)) @ v
 
 
-class Block(nn.Module):
-    """Attention and MLP, each normalised before and added to the residual stream."""
+class MultiHeadAttention(nn.Module):
+    """Heads one after the other, side by side in the result: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.heads = nn.ModuleList([Head(config) for _ in range(config.n_head)])
-        self.projection = nn.Linear(config.n_embd, config.n_embd)
-        self.mlp = nn.Sequential(
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.proj(torch.cat([head(x) for head in self.heads], dim=-1)))
+
+
+class FeedForward(nn.Module):
+    """The MLP, (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
             nn.Linear(config.n_embd, 4 * config.n_embd),
             nn.ReLU(),
             nn.Linear(4 * config.n_embd, config.n_embd),
             nn.Dropout(config.dropout),
         )
-        self.dropout = nn.Dropout(config.dropout)
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.mlp_norm = nn.LayerNorm(config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.attention_norm(x)
-        y = torch.cat([head(y) for head in self.heads], dim=-1)
-        x = x + self.dropout(self.projection(y))
-        return x + self.mlp(self.mlp_norm(x))
+        return self.net(x)
+
+
+class SeedBlock(nn.Module):
+    """Attention and MLP, each normalised before and added to the residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.sa = MultiHeadAttention(config)
+        self.ffwd = FeedForward(config)
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.ln2 = nn.LayerNorm(config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.sa(self.ln1(x))
+        return x + self.ffwd(self.ln2(x))
 
 
 class SeedGPT(nn.Module):
-    """tokens (B, T) -> logits (B, T, V)."""
+    """tokens (B, T) -> logits (B, T, V).
+
+    Raises UserError for options of GPTConfig that the original does not have.
+    """
 
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
-        self.blocks = nn.Sequential(*[Block(config) for _ in range(config.n_layer)])
-        self.final_norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, vocab_size)
+        if not is_seed_style(config):
+            raise UserError("the seed's GPT has none of the newer options of --model; leave them")
+        self.token_embedding_table = nn.Embedding(vocab_size, config.n_embd)
+        self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.Sequential(*[SeedBlock(config) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, vocab_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.token_embedding(tokens) + self.position_embedding(positions)
-        return self.head(self.final_norm(self.blocks(x)))
+        x = self.token_embedding_table(tokens) + self.position_embedding_table(positions)
+        return self.lm_head(self.ln_f(self.blocks(x)))
 
 
-def train_step(
-    model: SeedGPT, optimizer: torch.optim.Optimizer, tokens: Tensor, targets: Tensor
-) -> float:
-    """One optimizer step; returns the loss before it, in nats per token."""
-    logits = model(tokens)
-    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+def is_seed_style(config: GPTConfig) -> bool:
+    """Whether a configuration differs from the seed's in nothing but sizes and dropout."""
+    sizes = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
+    return config == GPTConfig(**{name: getattr(config, name) for name in sizes})
+
+
+# --- tuned
+
+
+def _norm(config: GPTConfig) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.n_embd, bias=config.bias)
+    return nn.RMSNorm(config.n_embd, eps=1e-5)
+
+
+class TunedBlock(nn.Module):
+    """Attention and MLP, each normalised before and added to the residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.attention_norm, self.mlp_norm = _norm(c), _norm(c)
+        self.query_key_value = nn.Linear(c.n_embd, 3 * c.n_embd, bias=False)
+        self.attention_output = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
+        self.mlp_hidden = nn.Linear(c.n_embd, 4 * c.n_embd, bias=c.bias)
+        self.mlp_output = nn.Linear(4 * c.n_embd, c.n_embd, bias=c.bias)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        c = self.config
+        n_batch, n_target, width = x.shape
+        qkv = self.query_key_value(self.attention_norm(x))
+        heads = (n_batch, n_target, c.n_head, width // c.n_head)
+        q, k, v = (y.view(heads).transpose(1, 2) for y in qkv.split(width, dim=-1))
+        if c.qk_norm:
+            q, k = (functional.rms_norm(y, y.shape[-1:], eps=1e-5) for y in (q, k))
+        if rotary is not None:
+            q, k = _rotate(q, *rotary), _rotate(k, *rotary)
+        dropout = c.dropout if self.training else 0.0
+        y = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = self.attention_output(y.transpose(1, 2).reshape(x.shape))
+        x = x + functional.dropout(y, c.dropout, self.training)
+        h = self.mlp_hidden(self.mlp_norm(x))
+        match c.activation:
+            case "relu":
+                h = functional.relu(h)
+            case "gelu":
+                h = functional.gelu(h, approximate="tanh")
+            case "relu2":
+                h = functional.relu(h).square()
+        return x + functional.dropout(self.mlp_output(h), c.dropout, self.training)
+
+
+class TunedGPT(nn.Module):
+    """tokens (B, T) -> logits (B, T, V)."""
+
+    rotary: Tensor
+
+    def __init__(self, config: GPTConfig, vocab_size: int) -> None:
+        super().__init__()
+        c = self.config = config
+        self.token_embedding = nn.Embedding(vocab_size, c.n_embd)
+        if c.position == "learned":
+            self.position_embedding = nn.Embedding(c.block_size, c.n_embd)
+        else:
+            half = c.n_embd // c.n_head // 2
+            frequency = 10_000.0 ** -(torch.arange(half) / half)
+            angle = torch.arange(c.block_size)[:, None] * frequency
+            rotary = torch.stack([angle.cos(), angle.sin()])
+            self.register_buffer("rotary", rotary, persistent=False)
+        self.blocks = nn.ModuleList([TunedBlock(c) for _ in range(c.n_layer)])
+        self.final_norm = _norm(c)
+        self.head = nn.Linear(c.n_embd, vocab_size, bias=c.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        c = self.config
+        x, rotary = self.token_embedding(tokens), None
+        if c.position == "learned":
+            x = x + self.position_embedding.weight[: tokens.shape[1]]
+        else:
+            rotary = (self.rotary[0, : tokens.shape[1]], self.rotary[1, : tokens.shape[1]])
+        for block in self.blocks:
+            x = block(x, rotary)
+        logits = self.head(self.final_norm(x)).float()
+        if c.logit_softcap:
+            logits = c.logit_softcap * torch.tanh(logits / c.logit_softcap)
+        return logits
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).type_as(x)
+
+
+# --- training
+
+
+def loss_of(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per token."""
+    return functional.cross_entropy(model(tokens).flatten(0, 1).float(), targets.flatten())
+
+
+def adamw(model: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
+    """The optimizer of gptjax.optim: AdamW that decays matrices only."""
+    if config.name != "adamw":
+        raise UserError("the PyTorch twin trains with AdamW; add --optim.name adamw")
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, config.learning_rate, betas, fused=fused)
+
+
+class Trainer:
+    """A PyTorch training loop at its best: everything stays on the device, nothing waits for it.
+
+    compile_mode: None is eager, "default" is torch.compile, "reduce-overhead" adds CUDA graphs.
+    dtype: bfloat16 runs forward and backward under autocast; weights stay float32.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim_config: OptimConfig,
+        fused: bool = True,
+        compile_mode: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.model, self.dtype = model, dtype
+        self.device = next(model.parameters()).device
+        self.optimizer = adamw(model, optim_config, fused)
+        self.compile_mode = compile_mode
+        loss = loss_of if compile_mode is None else torch.compile(loss_of, mode=compile_mode)
+        self.loss_of = loss
+
+    def step(self, tokens: Tensor, targets: Tensor, rate: float | None = None) -> Tensor:
+        """One optimizer step at this learning rate; returns the loss before it, on the device."""
+        if rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        if self.compile_mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.loss_of(self.model, tokens, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def random_windows(text: Tensor, block_size: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Tokens and targets, (B, T) each, cut out of a text that lies on the device."""
+    starts = torch.randint(len(text) - block_size, (batch_size, 1), device=text.device)
+    windows = text[starts + torch.arange(block_size + 1, device=text.device)]
+    return windows[:, :-1], windows[:, 1:]
+
+
+@torch.no_grad()
+def generate(model: nn.Module, tokens: Tensor, n_tokens: int, block_size: int, greedy: bool) -> Tensor:
+    """Continues (B, T) by n_tokens, reading the whole window again for each: (B, T + n_tokens)."""
+    for _ in range(n_tokens):
+        logits = model(tokens[:, -block_size:])[:, -1]
+        if greedy:
+            token = logits.argmax(-1, keepdim=True)
+        else:
+            token = torch.multinomial(functional.softmax(logits, dim=-1), 1)
+        tokens = torch.cat([tokens, token], dim=1)
+    return tokens
+
+
+# --- weights, both ways
+
+
+def _tensors(arrays: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.array(a, np.float32)) for name, a in arrays.items()}
+
+
+def bigram_weights(params: Any) -> dict[str, Tensor]:
+    """gptjax parameters of a Bigram -> state_dict of a TorchBigram."""
+    return _tensors({"token_embedding_table.weight": params["table"]["table"]})
+
+
+def _affine(torch_name: str, params: Any) -> dict[str, Any]:
+    """A Linear or a Norm: PyTorch keeps W as (out, in) and calls a gain a weight."""
+    weight = params["kernel"].T if "kernel" in params else params["scale"]
+    bias = {f"{torch_name}.bias": params["bias"]} if "bias" in params else {}
+    return {f"{torch_name}.weight": weight, **bias}
+
+
+def tuned_weights(params: Any) -> dict[str, Tensor]:
+    """gptjax parameters of a GPT -> state_dict of a TunedGPT."""
+    arrays = {"token_embedding.weight": params["token_embedding"]["table"]}
+    if "position_embedding" in params:
+        arrays["position_embedding.weight"] = params["position_embedding"]["table"]
+    for i in range(sum(name.startswith("block_") for name in params)):
+        block, to = params[f"block_{i}"], f"blocks.{i}"
+        attention = block["attention"]
+        qkv = [np.asarray(attention[name]["kernel"]).T for name in ("query", "key", "value")]
+        arrays[f"{to}.query_key_value.weight"] = np.concatenate(qkv)
+        arrays |= _affine(f"{to}.attention_output", attention["output"])
+        arrays |= _affine(f"{to}.mlp_hidden", block["mlp"]["hidden"])
+        arrays |= _affine(f"{to}.mlp_output", block["mlp"]["output"])
+        arrays |= _affine(f"{to}.attention_norm", block["attention_norm"])
+        arrays |= _affine(f"{to}.mlp_norm", block["mlp_norm"])
+    arrays |= _affine("final_norm", params["final_norm"]) | _affine("head", params["head"])
+    return _tensors(arrays)
+
+
+def seed_weights(params: Any, config: GPTConfig) -> dict[str, Tensor]:
+    """gptjax parameters of a GPT -> state_dict of a SeedGPT."""
+    arrays = {
+        "token_embedding_table.weight": params["token_embedding"]["table"],
+        "position_embedding_table.weight": params["position_embedding"]["table"],
+    }
+    tril = np.tril(np.ones((config.block_size, config.block_size)))
+    for i in range(config.n_layer):
+        block, to = params[f"block_{i}"], f"blocks.{i}"
+        for name in ("key", "query", "value"):
+            heads = np.split(np.asarray(block["attention"][name]["kernel"]).T, config.n_head)
+            for h, weight in enumerate(heads):
+                arrays[f"{to}.sa.heads.{h}.{name}.weight"] = weight
+                arrays[f"{to}.sa.heads.{h}.tril"] = tril
+        arrays |= _affine(f"{to}.sa.proj", block["attention"]["output"])
+        arrays |= _affine(f"{to}.ffwd.net.0", block["mlp"]["hidden"])
+        arrays |= _affine(f"{to}.ffwd.net.2", block["mlp"]["output"])
+        arrays |= _affine(f"{to}.ln1", block["attention_norm"])
+        arrays |= _affine(f"{to}.ln2", block["mlp_norm"])
+    arrays |= _affine("ln_f", params["final_norm"]) | _affine("lm_head", params["head"])
+    return _tensors(arrays)
+
+
+def params_from_seed(state_dict: dict[str, Tensor]) -> tuple[GPTConfig, Any]:
+    """The state_dict of a SeedGPT -> its configuration (dropout aside) and gptjax parameters.
+
+    Raises UserError when a weight is missing or one is left over.
+    """
+    left = {name: t.detach().float().numpy() for name, t in state_dict.items()}
+    left = {name: a for name, a in left.items() if not name.endswith(".tril")}
+
+    def take(name: str) -> np.ndarray:
+        if name not in left:
+            raise UserError(f"the state_dict has no {name}; is it of the seed's GPT?")
+        return left.pop(name)
+
+    def linear(name: str) -> dict[str, np.ndarray]:
+        return {"kernel": take(f"{name}.weight").T, "bias": take(f"{name}.bias")}
+
+    def norm(name: str) -> dict[str, np.ndarray]:
+        return {"scale": take(f"{name}.weight"), "bias": take(f"{name}.bias")}
+
+    def count(pattern: str) -> int:
+        return len({m[0] for m in map(re.compile(pattern).match, left) if m})
+
+    n_layer, n_head = count(r"blocks\.\d+"), count(r"blocks\.0\.sa\.heads\.\d+")
+    params: dict[str, Any] = {
+        "token_embedding": {"table": take("token_embedding_table.weight")},
+        "position_embedding": {"table": take("position_embedding_table.weight")},
+        "final_norm": norm("ln_f"),
+        "head": linear("lm_head"),
+    }
+    for i in range(n_layer):
+        at = f"blocks.{i}"
+        attention: dict[str, Any] = {"output": linear(f"{at}.sa.proj")}
+        for name in ("query", "key", "value"):
+            heads = [take(f"{at}.sa.heads.{h}.{name}.weight") for h in range(n_head)]
+            attention[name] = {"kernel": np.concatenate(heads).T}
+        params[f"block_{i}"] = {
+            "attention": attention,
+            "attention_norm": norm(f"{at}.ln1"),
+            "mlp": {"hidden": linear(f"{at}.ffwd.net.0"), "output": linear(f"{at}.ffwd.net.2")},
+            "mlp_norm": norm(f"{at}.ln2"),
+        }
+    if left:
+        raise UserError(f"the state_dict has {next(iter(left))}, which the seed's GPT has not")
+    block_size, n_embd = params["position_embedding"]["table"].shape
+    return GPTConfig(n_layer, n_head, n_embd, block_size), params

@@ -90,7 +90,7 @@ class Embed(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Zeroes a share `rate` of x and scales the rest by what keeps the mean (Srivastava et al. 2014).
+    """Zeroes a share `rate` of x, scales the rest to keep the mean (Srivastava et al. 2014).
 
     One random byte decides for each number, so the rate is rounded to a multiple of 1/256: JAX's
     generator makes 32 bits at a time, and on a CPU making them all would cost as much as a third

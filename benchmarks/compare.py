@@ -1,0 +1,57 @@
+"""gptjax and PyTorch, side by side: first that both compute the same, then how fast.
+
+    python -m benchmarks.compare parity --config configs/gpt.py
+    python -m benchmarks.compare race   --config configs/gpt.py --train.batch-size 16
+    python -m benchmarks.compare train  --config configs/gpt.py --recipe configs/gpt_cpu.py ...
+    python -m benchmarks.compare sample --config configs/gpt.py
+
+Options of train.py override the config. --json FILE keeps the figures (a plot goes next to it).
+parity exits with 1 if a difference is larger than it may be. Needs the torch extra.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from gptjax.config import parse
+from gptjax.errors import UserError, exit_codes
+
+PARTS = {"parity": "parity", "race": "race", "train": "quality", "sample": "decode"}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--rounds", type=int, default=5, help="of race and sample")
+    parser.add_argument("--tokens", type=int, default=256, help="of sample, for each sequence")
+    parser.add_argument("--recipe", type=Path, default=None, help="of train: one more curve")
+    arguments, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    with exit_codes():
+        if arguments.rounds < 1 or arguments.tokens < 1:
+            raise UserError("--rounds and --tokens must be at least 1")
+        if importlib.util.find_spec("torch") is None:
+            raise UserError("PyTorch is not installed; pip install -e '.[torch]'")
+        config = parse(rest)
+        part = importlib.import_module(f"benchmarks.{PARTS[arguments.part]}")
+        record = part.measure(config, arguments)
+        record["command"] = "python -m benchmarks.compare " + " ".join(argv or sys.argv[1:])
+        print(part.table(record))
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+            if hasattr(part, "plot"):
+                part.plot(record, arguments.json.with_suffix(".png"))
+        if record.get("passed") is False:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What a figure was measured on: goes into every JSON."""
+
+import os
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def describe() -> dict[str, Any]:
+    """Date, processor, device and versions."""
+    import jax
+
+    from gptjax import devices
+
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "load_before": os.getloadavg()[0],
+        "device": devices.describe(),
+        "backend": jax.default_backend(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "argv": sys.argv[1:],
+    }
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,250 @@
+"""Do gptjax and PyTorch compute the same? One initialisation, copied; the same batches.
+
+Dropout off, float32. Differences are relative: the largest difference of two arrays over the
+largest absolute value in them. Both PyTorch twins are compared where both exist.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from benchmarks import environment, torch_gpt
+from gptjax import data, models, optim, sampling, training
+from gptjax.config import BigramConfig, Config, GPTConfig
+from gptjax.errors import UserError
+from gptjax.sampling import Sampler
+
+LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-3
+N_STEPS = 100
+# The derivative of ReLU jumps at 0. Two ways to add up a sum may differ by this much, and fall on
+# different sides of it: both are right, and their gradients differ visibly.
+KINK = 4e-7
+
+
+def twins(config: BigramConfig | GPTConfig, params: Any, vocab_size: int) -> dict[str, Any]:
+    """The PyTorch models of a configuration, by name, with these weights."""
+    if isinstance(config, BigramConfig):
+        made = {"bigram": torch_gpt.TorchBigram(config, vocab_size)}
+        weights = {"bigram": torch_gpt.bigram_weights(params)}
+    else:
+        made = {"tuned": torch_gpt.TunedGPT(config, vocab_size)}
+        weights = {"tuned": torch_gpt.tuned_weights(params)}
+        if torch_gpt.is_seed_style(config):
+            made["seed style"] = torch_gpt.SeedGPT(config, vocab_size)
+            weights["seed style"] = torch_gpt.seed_weights(params, config)
+    for name, twin in made.items():
+        twin.load_state_dict(weights[name])
+    return made
+
+
+def weights_of(name: str, config: BigramConfig | GPTConfig, tree: Any) -> dict[str, torch.Tensor]:
+    """A gptjax pytree of parameters, or of their gradients, as the twin of this name has it."""
+    if name == "bigram":
+        return torch_gpt.bigram_weights(tree)
+    assert isinstance(config, GPTConfig)
+    if name == "tuned":
+        return torch_gpt.tuned_weights(tree)
+    return torch_gpt.seed_weights(tree, config)
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference over the largest absolute value."""
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+
+
+def logits_and_gradients(
+    config: BigramConfig | GPTConfig, vocab_size: int, batch: data.Batch, seed: int
+) -> list[dict[str, Any]]:
+    """One row per twin: relative differences of the logits and of the worst gradient leaf."""
+    if isinstance(config, GPTConfig):
+        # From zeros, nothing but the last layer has a gradient, and nothing would be compared.
+        config = dataclasses.replace(config, zero_init=False)
+    model = models.build(config, vocab_size)
+    params = models.init(model, seed)
+    logits, _ = jax.jit(model.apply)({"params": params}, batch["tokens"])
+    loss_and_weight = jax.value_and_grad(training.cross_entropy, argnums=1, has_aux=True)
+    (_, weight), grads = jax.jit(loss_and_weight, static_argnums=0)(model, params, batch)
+    grads = jax.tree.map(lambda g: np.asarray(g / weight), grads)
+    tokens, targets = (torch.from_numpy(batch[k]).long() for k in ("tokens", "targets"))
+    rows = []
+    for name, twin in twins(config, params, vocab_size).items():
+        twin.eval()
+        theirs = twin(tokens)
+        torch_gpt.loss_of(twin, tokens, targets).backward()
+        ours = weights_of(name, config, grads)
+        leaves = {
+            leaf: difference(ours[leaf].numpy(), p.grad.numpy())
+            for leaf, p in twin.named_parameters()
+        }
+        worst = max(leaves, key=lambda leaf: leaves[leaf])
+        rows.append(
+            {
+                "twin": name,
+                "logits": difference(np.asarray(logits), theirs.detach().numpy()),
+                "gradients": leaves[worst],
+                "worst_leaf": worst,
+                "n_leaves": len(leaves),
+            }
+        )
+    return rows
+
+
+def batch_off_the_kink(
+    config: Config, vocab_size: int, tokens: np.ndarray
+) -> tuple[data.Batch, int]:
+    """The first batch, of one sequence, that has no ReLU input at its kink, and its number."""
+    for step in range(1000):
+        batch = data.random_batch(
+            tokens, config.model.block_size, 1, config.seed, data.TRAINING, step
+        )
+        model = config.model
+        if isinstance(model, BigramConfig) or model.activation != "relu":
+            return batch, step
+        model = dataclasses.replace(model, zero_init=False)
+        params = models.init(models.build(model, vocab_size), config.seed)
+        twin = twins(model, params, vocab_size)["tuned"]
+        nearest: list[float] = []
+        for block in twin.blocks:
+            block.mlp_hidden.register_forward_hook(
+                lambda module, inputs, h: nearest.append(h.abs().min().item())
+            )
+        with torch.no_grad():
+            twin(torch.from_numpy(batch["tokens"]).long())
+        if min(nearest) > KINK:
+            return batch, step
+    raise UserError("every batch has a ReLU input at its kink; try another --seed")
+
+
+def loss_curves(
+    config: Config, vocab_size: int, tokens: np.ndarray, n_steps: int = N_STEPS
+) -> dict[str, list[float]]:
+    """Train losses of the same steps on the same batches, by gptjax and by each twin."""
+    model = models.build(config.model, vocab_size)
+    params = jax.device_get(models.init(model, config.seed))
+    optimizer = optim.build(config.optim, n_steps)
+    batch_size, block_size = config.train.batch_size, config.model.block_size
+    batches = data.training_batches(
+        tokens, block_size, batch_size, config.seed, range(n_steps), n_steps
+    )
+    train_steps = training.make_train_steps(model, optimizer, batch_size, config.seed)
+    # The state is donated: a copy leaves the parameters for the twins.
+    state = training.init_state(jax.tree.map(jax.numpy.array, params), optimizer)
+    _, metrics = train_steps(state, batches, n_steps)
+    curves = {"gptjax": np.asarray(metrics.loss).tolist()}
+    rate = optim.schedule(config.optim, n_steps, config.optim.learning_rate)
+    for name, twin in twins(config.model, params, vocab_size).items():
+        trainer = torch_gpt.Trainer(twin.train(), config.optim, fused=name == "tuned")
+        curves[name] = [
+            trainer.step(
+                torch.from_numpy(batches["tokens"][i]).long(),
+                torch.from_numpy(batches["targets"][i]).long(),
+                float(rate(i)),
+            ).item()
+            for i in range(n_steps)
+        ]
+    return curves
+
+
+def same_greedy_text(config: GPTConfig, vocab_size: int, n_tokens: int, seed: int) -> bool:
+    """A seed-style state_dict, loaded into gptjax, continues a prompt as PyTorch does."""
+    torch.manual_seed(seed)
+    twin = torch_gpt.SeedGPT(config, vocab_size).eval()
+    loaded, params = torch_gpt.params_from_seed(twin.state_dict())
+    prompt = np.zeros((1, 1), np.int32)
+    ours = sampling.complete(
+        models.GPT(loaded, vocab_size), params, prompt, n_tokens, sampler=Sampler(temperature=0)
+    )
+    start = torch.from_numpy(prompt).long()
+    theirs = torch_gpt.generate(twin, start, n_tokens, config.block_size, greedy=True)
+    return theirs[0, 1:].tolist() == ours[0].tolist()
+
+
+def small(config: Config) -> Config:
+    """The same architecture and optimizer, small enough for a hundred steps in seconds."""
+    model = config.model
+    if isinstance(model, GPTConfig):
+        model = dataclasses.replace(model, n_layer=2, n_head=4, n_embd=64, block_size=64)
+    train = dataclasses.replace(config.train, batch_size=8)
+    return dataclasses.replace(config, model=model, train=train)
+
+
+def measure(config: Config, arguments: argparse.Namespace | None = None) -> dict[str, Any]:
+    """The record of a whole comparison; `passed` says whether every difference is small."""
+    if isinstance(config.model, GPTConfig):
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
+    text = data.load(config.data, config.model.block_size)
+    vocab_size, block_size = text.tokenizer.vocab_size, config.model.block_size
+    batch, n_skipped = batch_off_the_kink(config, vocab_size, text.train)
+    with jax.default_matmul_precision("highest"):
+        rows = logits_and_gradients(config.model, vocab_size, batch, config.seed)
+        curves = loss_curves(small(config), vocab_size, text.train)
+        for row in rows:
+            pairs = zip(curves["gptjax"], curves[row["twin"]], strict=True)
+            row["losses"] = max(abs(a - b) for a, b in pairs)
+        record = {
+            "model": dataclasses.asdict(config.model),
+            "curve_model": dataclasses.asdict(small(config).model),
+            "rows": rows,
+            "batches_skipped_at_the_kink_of_relu": n_skipped,
+            "curves": curves,
+            "environment": environment.describe(),
+        }
+        passed = all(
+            row["logits"] <= LOGITS and row["gradients"] <= GRADIENTS and row["losses"] <= LOSSES
+            for row in rows
+        )
+        if isinstance(config.model, GPTConfig) and torch_gpt.is_seed_style(config.model):
+            same = same_greedy_text(config.model, vocab_size, block_size - 1, config.seed)
+            record["same_greedy_text"] = same
+            passed = passed and same
+    return record | {"passed": passed}
+
+
+def table(record: dict[str, Any]) -> str:
+    lines = [
+        f"| PyTorch twin | logits (<= {LOGITS:.0e}) | worst of all gradient leaves "
+        f"(<= {GRADIENTS:.0e}) | losses of {N_STEPS} steps (<= {LOSSES:.0e}) |",
+        "|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        lines.append(
+            f"| {row['twin']} | {row['logits']:.1e} | {row['gradients']:.1e} "
+            f"({row['n_leaves']} leaves) | {row['losses']:.1e} |"
+        )
+    if "same_greedy_text" in record:
+        same = "the same" if record["same_greedy_text"] else "ANOTHER"
+        lines += ["", f"A seed-style state_dict, loaded into gptjax, writes {same} greedy text."]
+    lines += ["", "passed" if record["passed"] else "FAILED"]
+    return "\n".join(lines)
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5.5), sharex=True)
+    ours = np.array(record["curves"]["gptjax"])
+    steps = np.arange(1, len(ours) + 1)
+    top.plot(steps, ours, label="gptjax", linewidth=3, alpha=0.4)
+    for name, losses in record["curves"].items():
+        if name != "gptjax":
+            label = f"PyTorch, {name}"
+            top.plot(steps, losses, label=label, linewidth=1, linestyle="--")
+            bottom.semilogy(steps, np.maximum(np.abs(ours - losses), 1e-8), label=label)
+    bottom.axhline(LOSSES, color="grey", linestyle=":", label="allowed")
+    top.set_ylabel("train loss (nats)")
+    bottom.set_ylabel("difference from gptjax")
+    bottom.set_xlabel("step")
+    for axes in (top, bottom):
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
