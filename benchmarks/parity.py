@@ -98,21 +98,23 @@ def batch_off_the_kink(
     config: Config, vocab_size: int, tokens: np.ndarray
 ) -> tuple[data.Batch, int]:
     """The first batch, of one sequence, that has no ReLU input at its kink, and its number."""
-    for step in range(1000):
-        batch = data.random_batch(
-            tokens, config.model.block_size, 1, config.seed, data.TRAINING, step
-        )
-        model = config.model
-        if isinstance(model, BigramConfig) or model.activation != "relu":
-            return batch, step
-        model = dataclasses.replace(model, zero_init=False)
-        params = models.init(models.build(model, vocab_size), config.seed)
-        twin = twins(model, params, vocab_size)["tuned"]
-        nearest: list[float] = []
+    has_kink = isinstance(config.model, GPTConfig) and config.model.activation == "relu"
+    nearest: list[float] = []
+    twin = None
+    if has_kink:
+        params = models.init(models.build(config.model, vocab_size), config.seed)
+        twin = twins(config.model, params, vocab_size)["tuned"]
         for block in twin.blocks:
             block.mlp_hidden.register_forward_hook(
                 lambda module, inputs, h: nearest.append(h.abs().min().item())
             )
+    for step in range(1000):
+        batch = data.random_batch(
+            tokens, config.model.block_size, 1, config.seed, data.TRAINING, step
+        )
+        if twin is None:
+            return batch, step
+        nearest.clear()
         with torch.no_grad():
             twin(torch.from_numpy(batch["tokens"]).long())
         if min(nearest) > KINK:

@@ -10,6 +10,7 @@ queries, keys and values, fused attention, and made for torch.compile. Weights g
 """
 
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -283,7 +284,9 @@ def random_windows(text: Tensor, block_size: int, batch_size: int) -> tuple[Tens
 
 
 @torch.no_grad()
-def generate(model: nn.Module, tokens: Tensor, n_tokens: int, block_size: int, greedy: bool) -> Tensor:
+def generate(
+    model: nn.Module, tokens: Tensor, n_tokens: int, block_size: int, greedy: bool
+) -> Tensor:
     """Continues (B, T) by n_tokens, reading the whole window again for each: (B, T + n_tokens)."""
     for _ in range(n_tokens):
         logits = model(tokens[:, -block_size:])[:, -1]
@@ -293,6 +296,21 @@ def generate(model: nn.Module, tokens: Tensor, n_tokens: int, block_size: int, g
             token = torch.multinomial(functional.softmax(logits, dim=-1), 1)
         tokens = torch.cat([tokens, token], dim=1)
     return tokens
+
+
+def matmul_rate(dtype: torch.dtype, device: str, size: int = 2048) -> float:
+    """Floating-point operations per second of a size^3 matmul, best of three."""
+    n_matmuls = 4 if device == "cpu" else 200
+    x = torch.full((size, size), 0.5, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(3):
+        y = x
+        start = time.perf_counter()
+        for _ in range(n_matmuls):
+            y = y @ x * 1e-3
+        y[0, 0].item()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 * n_matmuls / min(seconds)
 
 
 # --- weights, both ways

@@ -1,0 +1,208 @@
+"""Milliseconds per training step of gptjax and of PyTorch in every way that makes it fast.
+
+Each competitor trains the same model on the same text with batches of the same shape, from random
+weights of its own, everything included that training includes: cutting batches, forward,
+backward, AdamW. Not included: evaluation, checkpoints, compiling (its own column).
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from benchmarks import environment, rounds
+from gptjax import config as config_module
+from gptjax import data
+from gptjax.config import BigramConfig, Config, GPTConfig
+from gptjax.errors import UserError
+
+# name, side, style, compile mode, dtype
+COMPETITORS = [
+    ("gptjax float32", "gptjax", "", None, "float32"),
+    ("gptjax bfloat16", "gptjax", "", None, "bfloat16"),
+    ("PyTorch, seed style", "torch", "seed", None, "float32"),
+    ("PyTorch, tuned", "torch", "tuned", None, "float32"),
+    ("PyTorch, tuned, compiled", "torch", "tuned", "default", "float32"),
+    ("PyTorch, tuned, CUDA graphs", "torch", "tuned", "reduce-overhead", "float32"),
+    ("PyTorch, tuned, bfloat16", "torch", "tuned", None, "bfloat16"),
+    ("PyTorch, tuned, compiled, bfloat16", "torch", "tuned", "default", "bfloat16"),
+    ("PyTorch, tuned, CUDA graphs, bfloat16", "torch", "tuned", "reduce-overhead", "bfloat16"),
+]
+
+
+def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Two races, without dropout and with the config's own (or the seed's 0.2 if it has none)."""
+    if isinstance(config.model, BigramConfig):
+        raise UserError("the race is of GPTs; a bigram's step is over before it can be timed")
+    if config.optim.name != "adamw":
+        raise UserError("the PyTorch twin trains with AdamW; add --optim.name adamw")
+    data.load(config.data, config.model.block_size)  # fetched once, and refused here if it must be
+    import torch
+
+    from benchmarks import torch_gpt
+
+    record = {
+        "config": json.loads(config_module.to_json(config)),
+        "flops_per_token": flops_per_token(config.model),
+        "environment": environment.describe(),
+        "races": [],
+    }
+    for dropout in (0.0, config.model.dropout or 0.2):
+        model = dataclasses.replace(config.model, dropout=dropout)
+        text = config_module.to_json(dataclasses.replace(config, model=model))
+        competitors = []
+        for name, side, style, mode, dtype in COMPETITORS:
+            if style == "seed" and not torch_gpt.is_seed_style(model):
+                continue
+            if mode == "reduce-overhead" and not torch.cuda.is_available():
+                continue
+            fields = {"name": name, "side": side, "style": style, "mode": mode, "dtype": dtype}
+            competitors.append(fields | {"config": text})
+        rows = rounds.race("benchmarks.race", competitors, arguments.rounds)
+        record["races"].append({"dropout": dropout, "rows": rows})
+    return record
+
+
+def flops_per_token(config: GPTConfig) -> int:
+    """Of forward and backward: 6 per parameter of a matmul, 12 T D per layer for attention.
+
+    The convention of Chowdhery et al. 2022 (PaLM), appendix B: causality is not subtracted.
+    """
+    d = config.n_embd
+    vocab_size = 65
+    matmuls = config.n_layer * 12 * d * d + vocab_size * d
+    return 6 * matmuls + 12 * config.n_layer * config.block_size * d
+
+
+# --- a competitor, in its own process
+
+
+def serve_gptjax(config: Config, dtype: str) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from gptjax import devices, models, optim, training
+
+    text = data.load(config.data, config.model.block_size)
+    c = config.train
+    model = models.build(config.model, text.tokenizer.vocab_size, jnp.dtype(dtype))
+    optimizer = optim.build(config.optim, c.max_steps)
+    sharding, state_sharding = devices.data_parallel(c.batch_size)
+    micro_batch_size = devices.micro_batch_size(c, config.model, sharding.mesh.size)
+    state = training.init_state(models.init(model, config.seed), optimizer)
+    state = jax.device_put(state, state_sharding)
+    train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
+    # As train.py: what an accelerator runs is compiled for whole dispatches.
+    capacity = c.steps_per_dispatch
+    quantum = 1 if devices.on_cpu() else capacity
+    feeder = ThreadPoolExecutor(1)
+    step = 0
+
+    def load_batches(steps: range) -> Any:
+        batches = data.training_batches(
+            text.train, config.model.block_size, c.batch_size, config.seed, steps, capacity
+        )
+        return jax.device_put(batches, sharding)
+
+    def run(n_steps: int) -> None:
+        nonlocal state, step
+        groups = [
+            range(i, min(i + capacity, step + n_steps))
+            for i in range(step, step + n_steps, capacity)
+        ]
+        following = feeder.submit(load_batches, groups[0])
+        for i, group in enumerate(groups):
+            batches = following.result()
+            if i + 1 < len(groups):
+                following = feeder.submit(load_batches, groups[i + 1])
+            state, metrics = train_steps(state, batches, len(group))
+        jax.block_until_ready(metrics.loss)
+        step += n_steps
+
+    rounds.serve(run, max(quantum, 1), quantum, lambda: devices.matmul_rate(jnp.dtype(dtype), 2048))
+
+
+def serve_torch(config: Config, style: str, mode: str | None, dtype: str) -> None:
+    import torch
+
+    from benchmarks import torch_gpt
+
+    assert isinstance(config.model, GPTConfig)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if style == "tuned":
+        torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX does by default
+    text = data.load(config.data, config.model.block_size)
+    torch.manual_seed(config.seed)
+    kind = torch_gpt.SeedGPT if style == "seed" else torch_gpt.TunedGPT
+    model = kind(config.model, text.tokenizer.vocab_size).to(device)
+    torch_dtype = getattr(torch, dtype)
+    trainer = torch_gpt.Trainer(model, config.optim, style == "tuned", mode, torch_dtype)
+    tokens = torch.from_numpy(text.train.astype("int64")).to(device)
+
+    def run(n_steps: int) -> None:
+        for _ in range(n_steps):
+            windows = torch_gpt.random_windows(
+                tokens, config.model.block_size, config.train.batch_size
+            )
+            loss = trainer.step(*windows)
+        loss.item()
+
+    # CUDA graphs are recorded at the second and third call.
+    rounds.serve(run, 3 if mode else 1, 1, lambda: torch_gpt.matmul_rate(torch_dtype, device))
+
+
+def table(record: dict[str, Any]) -> str:
+    return "\n\n".join(race_table(record, race) for race in record["races"])
+
+
+def race_table(record: dict[str, Any], race: dict[str, Any]) -> str:
+    """One row per competitor, and who won."""
+    c = record["config"]
+    tokens = c["train"]["batch_size"] * c["model"]["block_size"]
+    best = best_torch(race)
+    lines = [
+        f"Dropout {race['dropout']:g}:",
+        "",
+        "| | ms/step, median (least to most) | tokens/s | compared with PyTorch at its best | "
+        "of the matmul rate | compiling | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in race["rows"]:
+        if "error" in row:
+            lines.append(f"| {row['name']} | failed: {row['error']} | | | | | |")
+            continue
+        flops = record["flops_per_token"] * tokens / row["median"]
+        lines.append(
+            f"| {row['name']} | {1e3 * row['median']:.1f} ({1e3 * row['least']:.1f} to "
+            f"{1e3 * row['most']:.1f}) | {tokens / row['median']:,.0f} | "
+            f"{best['median'] / row['median']:.2f}x | {flops / row['matmul_rate']:.0%} | "
+            f"{max(0.0, row['compile_seconds']):.0f} s | {row['peak_bytes'] / 2**20:,.0f} MiB |"
+        )
+    return "\n".join([*lines, "", verdict(race)])
+
+
+def best_torch(race: dict[str, Any]) -> dict[str, Any]:
+    rows = [r for r in race["rows"] if r["name"].startswith("PyTorch") and "error" not in r]
+    return min(rows, key=lambda row: row["median"])
+
+
+def verdict(race: dict[str, Any]) -> str:
+    """gptjax at its best against PyTorch at its best."""
+    rows = [r for r in race["rows"] if r["name"].startswith("gptjax") and "error" not in r]
+    ours, theirs = min(rows, key=lambda row: row["median"]), best_torch(race)
+    ratio = theirs["median"] / ours["median"]
+    if abs(ratio - 1) < 0.02:
+        return f"{ours['name']} and {theirs['name']} are level ({ratio:.2f}x)."
+    winner, loser = (ours, theirs) if ratio > 1 else (theirs, ours)
+    return f"{winner['name']} wins: {max(ratio, 1 / ratio):.2f}x as fast as {loser['name']}."
+
+
+if __name__ == "__main__":
+    spec = json.loads(sys.argv[1])
+    run_config = config_module.from_json(spec["config"])
+    if spec["side"] == "gptjax":
+        serve_gptjax(run_config, spec["dtype"])
+    else:
+        serve_torch(run_config, spec["style"], spec["mode"], spec["dtype"])

@@ -1,0 +1,137 @@
+"""Competitors in processes of their own, measured in turn: a slow minute hits all of them.
+
+A competitor is served by `serve` in a child process, which waits (and computes nothing) until it
+is asked. `race` starts them one after the other, warms each up, and then asks each in every round.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# A round of one competitor takes about this long.
+SECONDS_PER_TURN = 2.0
+# A competitor that needs more seconds for a single unit takes part in the first round only.
+SLOW = 90.0
+CHILD = {
+    # Competitors share a GPU: none may take it whole.
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def serve(
+    run: Callable[[int], None], warm_up: int, quantum: int, rate: Callable[[], float]
+) -> None:
+    """Answers a parent on stdin. run(n) does n units and waits for the device.
+
+    quantum: n is a multiple of it. rate: floating-point operations per second of a matmul.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the libraries print goes to stderr
+
+    def reply(**fields: Any) -> None:
+        print(json.dumps(fields), file=replies, flush=True)
+
+    def timed(n: int) -> float:
+        start = time.perf_counter()
+        run(n)
+        return time.perf_counter() - start
+
+    first = timed(warm_up)
+    second = first if first > SLOW else timed(warm_up)
+    reply(first=first, second=second, warm_up=warm_up, quantum=quantum, pid=os.getpid())
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "run" in request:
+            reply(seconds=timed(request["run"]))
+        elif "rate" in request:
+            reply(rate=rate())
+        else:
+            reply(peak_bytes=peak_bytes())
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held: on the GPU if it uses one, else in RAM."""
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+            return torch.cuda.max_memory_allocated()
+    if "jax" in sys.modules:
+        import jax
+
+        statistics_ = jax.local_devices()[0].memory_stats()
+        if statistics_:
+            return statistics_["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
+    """Runs `python -m module COMPETITOR-as-JSON` for each, in turn, and returns a row for each.
+
+    A competitor that fails keeps its row, with the last line of what it said as `error`.
+    """
+    children, rows = [], []
+    try:
+        for competitor in competitors:
+            command = [sys.executable, "-m", module, json.dumps(competitor)]
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | CHILD,
+            )
+            row: dict[str, Any] = {"name": competitor["name"], "seconds_per_unit": []}
+            assert child.stdout is not None
+            line = child.stdout.readline()
+            if line:
+                started = json.loads(line)
+                seconds = started["second"] / started["warm_up"]
+                quantum = started["quantum"]
+                units = max(1, round(SECONDS_PER_TURN / seconds / quantum)) * quantum
+                row |= {
+                    "units_per_turn": units,
+                    "compile_seconds": started["first"] - started["second"],
+                }
+                children.append((child, row))
+            else:
+                assert child.stderr is not None
+                said = child.stderr.read().strip().splitlines()
+                row["error"] = said[-1] if said else f"exit code {child.wait()}"
+            print(f"{row['name']}: {row.get('error', 'ready')}", file=sys.stderr, flush=True)
+            rows.append(row)
+        rates = []
+        for i in range(rounds):
+            for child, row in children:
+                if i and row["seconds_per_unit"][0] > SLOW:
+                    continue
+                seconds = ask(child, {"run": row["units_per_turn"]})["seconds"]
+                row["seconds_per_unit"].append(seconds / row["units_per_turn"])
+            rates.append(max((ask(child, {"rate": 1})["rate"] for child, _ in children), default=0))
+            print(f"round {i + 1} of {rounds}", file=sys.stderr, flush=True)
+        for child, row in children:
+            row["peak_bytes"] = ask(child, {"peak": 1})["peak_bytes"]
+            row["matmul_rate"] = statistics.median(rates)
+            row["median"] = statistics.median(row["seconds_per_unit"])
+            row["least"], row["most"] = min(row["seconds_per_unit"]), max(row["seconds_per_unit"])
+    finally:
+        for child, _ in children:
+            child.kill()
+            child.wait()
+    return rows
+
+
+def ask(child: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any]:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(json.dumps(request) + "\n")
+    child.stdin.flush()
+    return json.loads(child.stdout.readline())
