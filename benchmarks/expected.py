@@ -10,7 +10,6 @@ of the PyTorch original (extra: torch) on the same batches, from its own initial
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environment import processor
 from gptjax.config import GPTConfig, load_file
 from gptjax.report import read_metrics
 
@@ -51,7 +51,7 @@ def run(name: str) -> dict[str, Any]:
         "part": name,
         "command": "python train.py --config " + " ".join([config, *overrides]),
         "date": time.strftime("%Y-%m-%d"),
-        "processor": _processor(),
+        "processor": processor(),
         "load_before": load_before,
         "seconds": round(seconds, 1),
         "val_loss": evaluations[-1]["val_loss"],
@@ -81,23 +81,16 @@ def torch_first_steps() -> dict[str, Any]:
     text = data.load(config.data, block_size)
     torch.manual_seed(config.seed)
     model = torch_gpt.SeedGPT(config.model, text.tokenizer.vocab_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.learning_rate)
+    trainer = torch_gpt.Trainer(model, config.optim, fused=False)
     losses = {}
     for step in range(20):
         batch = data.random_batch(
             text.train, block_size, batch_size, config.seed, data.TRAINING, step
         )
         tokens, targets = (torch.from_numpy(batch[k]).long() for k in ("tokens", "targets"))
-        losses[step + 1] = torch_gpt.train_step(model, optimizer, tokens, targets)
+        losses[step + 1] = trainer.step(tokens, targets).item()
         print(f"PyTorch step {step + 1}: {losses[step + 1]:.4f}", flush=True)
     return {"torch": torch.__version__, "torch_train_loss": losses}
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main(parts: list[str]) -> None:

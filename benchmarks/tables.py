@@ -11,14 +11,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import decode, parity, quality, race
+
 FOLDER = Path("docs/benchmarks")
 SEED_BIGRAM, SEED_GPT_START = 2.4911, 4.4707  # what the original project logged (README)
 
-OPEN_ON_A_GPU = [
-    "`configs/gpt.py` to its end: validation loss, steps and seconds to the seed's best, 1.4994",
-    "milliseconds per step and tokens per second, float32 and bfloat16",
-    "tokens per second of `sample.py`, batch 1 and 32",
-]
+OPEN_ON_A_GPU = {
+    "parity-gpu": "parity with PyTorch (`benchmarks/gpu.sh parity`)",
+    "race-gpt-gpu": "milliseconds per step, float32 and bfloat16, against PyTorch eager, compiled "
+    "and with CUDA graphs (`benchmarks/gpu.sh race`)",
+    "decode-gpu": "tokens per second of sampling, batch 1 and 32 (`benchmarks/gpu.sh decode`)",
+    "quality-gpt-gpu": "`configs/gpt.py` to its end: validation loss, steps and seconds to the "
+    "seed's best, 1.4994 (`benchmarks/gpu.sh recipe`)",
+}
 
 
 def load(part: str) -> dict[str, Any]:
@@ -67,6 +72,38 @@ def first_steps_table() -> str:
     )
 
 
+def read(name: str) -> dict[str, Any] | None:
+    """A figure that may not have been measured."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def measured_on(record: dict[str, Any]) -> str:
+    """Hardware, versions, date and command of a record of benchmarks.compare."""
+    e = record["environment"]
+    packages = ", ".join(
+        f"{name} {e['packages'][name]}" for name in ("jax", "torch") if e["packages"][name]
+    )
+    where = f"{e['cpus']} cores of {e['processor']}" if e["backend"] == "cpu" else e["device"]
+    return (
+        f"Measured on {where}, {packages}, Python {e['python']}, {e['date']}, by "
+        f"`{record['command']}`."
+    )
+
+
+def comparison(title: str, module: Any, names: dict[str, str], note: str) -> list[str]:
+    """A section of benchmarks.md: the tables of those records that exist."""
+    lines = [f"## {title}", "", note, ""]
+    for name, heading in names.items():
+        record = read(name)
+        if record is None:
+            continue
+        lines += [f"### {heading}", "", module.table(record), "", measured_on(record), ""]
+        if (FOLDER / f"{name}.png").exists():
+            lines += [f"![{heading}](benchmarks/{name}.png)", ""]
+    return lines
+
+
 def benchmarks_md() -> str:
     lines = [
         "# Benchmarks",
@@ -82,22 +119,69 @@ def benchmarks_md() -> str:
         "",
         first_steps_table(),
         "",
-        "## Open",
-        "",
-        "Not measured on a GPU yet:",
-        "",
-        *[f"- {figure}" for figure in OPEN_ON_A_GPU],
-        "",
-        "Not measured yet: the race against PyTorch.",
-        "",
     ]
+    lines += comparison(
+        "Does it compute the same as PyTorch?",
+        parity,
+        {
+            "parity-bigram": "configs/bigram.py",
+            "parity-gpt": "configs/gpt.py",
+            "parity-gpt_cpu": "configs/gpt_cpu.py, with AdamW",
+            "parity-gpu": "configs/gpt.py, on a GPU",
+        },
+        "One initialisation copied into both, the same batches, float32, dropout off. Differences "
+        "are relative to the largest value of an array. The gradients are of the first batch "
+        "that has no ReLU input within 4e-7 of zero, where its derivative jumps.",
+    )
+    lines += comparison(
+        "How fast does it train?",
+        race,
+        {
+            "race-gpt-gpu": "configs/gpt.py on a GPU",
+            "race-gpt-cpu": "configs/gpt.py, batches of 16, on a CPU",
+            "race-gpt_cpu-cpu": "configs/gpt_cpu.py, with AdamW, on a CPU",
+            "race-small-cpu": "The seed's architecture at the size of configs/gpt_cpu.py, on a CPU",
+        },
+        "Competitors in processes of their own take turns, so that a slow minute hits all of them. "
+        "Everything is timed that training includes, but evaluation and checkpoints. FLOP/s are "
+        "set against the fastest matmul that any of them reached between the rounds.",
+    )
+    lines += comparison(
+        "How fast does it learn?",
+        quality,
+        {
+            "quality-gpt-gpu": "configs/gpt.py on a GPU",
+            "quality-small-cpu": "The seed's architecture at the size of configs/gpt_cpu.py",
+        },
+        "The same initial weights and batches on both sides; seconds of training, compiling "
+        "included, evaluation not.",
+    )
+    lines += comparison(
+        "How fast does it write?",
+        decode,
+        {"decode-gpu": "On a GPU", "decode-cpu": "On a CPU"},
+        "Models of the sizes of configs/gpt.py with random weights.",
+    )
+    missing = [text for name, text in OPEN_ON_A_GPU.items() if read(name) is None]
+    if missing:
+        lines += ["## Open", "", "Not measured on a GPU yet:", ""]
+        lines += [*[f"- {text}" for text in missing], ""]
     return "\n".join(lines)
+
+
+def headline() -> str:
+    """The race with the seed's dropout, on a GPU where that was measured, and what it says."""
+    record = read("race-gpt-gpu") or read("race-gpt-cpu")
+    if record is None:
+        return "Not measured yet."
+    return race.race_table(record, record["races"][-1]) + "\n\n" + measured_on(record)
 
 
 def readme(text: str) -> str:
     """README.md with what stands between its markers made anew."""
     sample = "```\n" + "\n".join(load("gpt_cpu")["sample"].strip().splitlines()[:14]) + "\n```"
-    for name, content in (("sample", sample), ("expected", expected_table())):
+    parts = {"sample": sample, "expected": expected_table(), "race": headline()}
+    for name, content in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
         text, n = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL)
         assert n == 1, f"README.md needs one pair of <!-- {name} --> markers"

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Every figure that wants a GPU, part by part; each writes JSON under docs/benchmarks/ (or $OUT).
+#
+#   benchmarks/gpu.sh env|parity|race|recipe|decode|all
+#
+# TINY=1 runs the same commands at sizes that a CPU finishes in a minute, to try the script.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-docs/benchmarks}
+python=${PYTHON:-python3}
+tag=gpu
+small=()
+steps=()
+rounds=7
+tokens=255
+if [ -n "${TINY:-}" ]; then
+  tag=tiny
+  small=(--model.n-layer 2 --model.n-head 2 --model.n-embd 32 --model.block-size 32)
+  small+=(--train.batch-size 4 --train.steps-per-dispatch 5)
+  steps=(--train.max-steps 20 --train.eval-interval 10 --train.eval-batches 2)
+  rounds=1
+  tokens=16
+fi
+compare() { "$python" -m benchmarks.compare "$@" --config configs/gpt.py "${small[@]}"; }
+
+part() {
+  echo "== $1"
+  case "$1" in
+    env)
+      nvidia-smi || echo "no NVIDIA GPU"
+      "$python" -c 'import json; from benchmarks import environment; print(json.dumps(environment.describe(), indent=1))' | tee "$out/environment-$tag.json"
+      ;;
+    parity) compare parity --json "$out/parity-$tag.json" ;;
+    race) compare race --rounds "$rounds" --json "$out/race-gpt-$tag.json" ;;
+    decode) compare sample --rounds "$rounds" --tokens "$tokens" --json "$out/decode-$tag.json" ;;
+    recipe) compare train --json "$out/quality-gpt-$tag.json" "${steps[@]}" ;;
+    all) for name in env parity race decode recipe; do part "$name"; done ;;
+    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|decode|all" >&2; exit 2 ;;
+  esac
+}
+mkdir -p "$out"
+part "${1:-}"

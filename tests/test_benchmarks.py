@@ -1,0 +1,155 @@
+"""gptjax == PyTorch, with copied weights; and the machinery of the race."""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import MODERN, TINY, VOCAB_SIZE
+
+torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install -e '.[torch]'")
+
+from benchmarks import parity, race, rounds, torch_gpt  # noqa: E402
+from gptjax import models  # noqa: E402
+from gptjax.config import BigramConfig, Config, GPTConfig, OptimConfig, TrainConfig  # noqa: E402
+from gptjax.errors import UserError  # noqa: E402
+
+GELU = dataclasses.replace(TINY, activation="gelu", bias=False)
+CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU]
+IDS = ["bigram", "seed", "modern", "gelu"]
+TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 2000).astype(np.int32)
+
+
+def config_of(model: BigramConfig | GPTConfig, **optim: float) -> Config:
+    return Config(model, optim=OptimConfig(**optim), train=TrainConfig(batch_size=4))
+
+
+@pytest.mark.parametrize("model", CONFIGS, ids=IDS)
+def test_logits_and_every_gradient_equal_pytorchs(model):
+    config = config_of(model)
+    batch, _ = parity.batch_off_the_kink(config, VOCAB_SIZE, TOKENS)
+    rows = parity.logits_and_gradients(model, VOCAB_SIZE, batch, seed=1)
+    assert {row["twin"] for row in rows} >= {"bigram" if model is CONFIGS[0] else "tuned"}
+    assert len(rows) == (2 if model == TINY else 1)
+    for row in rows:
+        assert row["logits"] <= parity.LOGITS
+        assert row["gradients"] <= parity.GRADIENTS
+
+
+@pytest.mark.parametrize("model", [CONFIGS[0], TINY, MODERN], ids=IDS[:3])
+def test_thirty_steps_of_adamw_follow_pytorchs(model):
+    config = config_of(model, learning_rate=3e-3, beta2=0.99, weight_decay=0.1, warmup_steps=5)
+    curves = parity.loss_curves(config, VOCAB_SIZE, TOKENS, n_steps=30)
+    ours = curves.pop("gptjax")
+    assert ours[-1] < ours[0]
+    for theirs in curves.values():
+        assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= parity.LOSSES
+
+
+def test_parity_fails_when_a_weight_differs(monkeypatch):
+    """The comparison can fail: one weight of the twin, off by a hundredth."""
+    original = torch_gpt.tuned_weights
+
+    def damaged(params):
+        weights = original(params)
+        weights["blocks.0.mlp_hidden.weight"][0, 0] += 0.01
+        return weights
+
+    monkeypatch.setattr(torch_gpt, "tuned_weights", damaged)
+    batch, _ = parity.batch_off_the_kink(config_of(TINY), VOCAB_SIZE, TOKENS)
+    rows = {r["twin"]: r for r in parity.logits_and_gradients(TINY, VOCAB_SIZE, batch, seed=1)}
+    assert rows["tuned"]["logits"] > parity.LOGITS
+    assert rows["seed style"]["logits"] <= parity.LOGITS
+
+
+def test_a_seeds_state_dict_writes_the_same_greedy_text():
+    assert parity.same_greedy_text(TINY, VOCAB_SIZE, n_tokens=TINY.block_size - 1, seed=5)
+
+
+def test_weights_survive_the_way_there_and_back():
+    params = jax.device_get(models.init(models.GPT(TINY, VOCAB_SIZE), seed=1))
+    config, back = torch_gpt.params_from_seed(torch_gpt.seed_weights(params, TINY))
+    assert dataclasses.replace(config, dropout=TINY.dropout) == TINY
+    jax.tree.map(np.testing.assert_array_equal, params, back)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_a_foreign_state_dict_is_refused_by_name(change):
+    weights = torch_gpt.SeedGPT(TINY, VOCAB_SIZE).state_dict()
+    if change == "missing":
+        del weights["blocks.1.ln2.bias"]
+        name = "blocks.1.ln2.bias"
+    else:
+        weights["blocks.0.rotary.weight"] = torch.zeros(3)
+        name = "blocks.0.rotary.weight"
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        torch_gpt.params_from_seed(weights)
+
+
+def test_flops_per_token_of_the_seeds_gpt():
+    assert race.flops_per_token(GPTConfig()) == pytest.approx(70.9e6, rel=1e-3)
+
+
+def test_a_tiny_race_measures_every_competitor(tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text("To be, or not to be, that is the question.\n" * 20)
+    fast = [c for c in race.COMPETITORS if c[3] is None and c[4] == "float32"]
+    monkeypatch.setattr(race, "COMPETITORS", fast)
+    monkeypatch.setattr(rounds, "SECONDS_PER_TURN", 0.05)
+    config = Config(TINY, train=TrainConfig(batch_size=4))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+    record = race.measure(config, argparse.Namespace(rounds=2))
+    assert [r["dropout"] for r in record["races"]] == [0.0, 0.2]
+    for one in record["races"]:
+        assert [row["name"] for row in one["rows"]] == [c[0] for c in fast]
+        for row in one["rows"]:
+            assert "error" not in row
+            assert len(row["seconds_per_unit"]) == 2
+            assert min(row["median"], row["peak_bytes"], row["matmul_rate"]) > 0
+    assert "PyTorch, seed style" in race.table(record)
+
+
+def test_a_failing_competitor_keeps_its_row():
+    # json.tool takes the competitor for a file to read, and fails.
+    (row,) = rounds.race("json.tool", [{"name": "none such"}], rounds=1)
+    assert row["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["race", "--config", "configs/gpt_cpu.py"], "--optim.name adamw"),
+        (["race", "--config", "configs/bigram.py"], "bigram"),
+        (["parity", "--config", "configs/gpt.py", "--rounds", "0"], "--rounds"),
+        (["parity", "--config", "configs/none.py"], "does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message):
+    command = [sys.executable, "-m", "benchmarks.compare", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_command_writes_figures_and_a_plot(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("All the world's a stage, and all the men and women merely players.\n" * 200)
+    out = tmp_path / "parity.json"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.compare",
+        "parity",
+        "--config",
+        "configs/bigram.py",
+    ]
+    command += ["--data.path", str(path), "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "passed" in done.stdout
+    assert json.loads(out.read_text())["passed"] is True
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
