@@ -4,12 +4,14 @@ A competitor is served by `serve` in a child process, which waits (and computes 
 is asked. `race` starts them one after the other, warms each up, and then asks each in every round.
 """
 
+import contextlib
 import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -78,17 +80,20 @@ def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[di
     A competitor that fails keeps its row, with the last line of what it said as `error`.
     """
     children, rows = [], []
-    try:
+    with contextlib.ExitStack() as closing:
         for competitor in competitors:
             command = [sys.executable, "-m", module, json.dumps(competitor)]
+            log = closing.enter_context(tempfile.TemporaryFile("w+"))
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=log,
                 text=True,
                 env=os.environ | CHILD,
             )
+            closing.enter_context(child)
+            closing.callback(child.kill)  # called before the line above waits
             row: dict[str, Any] = {"name": competitor["name"], "seconds_per_unit": []}
             assert child.stdout is not None
             line = child.stdout.readline()
@@ -103,9 +108,10 @@ def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[di
                 }
                 children.append((child, row))
             else:
-                assert child.stderr is not None
-                said = child.stderr.read().strip().splitlines()
-                row["error"] = said[-1] if said else f"exit code {child.wait()}"
+                child.wait()
+                log.seek(0)
+                said = log.read().strip().splitlines()
+                row["error"] = said[-1] if said else f"exit code {child.returncode}"
             print(f"{row['name']}: {row.get('error', 'ready')}", file=sys.stderr, flush=True)
             rows.append(row)
         rates = []
@@ -122,10 +128,6 @@ def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[di
             row["matmul_rate"] = statistics.median(rates)
             row["median"] = statistics.median(row["seconds_per_unit"])
             row["least"], row["most"] = min(row["seconds_per_unit"]), max(row["seconds_per_unit"])
-    finally:
-        for child, _ in children:
-            child.kill()
-            child.wait()
     return rows
 
 

