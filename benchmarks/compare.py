@@ -11,6 +11,7 @@ parity exits with 1 if a difference is larger than it may be. Needs the torch ex
 
 import argparse
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path

@@ -65,7 +65,7 @@ def serve_gptjax(config: Config, batch_size: int, n_tokens: int) -> None:
         for seed in range(n):
             sampling.complete(model, params, prompt, n_tokens, seed=seed)
 
-    rounds.serve(run, 1, 1, lambda: 0.0)
+    rounds.serve(run)
 
 
 def serve_uncached(config: Config, batch_size: int, n_tokens: int) -> None:
@@ -83,7 +83,7 @@ def serve_uncached(config: Config, batch_size: int, n_tokens: int) -> None:
         for _ in range(n):
             torch_gpt.generate(model, prompt, n_tokens, config.model.block_size, False).cpu()
 
-    rounds.serve(run, 1, 1, lambda: 0.0)
+    rounds.serve(run)
 
 
 def serve_transformers(config: Config, batch_size: int, n_tokens: int) -> None:
@@ -122,7 +122,7 @@ def serve_transformers(config: Config, batch_size: int, n_tokens: int) -> None:
                 use_cache=True,
             ).cpu()
 
-    rounds.serve(run, 1, 1, lambda: 0.0)
+    rounds.serve(run)
 
 
 def table(record: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +29,6 @@ def describe() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "python": platform.python_version(),
         "packages": versions,
-        "argv": sys.argv[1:],
     }
 
 

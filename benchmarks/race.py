@@ -38,20 +38,21 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError("the race is of GPTs; a bigram's step is over before it can be timed")
     if config.optim.name != "adamw":
         raise UserError("the PyTorch twin trains with AdamW; add --optim.name adamw")
-    data.load(config.data, config.model.block_size)  # fetched once, and refused here if it must be
+    # Fetched once, and refused here if it must be.
+    text = data.load(config.data, config.model.block_size)
     import torch
 
     from benchmarks import torch_gpt
 
     record = {
         "config": json.loads(config_module.to_json(config)),
-        "flops_per_token": flops_per_token(config.model),
+        "flops_per_token": flops_per_token(config.model, text.tokenizer.vocab_size),
         "environment": environment.describe(),
         "races": [],
     }
     for dropout in (0.0, config.model.dropout or 0.2):
         model = dataclasses.replace(config.model, dropout=dropout)
-        text = config_module.to_json(dataclasses.replace(config, model=model))
+        config_json = config_module.to_json(dataclasses.replace(config, model=model))
         competitors = []
         for name, side, style, mode, dtype in COMPETITORS:
             if style == "seed" and not torch_gpt.is_seed_style(model):
@@ -59,19 +60,18 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
             if mode == "reduce-overhead" and not torch.cuda.is_available():
                 continue
             fields = {"name": name, "side": side, "style": style, "mode": mode, "dtype": dtype}
-            competitors.append(fields | {"config": text})
+            competitors.append(fields | {"config": config_json})
         rows = rounds.race("benchmarks.race", competitors, arguments.rounds)
         record["races"].append({"dropout": dropout, "rows": rows})
     return record
 
 
-def flops_per_token(config: GPTConfig) -> int:
+def flops_per_token(config: GPTConfig, vocab_size: int) -> int:
     """Of forward and backward: 6 per parameter of a matmul, 12 T D per layer for attention.
 
     The convention of Chowdhery et al. 2022 (PaLM), appendix B: causality is not subtracted.
     """
     d = config.n_embd
-    vocab_size = 65
     matmuls = config.n_layer * 12 * d * d + vocab_size * d
     return 6 * matmuls + 12 * config.n_layer * config.block_size * d
 

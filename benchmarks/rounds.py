@@ -28,11 +28,15 @@ CHILD = {
 
 
 def serve(
-    run: Callable[[int], None], warm_up: int, quantum: int, rate: Callable[[], float]
+    run: Callable[[int], None],
+    warm_up: int = 1,
+    quantum: int = 1,
+    rate: Callable[[], float] = lambda: 0.0,
 ) -> None:
     """Answers a parent on stdin. run(n) does n units and waits for the device.
 
-    quantum: n is a multiple of it. rate: floating-point operations per second of a matmul.
+    quantum: n is a multiple of it. rate: floating-point operations per second of a matmul, for
+    those who want to know.
     """
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the libraries print goes to stderr
