@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from gptjax import devices
 from gptjax.config import GPTConfig
 
 # A look-up's gradient is a scatter-add, which GPUs (and XLA on them above all) do slowly when
@@ -122,10 +123,10 @@ class Attention(nn.Module):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2).
 
     Queries come from x_BTD; keys and values from memory_BSD (cross-attention), or else from
-    x_BTD itself. Query t sees source s where mask_TS (or anything that broadcasts to
-    (B, 1, T, S)) is true. With a cache, the new keys and values are written behind those seen
-    before, S is the cache's capacity, and the caller's mask hides what is not filled yet.
-    `rotary` is what `rotary_angles` returns for the positions of x.
+    x_BTD itself. Query t sees source s where mask (anything that broadcasts to (B, 1, T, S)) is
+    true; if `causal`, where s is not later than t. With a cache, the new keys and values are
+    written behind those seen before, and S is the cache's capacity. `rotary` is what
+    `rotary_angles` returns for the positions of x.
 
     Returns (y_BTD, cache), the cache None if none came in.
     """
@@ -139,11 +140,14 @@ class Attention(nn.Module):
         x_BTD: Array,
         memory_BSD: Array | None = None,
         mask: Array | None = None,
+        causal: bool = False,
         rotary: tuple[Array, Array] | None = None,
         cache: KVCache | None = None,
         deterministic: bool = True,
     ) -> tuple[Array, KVCache | None]:
         c = self.config
+        n_target = x_BTD.shape[1]
+        start = jnp.int32(0) if cache is None else cache.length
 
         def heads(name: str, x: Array) -> Array:
             y = Linear(c.n_embd, bias=False, dtype=self.dtype, name=name)(x)
@@ -157,18 +161,34 @@ class Attention(nn.Module):
         if rotary is not None:
             q_BTHK, k_BSHK = rotate(q_BTHK, *rotary), rotate(k_BSHK, *rotary)
         if cache is not None:
-            at = (0, cache.length, 0, 0)
+            at = (0, start, 0, 0)
             k_BSHK = lax.dynamic_update_slice(cache.k_BSHK, k_BSHK, at)
             v_BSHK = lax.dynamic_update_slice(cache.v_BSHK, v_BSHK, at)
-            cache = KVCache(k_BSHK, v_BSHK, cache.length + x_BTD.shape[1])
+            cache = KVCache(k_BSHK, v_BSHK, start + n_target)
 
-        q_BTHK = q_BTHK * q_BTHK.shape[-1] ** -0.5
-        scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK).astype(jnp.float32)
-        if mask is not None:
-            scores_BHTS = jnp.where(mask, scores_BHTS, jnp.finfo(jnp.float32).min)
-        weights_BHTS = jax.nn.softmax(scores_BHTS).astype(self.dtype)
-        weights_BHTS = Dropout(c.dropout)(weights_BHTS, deterministic)
-        y_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
+        def attend(q_BTHK: Array, k_BSHK: Array, v_BSHK: Array, mask: Array | None) -> Array:
+            q_BTHK = q_BTHK * q_BTHK.shape[-1] ** -0.5
+            scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK).astype(jnp.float32)
+            if mask is not None:
+                scores_BHTS = jnp.where(mask, scores_BHTS, jnp.finfo(jnp.float32).min)
+            weights_BHTS = jax.nn.softmax(scores_BHTS).astype(self.dtype)
+            weights_BHTS = Dropout(c.dropout)(weights_BHTS, deterministic)
+            return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
+
+        if causal and cache is None:
+            mask = causal_mask(jnp.arange(n_target), n_target)
+            # A chunk of queries leaves out the sources behind it, which none of them may see.
+            y_BTHK = jnp.concatenate(
+                [
+                    attend(q_BTHK[:, i:j], k_BSHK[:, :j], v_BSHK[:, :j], mask[i:j, :j])
+                    for i, j in devices.query_chunks(n_target)
+                ],
+                axis=1,
+            )
+        else:
+            if causal:
+                mask = causal_mask(start + jnp.arange(n_target), k_BSHK.shape[1])
+            y_BTHK = attend(q_BTHK, k_BSHK, v_BSHK, mask)
         y_BTD = y_BTHK.reshape(x_BTD.shape)
         y_BTD = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(y_BTD)
         return y_BTD, cache
@@ -210,7 +230,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BTD: Array,
-        mask: Array | None = None,
+        causal: bool = False,
         rotary: tuple[Array, Array] | None = None,
         cache: KVCache | None = None,
         deterministic: bool = True,
@@ -218,7 +238,7 @@ class Block(nn.Module):
         c, dtype = self.config, self.dtype
         y_BTD = Norm(c, dtype, name="attention_norm")(x_BTD)
         y_BTD, cache = Attention(c, dtype, name="attention")(
-            y_BTD, mask=mask, rotary=rotary, cache=cache, deterministic=deterministic
+            y_BTD, causal=causal, rotary=rotary, cache=cache, deterministic=deterministic
         )
         x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
         y_BTD = MLP(c, dtype, name="mlp")(Norm(c, dtype, name="mlp_norm")(x_BTD))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gptjax.config import BigramConfig, GPTConfig, ModelConfig
-from gptjax.layers import Block, Embed, KVCache, Linear, Norm, causal_mask, rotary_angles
+from gptjax.layers import Block, Embed, KVCache, Linear, Norm, rotary_angles
 
 
 class Bigram(nn.Module):
@@ -57,8 +57,7 @@ class GPT(nn.Module):
         n_target = tokens_BT.shape[1]
         if n_target > c.block_size:
             raise ValueError(f"{n_target} tokens do not fit block_size {c.block_size}")
-        start, n_source = (cache[0].length, c.block_size) if cache else (0, n_target)
-        position_T = start + jnp.arange(n_target)
+        position_T = (cache[0].length if cache else 0) + jnp.arange(n_target)
 
         x_BTD = Embed(self.vocab_size, c.n_embd, dtype, name="token_embedding")(tokens_BT)
         rotary = None
@@ -67,11 +66,14 @@ class GPT(nn.Module):
         else:
             x_BTD += Embed(c.block_size, c.n_embd, dtype, name="position_embedding")(position_T)
 
-        mask_TS = causal_mask(position_T, n_source)
         caches = []
         for i in range(c.n_layer):
             x_BTD, layer_cache = Block(c, dtype, name=f"block_{i}")(
-                x_BTD, mask_TS, rotary, cache[i] if cache else None, deterministic
+                x_BTD,
+                causal=True,
+                rotary=rotary,
+                cache=cache[i] if cache else None,
+                deterministic=deterministic,
             )
             caches.append(layer_cache)
 

@@ -114,17 +114,25 @@ def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
 def test_a_cache_gives_what_all_at_once_gives():
     x = normal(2, 10, 16)
     attention = Attention(TINY)
-    mask = layers.causal_mask(jnp.arange(10), 10)
-    (whole, _), variables = attention.init_with_output(KEY, x, mask=mask)
+    (whole, _), variables = attention.init_with_output(KEY, x, causal=True)
     empty = jnp.zeros((2, 16, 2, 8))
     cache = KVCache(empty, empty, jnp.int32(0))
     pieces = []
     for first, last in ((0, 4), (4, 5), (5, 10)):
-        mask = layers.causal_mask(jnp.arange(first, last), 16)
-        y, cache = attention.apply(variables, x[:, first:last], mask=mask, cache=cache)
+        y, cache = attention.apply(variables, x[:, first:last], causal=True, cache=cache)
         pieces.append(y)
         assert cache.length == last
     np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_target", [1, 63, 64, 100, 256])
+def test_causal_attention_in_chunks_is_attention_under_the_causal_mask(n_target):
+    x = normal(2, n_target, 16)
+    attention = Attention(TINY)
+    mask = layers.causal_mask(jnp.arange(n_target), n_target)
+    (masked, _), variables = attention.init_with_output(KEY, x, mask=mask)
+    causal, _ = attention.apply(variables, x, causal=True)
+    np.testing.assert_allclose(causal, masked, rtol=1e-5, atol=1e-6)
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
