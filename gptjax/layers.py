@@ -112,11 +112,22 @@ class Dropout(nn.Module):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the `length` positions that a decoder has seen so far."""
+    """Keys and values of the `length` positions that a decoder has seen so far.
 
-    k_BSHK: Array
-    v_BSHK: Array
+    k and v are (B, H, S, K), or (H, S, K) for a batch of one: XLA's CPU backend would leave that
+    axis out for its matmuls, and then copy the arrays at every token instead of writing to them.
+    """
+
+    k: Array
+    v: Array
     length: Array
+
+    @classmethod
+    def empty(cls, batch_size: int, config: GPTConfig, dtype: Any) -> "KVCache":
+        """Room for block_size positions."""
+        shape = (config.n_head, config.block_size, config.n_embd // config.n_head)
+        zeros = jnp.zeros(shape if batch_size == 1 else (batch_size, *shape), dtype)
+        return cls(zeros, zeros, jnp.int32(0))
 
 
 class Attention(nn.Module):
@@ -151,45 +162,47 @@ class Attention(nn.Module):
 
         def heads(name: str, x: Array) -> Array:
             y = Linear(c.n_embd, bias=False, dtype=self.dtype, name=name)(x)
-            return y.reshape(*x.shape[:-1], c.n_head, c.n_embd // c.n_head)
+            return y.reshape(*x.shape[:-1], c.n_head, c.n_embd // c.n_head).swapaxes(1, 2)
 
         source_BSD = x_BTD if memory_BSD is None else memory_BSD
-        q_BTHK = heads("query", x_BTD)
-        k_BSHK, v_BSHK = heads("key", source_BSD), heads("value", source_BSD)
+        q_BHTK = heads("query", x_BTD)
+        k_BHSK, v_BHSK = heads("key", source_BSD), heads("value", source_BSD)
         if c.qk_norm:
-            q_BTHK, k_BSHK = rms_normalize(q_BTHK), rms_normalize(k_BSHK)
+            q_BHTK, k_BHSK = rms_normalize(q_BHTK), rms_normalize(k_BHSK)
         if rotary is not None:
-            q_BTHK, k_BSHK = rotate(q_BTHK, *rotary), rotate(k_BSHK, *rotary)
+            q_BHTK, k_BHSK = rotate(q_BHTK, *rotary), rotate(k_BHSK, *rotary)
         if cache is not None:
-            at = (0, start, 0, 0)
-            k_BSHK = lax.dynamic_update_slice(cache.k_BSHK, k_BSHK, at)
-            v_BSHK = lax.dynamic_update_slice(cache.v_BSHK, v_BSHK, at)
-            cache = KVCache(k_BSHK, v_BSHK, start + n_target)
 
-        def attend(q_BTHK: Array, k_BSHK: Array, v_BSHK: Array, mask: Array | None) -> Array:
-            q_BTHK = q_BTHK * q_BTHK.shape[-1] ** -0.5
-            scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK).astype(jnp.float32)
+            def write(old: Array, new_BHTK: Array) -> Array:
+                new = new_BHTK.reshape(*old.shape[:-2], *new_BHTK.shape[-2:])
+                return lax.dynamic_update_slice_in_dim(old, new, start, axis=-2)
+
+            cache = KVCache(write(cache.k, k_BHSK), write(cache.v, v_BHSK), start + n_target)
+            k_BHSK, v_BHSK = (x.reshape(-1, *x.shape[-3:]) for x in (cache.k, cache.v))
+
+        def attend(q_BHTK: Array, k_BHSK: Array, v_BHSK: Array, mask: Array | None) -> Array:
+            q_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
+            scores_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK).astype(jnp.float32)
             if mask is not None:
                 scores_BHTS = jnp.where(mask, scores_BHTS, jnp.finfo(jnp.float32).min)
             weights_BHTS = jax.nn.softmax(scores_BHTS).astype(self.dtype)
-            weights_BHTS = Dropout(c.dropout)(weights_BHTS, deterministic)
-            return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
+            return Dropout(c.dropout)(weights_BHTS, deterministic) @ v_BHSK
 
         if causal and cache is None:
             mask = causal_mask(jnp.arange(n_target), n_target)
             # A chunk of queries leaves out the sources behind it, which none of them may see.
-            y_BTHK = jnp.concatenate(
+            y_BHTK = jnp.concatenate(
                 [
-                    attend(q_BTHK[:, i:j], k_BSHK[:, :j], v_BSHK[:, :j], mask[i:j, :j])
+                    attend(q_BHTK[:, :, i:j], k_BHSK[:, :, :j], v_BHSK[:, :, :j], mask[i:j, :j])
                     for i, j in devices.query_chunks(n_target)
                 ],
-                axis=1,
+                axis=2,
             )
         else:
             if causal:
-                mask = causal_mask(start + jnp.arange(n_target), k_BSHK.shape[1])
-            y_BTHK = attend(q_BTHK, k_BSHK, v_BSHK, mask)
-        y_BTD = y_BTHK.reshape(x_BTD.shape)
+                mask = causal_mask(start + jnp.arange(n_target), k_BHSK.shape[2])
+            y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask)
+        y_BTD = y_BHTK.swapaxes(1, 2).reshape(x_BTD.shape)
         y_BTD = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(y_BTD)
         return y_BTD, cache
 
@@ -258,13 +271,13 @@ def causal_mask(position_T: Array, n_source: int) -> Array:
 
 
 def rotary_angles(position_T: Array, head_width: int) -> tuple[Array, Array]:
-    """(cos, sin), each (T, 1, K/2), of RoPE (Su et al. 2021, eq. 15) with base 10,000."""
+    """(cos, sin), each (T, K/2), of RoPE (Su et al. 2021, eq. 15) with base 10,000."""
     frequency = 10_000.0 ** -jnp.linspace(0, 1, head_width // 2, endpoint=False)
-    angle = position_T[:, None, None] * frequency
+    angle = position_T[:, None] * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BTHK: Array, cos: Array, sin: Array) -> Array:
+def rotate(x_BHTK: Array, cos: Array, sin: Array) -> Array:
     """Turns each pair (x_i, x_{i + K/2}) of every head by its position's angle."""
-    a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x_BTHK.dtype)
+    a, b = jnp.split(x_BHTK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x_BHTK.dtype)

@@ -86,11 +86,8 @@ class GPT(nn.Module):
 
     def init_cache(self, batch_size: int) -> tuple[KVCache, ...]:
         """An empty cache of block_size positions for every layer."""
-        c = self.config
-        empty_BSHK = jnp.zeros(
-            (batch_size, c.block_size, c.n_head, c.n_embd // c.n_head), self.dtype
-        )
-        return tuple(KVCache(empty_BSHK, empty_BSHK, jnp.int32(0)) for _ in range(c.n_layer))
+        empty = KVCache.empty(batch_size, self.config, self.dtype)
+        return (empty,) * self.config.n_layer
 
 
 Model = Bigram | GPT

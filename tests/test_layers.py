@@ -115,8 +115,7 @@ def test_a_cache_gives_what_all_at_once_gives():
     x = normal(2, 10, 16)
     attention = Attention(TINY)
     (whole, _), variables = attention.init_with_output(KEY, x, causal=True)
-    empty = jnp.zeros((2, 16, 2, 8))
-    cache = KVCache(empty, empty, jnp.int32(0))
+    cache = KVCache.empty(2, TINY, jnp.float32)
     pieces = []
     for first, last in ((0, 4), (4, 5), (5, 10)):
         y, cache = attention.apply(variables, x[:, first:last], causal=True, cache=cache)
