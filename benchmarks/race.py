@@ -161,7 +161,7 @@ def race_table(record: dict[str, Any], race: dict[str, Any]) -> str:
     """One row per competitor, and who won."""
     c = record["config"]
     tokens = c["train"]["batch_size"] * c["model"]["block_size"]
-    best = best_torch(race)
+    best = fastest(race, "PyTorch")
     lines = [
         f"Dropout {race['dropout']:g}:",
         "",
@@ -183,15 +183,20 @@ def race_table(record: dict[str, Any], race: dict[str, Any]) -> str:
     return "\n".join([*lines, "", verdict(race)])
 
 
-def best_torch(race: dict[str, Any]) -> dict[str, Any]:
-    rows = [r for r in race["rows"] if r["name"].startswith("PyTorch") and "error" not in r]
-    return min(rows, key=lambda row: row["median"])
+def fastest(race: dict[str, Any], side: str, without: str = "never") -> dict[str, Any]:
+    """The fastest row whose name starts with `side` and does not hold `without`."""
+    rows = [r for r in race["rows"] if r["name"].startswith(side) and "error" not in r]
+    return min((r for r in rows if without not in r["name"]), key=lambda row: row["median"])
 
 
 def verdict(race: dict[str, Any]) -> str:
-    """gptjax at its best against PyTorch at its best."""
-    rows = [r for r in race["rows"] if r["name"].startswith("gptjax") and "error" not in r]
-    ours, theirs = min(rows, key=lambda row: row["median"]), best_torch(race)
+    """gptjax at its best against PyTorch at its best, in any dtype and in float32."""
+    overall = sentence(fastest(race, "gptjax"), fastest(race, "PyTorch"))
+    float32 = sentence(fastest(race, "gptjax", "bfloat16"), fastest(race, "PyTorch", "bfloat16"))
+    return overall if overall == float32 else f"{overall} In float32: {float32}"
+
+
+def sentence(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     ratio = theirs["median"] / ours["median"]
     if abs(ratio - 1) < 0.02:
         return f"{ours['name']} and {theirs['name']} are level ({ratio:.2f}x)."

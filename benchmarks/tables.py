@@ -25,6 +25,13 @@ OPEN_ON_A_GPU = {
     "seed's best, 1.4994 (`benchmarks/gpu.sh recipe`)",
 }
 
+RACES = {
+    "race-gpt-gpu": "configs/gpt.py on a GPU",
+    "race-gpt-cpu": "configs/gpt.py, batches of 16, on a CPU",
+    "race-small-cpu": "the seed's architecture with 4 layers, width 128, block 64, on a CPU",
+    "race-gpt_cpu-cpu": "configs/gpt_cpu.py, with AdamW, on a CPU",
+}
+
 
 def load(part: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"expected-{part}.json").read_text())
@@ -136,12 +143,7 @@ def benchmarks_md() -> str:
     lines += comparison(
         "How fast does it train?",
         race,
-        {
-            "race-gpt-gpu": "configs/gpt.py on a GPU",
-            "race-gpt-cpu": "configs/gpt.py, batches of 16, on a CPU",
-            "race-gpt_cpu-cpu": "configs/gpt_cpu.py, with AdamW, on a CPU",
-            "race-small-cpu": "The seed's architecture at the size of configs/gpt_cpu.py, on a CPU",
-        },
+        RACES,
         "Competitors in processes of their own take turns, so that a slow minute hits all of them. "
         "Everything is timed that training includes, but evaluation and checkpoints. FLOP/s are "
         "set against the fastest matmul that any of them reached between the rounds.",
@@ -151,7 +153,7 @@ def benchmarks_md() -> str:
         quality,
         {
             "quality-gpt-gpu": "configs/gpt.py on a GPU",
-            "quality-small-cpu": "The seed's architecture at the size of configs/gpt_cpu.py",
+            "quality-small-cpu": "The seed's architecture with 4 layers, width 128, block 64",
         },
         "The same initial weights and batches on both sides; seconds of training, compiling "
         "included, evaluation not.",
@@ -170,17 +172,33 @@ def benchmarks_md() -> str:
 
 
 def headline() -> str:
-    """The race with the seed's dropout, on a GPU where that was measured, and what it says."""
+    """The race with the seed's dropout, on a GPU where that was measured, and who won the others."""
     record = read("race-gpt-gpu") or read("race-gpt-cpu")
     if record is None:
         return "Not measured yet."
-    return race.race_table(record, record["races"][-1]) + "\n\n" + measured_on(record)
+    lines = [race.race_table(record, record["races"][-1]), "", measured_on(record), ""]
+    lines += ["Every race:", ""]
+    for name, what in RACES.items():
+        for one in (read(name) or {"races": []})["races"]:
+            lines.append(f"- {what}, dropout {one['dropout']:g}: {race.verdict(one)}")
+    return "\n".join(lines)
+
+
+def writing() -> str:
+    """The race of the samplers, on a GPU where that was measured."""
+    record = read("decode-gpu") or read("decode-cpu")
+    return "Not measured yet." if record is None else decode.table(record)
 
 
 def readme(text: str) -> str:
     """README.md with what stands between its markers made anew."""
     sample = "```\n" + "\n".join(load("gpt_cpu")["sample"].strip().splitlines()[:14]) + "\n```"
-    parts = {"sample": sample, "expected": expected_table(), "race": headline()}
+    parts = {
+        "sample": sample,
+        "expected": expected_table(),
+        "race": headline(),
+        "writing": writing(),
+    }
     for name, content in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
         text, n = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL)
