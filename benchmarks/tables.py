@@ -172,7 +172,7 @@ def benchmarks_md() -> str:
 
 
 def headline() -> str:
-    """The race with the seed's dropout, on a GPU where that was measured, and who won the others."""
+    """The race with the seed's dropout, on a GPU if measured there, and who won the others."""
     record = read("race-gpt-gpu") or read("race-gpt-cpu")
     if record is None:
         return "Not measured yet."
