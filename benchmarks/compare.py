@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from gptjax.config import parse
+from gptjax.config import load_file, parse
 from gptjax.errors import UserError, exit_codes
 
 PARTS = {"parity": "parity", "race": "race", "train": "quality", "sample": "decode"}
@@ -41,17 +41,34 @@ def main(argv: list[str] | None = None) -> None:
         if importlib.util.find_spec("torch") is None:
             raise UserError("PyTorch is not installed; pip install -e '.[torch]'")
         config = parse(rest)
+        if arguments.recipe:
+            load_file(arguments.recipe)  # refused now rather than after the measuring
+        if arguments.json:
+            check_writable(arguments.json)
         part = importlib.import_module(f"benchmarks.{PARTS[arguments.part]}")
         record = part.measure(config, arguments)
         record["command"] = "python -m benchmarks.compare " + " ".join(argv or sys.argv[1:])
-        print(part.table(record))
         if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps(record, indent=1) + "\n")
             if hasattr(part, "plot"):
                 part.plot(record, arguments.json.with_suffix(".png"))
+        print(part.table(record))
         if record.get("passed") is False:
             sys.exit(1)
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError, before anything is measured, if FILE of --json cannot be written."""
+    if path.suffix != ".json":
+        raise UserError(f"--json {path} must end in .json")
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ distribution at temperature 1.
 """
 
 import argparse
+import functools
 import json
 import sys
 from typing import Any
@@ -20,18 +21,26 @@ VOCAB_SIZE = 65  # tiny-Shakespeare's
 BATCH_SIZES = (1, 32)
 COMPETITORS = {
     "gptjax": "gptjax, KV cache",
-    "uncached": "PyTorch, seed style, no cache",
+    "seed": "PyTorch, seed style, no cache",
+    "tuned": "PyTorch, tuned, no cache",
     "transformers": "Hugging Face GPT-2, KV cache",
 }
 
 
 def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """One race per batch size."""
+    from benchmarks import torch_gpt
+
     if not isinstance(config.model, GPTConfig):
         raise UserError("the sampling race is of GPTs; name another --config")
     if arguments.tokens >= config.model.block_size:
         # The tokens that Hugging Face's GPT-2, with learned positions, can make without a slide.
         arguments.tokens = config.model.block_size - 1
+    if arguments.tokens < 1:
+        raise UserError("--model.block-size is 1, but the race needs at least 2")
+    sides = dict(COMPETITORS)
+    if not torch_gpt.is_seed_style(config.model):
+        del sides["seed"]
     races = []
     for batch_size in BATCH_SIZES:
         competitors = [
@@ -42,7 +51,7 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
                 "tokens": arguments.tokens,
                 "config": config_module.to_json(config),
             }
-            for side, name in COMPETITORS.items()
+            for side, name in sides.items()
         ]
         rows = rounds.race("benchmarks.decode", competitors, arguments.rounds)
         races.append({"batch_size": batch_size, "rows": rows})
@@ -68,15 +77,22 @@ def serve_gptjax(config: Config, batch_size: int, n_tokens: int) -> None:
     rounds.serve(run)
 
 
-def serve_uncached(config: Config, batch_size: int, n_tokens: int) -> None:
+def torch_device() -> tuple[str, Any]:
+    """Device and dtype of the PyTorch side: those that gptjax chooses there."""
+    import torch
+
+    return ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+
+
+def serve_uncached(config: Config, batch_size: int, n_tokens: int, style: str) -> None:
     import torch
 
     from benchmarks import torch_gpt
 
     assert isinstance(config.model, GPTConfig)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch_gpt.SeedGPT if torch_gpt.is_seed_style(config.model) else torch_gpt.TunedGPT
-    model = kind(config.model, VOCAB_SIZE).to(device).eval()
+    device, dtype = torch_device()
+    kind = torch_gpt.SeedGPT if style == "seed" else torch_gpt.TunedGPT
+    model = kind(config.model, VOCAB_SIZE).to(device, dtype).eval()
     prompt = torch.zeros((batch_size, 1), dtype=torch.long, device=device)
 
     def run(n: int) -> None:
@@ -92,7 +108,7 @@ def serve_transformers(config: Config, batch_size: int, n_tokens: int) -> None:
 
     assert isinstance(config.model, GPTConfig)
     c = config.model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, dtype = torch_device()
     sizes = GPT2Config(
         vocab_size=VOCAB_SIZE,
         n_positions=c.block_size,
@@ -106,7 +122,7 @@ def serve_transformers(config: Config, batch_size: int, n_tokens: int) -> None:
         attn_implementation="sdpa",
     )
     torch.manual_seed(config.seed)
-    model = GPT2LMHeadModel(sizes).to(device).eval()
+    model = GPT2LMHeadModel(sizes).to(device, dtype).eval()
     prompt = torch.zeros((batch_size, 1), dtype=torch.long, device=device)
 
     @torch.inference_mode()
@@ -126,29 +142,35 @@ def serve_transformers(config: Config, batch_size: int, n_tokens: int) -> None:
 
 
 def table(record: dict[str, Any]) -> str:
+    """Tokens per second of every competitor; * marks what was too slow to be measured twice."""
+    races = record["races"]
     lines = [
         f"Tokens per second, {record['tokens']} tokens after a prompt of one:",
         "",
-        "| | batch 1 | batch 32 |",
-        "|---|---|---|",
+        "| | " + " | ".join(f"batch {race['batch_size']}" for race in races) + " |",
+        "|---|" + "---|" * len(races),
     ]
-    for i, name in enumerate(COMPETITORS.values()):
-        cells = []
-        for race in record["races"]:
-            row, ours = race["rows"][i], race["rows"][0]
-            if "error" in row:
-                cells.append(f"failed: {row['error']}")
-                continue
-            rate = race["batch_size"] * record["tokens"] / row["median"]
-            ahead = "" if i == 0 else f" (gptjax is {row['median'] / ours['median']:.1f}x as fast)"
-            cells.append(f"{rate:,.0f}{ahead}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for i, row in enumerate(races[0]["rows"]):
+        cells = [cell(record, race, race["rows"][i]) for race in races]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def cell(record: dict[str, Any], race: dict[str, Any], row: dict[str, Any]) -> str:
+    ours = race["rows"][0]
+    if "error" in row:
+        return f"failed: {row['error']}"
+    rate = race["batch_size"] * record["tokens"] / row["median"]
+    star = "*" if len(row["seconds_per_unit"]) < 2 else ""
+    if row is ours or "error" in ours:
+        return f"{rate:,.0f}{star}"
+    return f"{rate:,.0f}{star} (gptjax is {row['median'] / ours['median']:.1f}x as fast)"
 
 
 SERVERS = {
     "gptjax": serve_gptjax,
-    "uncached": serve_uncached,
+    "seed": functools.partial(serve_uncached, style="seed"),
+    "tuned": functools.partial(serve_uncached, style="tuned"),
     "transformers": serve_transformers,
 }
 

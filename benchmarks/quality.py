@@ -79,21 +79,26 @@ def train_torch(config: Config, text: data.TextData) -> Curve:
     rates = np.asarray(jax.vmap(rate)(np.arange(c.max_steps)))
     curve = new_curve()
     seconds = 0.0
-    for step in range(c.max_steps + 1):
+    step = 0
+    while True:
         if step % c.eval_interval == 0 or step == c.max_steps:
             add(curve, "PyTorch", step, seconds, evaluate_torch(twin, text.val, block_size))
         if step == c.max_steps:
-            break
+            return curve
+        next_evaluation = (step // c.eval_interval + 1) * c.eval_interval
+        end = min(step + c.steps_per_dispatch, next_evaluation, c.max_steps)
         start = time.perf_counter()
-        batch = data.random_batch(
-            text.train, block_size, c.batch_size, config.seed, data.TRAINING, step
+        batches = data.training_batches(
+            text.train, block_size, c.batch_size, config.seed, range(step, end), end - step
         )
         tokens, targets = (
-            torch.from_numpy(batch[k]).to(device).long() for k in ("tokens", "targets")
+            torch.from_numpy(batches[k]).to(device).long() for k in ("tokens", "targets")
         )
-        trainer.step(tokens, targets, float(rates[step])).item()
+        for i in range(end - step):
+            loss = trainer.step(tokens[i], targets[i], float(rates[step + i]))
+        loss.item()  # waits
         seconds += time.perf_counter() - start
-    return curve
+        step = end
 
 
 @torch.no_grad()

@@ -174,29 +174,37 @@ def race_table(record: dict[str, Any], race: dict[str, Any]) -> str:
             lines.append(f"| {row['name']} | failed: {row['error']} | | | | | |")
             continue
         flops = record["flops_per_token"] * tokens / row["median"]
+        ahead = f"{best['median'] / row['median']:.2f}x" if best else ""
         lines.append(
             f"| {row['name']} | {1e3 * row['median']:.1f} ({1e3 * row['least']:.1f} to "
             f"{1e3 * row['most']:.1f}) | {tokens / row['median']:,.0f} | "
-            f"{best['median'] / row['median']:.2f}x | {flops / row['matmul_rate']:.0%} | "
+            f"{ahead} | {flops / row['matmul_rate']:.0%} | "
             f"{max(0.0, row['compile_seconds']):.0f} s | {row['peak_bytes'] / 2**20:,.0f} MiB |"
         )
     return "\n".join([*lines, "", verdict(race)])
 
 
-def fastest(race: dict[str, Any], side: str, without: str = "never") -> dict[str, Any]:
-    """The fastest row whose name starts with `side` and does not hold `without`."""
+def fastest(race: dict[str, Any], side: str, dtypes: str = "any") -> dict[str, Any] | None:
+    """The fastest row whose name starts with `side`, of "any" dtype or "float32"; None if none."""
     rows = [r for r in race["rows"] if r["name"].startswith(side) and "error" not in r]
-    return min((r for r in rows if without not in r["name"]), key=lambda row: row["median"])
+    if dtypes == "float32":
+        rows = [r for r in rows if "bfloat16" not in r["name"]]
+    return min(rows, key=lambda row: row["median"], default=None)
 
 
 def verdict(race: dict[str, Any]) -> str:
     """gptjax at its best against PyTorch at its best, in any dtype and in float32."""
-    overall = sentence(fastest(race, "gptjax"), fastest(race, "PyTorch"))
-    float32 = sentence(fastest(race, "gptjax", "bfloat16"), fastest(race, "PyTorch", "bfloat16"))
+    overall, float32 = (
+        sentence(fastest(race, "gptjax", dtypes), fastest(race, "PyTorch", dtypes))
+        for dtypes in ("any", "float32")
+    )
     return overall if overall == float32 else f"{overall} In float32: {float32}"
 
 
-def sentence(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+def sentence(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> str:
+    """Which of two rows is the faster."""
+    if ours is None or theirs is None:
+        return "One side failed."
     ratio = theirs["median"] / ours["median"]
     if abs(ratio - 1) < 0.02:
         return f"{ours['name']} and {theirs['name']} are level ({ratio:.2f}x)."

@@ -7,6 +7,7 @@ is asked. `race` starts them one after the other, warms each up, and then asks e
 import contextlib
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -14,7 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 # A round of one competitor takes about this long.
 SECONDS_PER_TURN = 2.0
@@ -75,6 +77,11 @@ def peak_bytes() -> int:
         statistics_ = jax.local_devices()[0].memory_stats()
         if statistics_:
             return statistics_["peak_bytes_in_use"]
+    # Not getrusage: its maximum goes on counting what the parent held when it started this one.
+    status = Path("/proc/self/status")
+    if status.exists():
+        (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(kib) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -83,7 +90,7 @@ def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[di
 
     A competitor that fails keeps its row, with the last line of what it said as `error`.
     """
-    children, rows = [], []
+    children, rows, logs = [], [], {}
     with contextlib.ExitStack() as closing:
         for competitor in competitors:
             command = [sys.executable, "-m", module, json.dumps(competitor)]
@@ -97,6 +104,7 @@ def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[di
                 env=os.environ | CHILD,
             )
             closing.enter_context(child)
+            logs[child.pid] = log
             closing.callback(child.kill)  # called before the line above waits
             row: dict[str, Any] = {"name": competitor["name"], "seconds_per_unit": []}
             assert child.stdout is not None
@@ -112,10 +120,7 @@ def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[di
                 }
                 children.append((child, row))
             else:
-                child.wait()
-                log.seek(0)
-                said = log.read().strip().splitlines()
-                row["error"] = said[-1] if said else f"exit code {child.returncode}"
+                row["error"] = last_words(child, log)
             print(f"{row['name']}: {row.get('error', 'ready')}", file=sys.stderr, flush=True)
             rows.append(row)
         rates = []
@@ -123,21 +128,40 @@ def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[di
             for child, row in children:
                 if i and row["seconds_per_unit"][0] > SLOW:
                     continue
-                seconds = ask(child, {"run": row["units_per_turn"]})["seconds"]
-                row["seconds_per_unit"].append(seconds / row["units_per_turn"])
-            rates.append(max((ask(child, {"rate": 1})["rate"] for child, _ in children), default=0))
+                reply = ask(child, {"run": row["units_per_turn"]})
+                if reply is None:
+                    row["error"] = last_words(child, logs[child.pid])
+                    print(f"{row['name']}: {row['error']}", file=sys.stderr, flush=True)
+                else:
+                    row["seconds_per_unit"].append(reply["seconds"] / row["units_per_turn"])
+            children = [(child, row) for child, row in children if "error" not in row]
+            replies = (ask(child, {"rate": 1}) for child, _ in children)
+            rates.append(max((reply["rate"] for reply in replies if reply), default=0))
             print(f"round {i + 1} of {rounds}", file=sys.stderr, flush=True)
         for child, row in children:
-            row["peak_bytes"] = ask(child, {"peak": 1})["peak_bytes"]
+            row["peak_bytes"] = (ask(child, {"peak": 1}) or {"peak_bytes": 0})["peak_bytes"]
             row["matmul_rate"] = statistics.median(rates)
             row["median"] = statistics.median(row["seconds_per_unit"])
             row["least"], row["most"] = min(row["seconds_per_unit"]), max(row["seconds_per_unit"])
     return rows
 
 
-def ask(child: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any]:
+def ask(child: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any] | None:
+    """The child's reply, or None if it has died."""
     assert child.stdin is not None
     assert child.stdout is not None
-    child.stdin.write(json.dumps(request) + "\n")
-    child.stdin.flush()
-    return json.loads(child.stdout.readline())
+    try:
+        child.stdin.write(json.dumps(request) + "\n")
+        child.stdin.flush()
+        line = child.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    return json.loads(line) if line else None
+
+
+def last_words(child: subprocess.Popen[str], log: IO[str]) -> str:
+    """Why a child died: the last line that it said, or its exit code."""
+    child.wait()
+    log.seek(0)
+    said = log.read().strip().splitlines()
+    return said[-1] if said else f"exit code {child.returncode}"

@@ -257,6 +257,7 @@ class Trainer:
         self.model, self.dtype = model, dtype
         self.device = next(model.parameters()).device
         self.optimizer = adamw(model, optim_config, fused)
+        self.grad_clip = optim_config.grad_clip
         self.compile_mode = compile_mode
         loss = loss_of if compile_mode is None else torch.compile(loss_of, mode=compile_mode)
         self.loss_of = loss
@@ -272,6 +273,8 @@ class Trainer:
             loss = self.loss_of(self.model, tokens, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.optimizer.step()
         return loss.detach()
 
@@ -283,7 +286,7 @@ def random_windows(text: Tensor, block_size: int, batch_size: int) -> tuple[Tens
     return windows[:, :-1], windows[:, 1:]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: nn.Module, tokens: Tensor, n_tokens: int, block_size: int, greedy: bool
 ) -> Tensor:

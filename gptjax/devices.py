@@ -2,7 +2,7 @@
 
 A CPU wants small working sets (activations that stay in its caches), a GPU wants large ones;
 matrix units want bfloat16, XLA's CPU backend gains nothing from it. The choices below were
-measured (docs/benchmarks.md); the fields of TrainConfig override them.
+measured; fields of TrainConfig override dtype and micro-batch.
 """
 
 import os

@@ -114,8 +114,8 @@ class Dropout(nn.Module):
 class KVCache(NamedTuple):
     """Keys and values of the `length` positions that a decoder has seen so far.
 
-    k and v are (B, H, S, K), or (H, S, K) for a batch of one: XLA's CPU backend would leave that
-    axis out for its matmuls, and then copy the arrays at every token instead of writing to them.
+    k and v are (B, H, S, K), and (H, S, K) for a batch of one: with an axis of length 1 XLA's CPU
+    backend would copy them at every token instead of writing one position.
     """
 
     k: Array
@@ -135,11 +135,12 @@ class Attention(nn.Module):
 
     Queries come from x_BTD; keys and values from memory_BSD (cross-attention), or else from
     x_BTD itself. Query t sees source s where mask (anything that broadcasts to (B, 1, T, S)) is
-    true; if `causal`, where s is not later than t. With a cache, the new keys and values are
-    written behind those seen before, and S is the cache's capacity. `rotary` is what
-    `rotary_angles` returns for the positions of x.
+    true, or else, if `causal`, where s is not later than t. A cache is for causal attention: the
+    new keys and values are written behind those seen before, and S is its capacity. `rotary` is
+    what `rotary_angles` returns for the positions of x.
 
-    Returns (y_BTD, cache), the cache None if none came in.
+    Returns (y_BTD, cache), the cache None if none came in. Raises ValueError for a mask or a
+    memory in causal attention, and for a cache in another.
     """
 
     config: GPTConfig
@@ -156,6 +157,10 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         deterministic: bool = True,
     ) -> tuple[Array, KVCache | None]:
+        if causal and not (mask is None and memory_BSD is None):
+            raise ValueError("causal attention takes neither a mask nor a memory")
+        if cache is not None and not causal:
+            raise ValueError("a cache is for causal attention")
         c = self.config
         n_target = x_BTD.shape[1]
         start = jnp.int32(0) if cache is None else cache.length
@@ -174,7 +179,7 @@ class Attention(nn.Module):
         if cache is not None:
 
             def write(old: Array, new_BHTK: Array) -> Array:
-                new = new_BHTK.reshape(*old.shape[:-2], *new_BHTK.shape[-2:])
+                new = new_BHTK.reshape(*old.shape[:-2], *new_BHTK.shape[-2:])  # as KVCache is
                 return lax.dynamic_update_slice_in_dim(old, new, start, axis=-2)
 
             cache = KVCache(write(cache.k, k_BHSK), write(cache.v, v_BHSK), start + n_target)
@@ -233,7 +238,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each normalised before and added to the residual stream (pre-norm).
 
-    Arguments and result are those of `Attention`.
+    The arguments, and (y_BTD, cache), are those of `Attention`.
     """
 
     config: GPTConfig

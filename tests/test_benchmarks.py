@@ -19,8 +19,9 @@ from gptjax.config import BigramConfig, Config, GPTConfig, OptimConfig, TrainCon
 from gptjax.errors import UserError  # noqa: E402
 
 GELU = dataclasses.replace(TINY, activation="gelu", bias=False)
-CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU]
-IDS = ["bigram", "seed", "modern", "gelu"]
+LONG = dataclasses.replace(MODERN, block_size=100)  # attention in chunks, on a CPU
+CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU, LONG]
+IDS = ["bigram", "seed", "modern", "gelu", "long"]
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 2000).astype(np.int32)
 
 
@@ -113,6 +114,22 @@ def test_a_tiny_race_measures_every_competitor(tmp_path, monkeypatch):
     assert "PyTorch, seed style" in race.table(record)
 
 
+DIES_LATER = """
+import sys
+print('{"first": 0.1, "second": 0.1, "warm_up": 1, "quantum": 1}', flush=True)
+sys.stdin.readline()
+sys.exit("out of memory")
+"""
+
+
+def test_a_competitor_that_dies_in_a_round_keeps_its_row(tmp_path, monkeypatch):
+    (tmp_path / "dies_later.py").write_text(DIES_LATER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (row,) = rounds.race("dies_later", [{"name": "PyTorch"}], rounds=2)
+    assert row["error"] == "out of memory"
+    assert "failed" in race.verdict({"rows": [row]})
+
+
 def test_a_failing_competitor_keeps_its_row():
     # json.tool takes the competitor for a file to read, and fails.
     (row,) = rounds.race("json.tool", [{"name": "none such"}], rounds=1)
@@ -126,6 +143,12 @@ def test_a_failing_competitor_keeps_its_row():
         (["race", "--config", "configs/bigram.py"], "bigram"),
         (["parity", "--config", "configs/gpt.py", "--rounds", "0"], "--rounds"),
         (["parity", "--config", "configs/none.py"], "does not exist"),
+        (["train", "--config", "configs/gpt.py", "--recipe", "none.py"], "does not exist"),
+        (
+            ["race", "--config", "configs/gpt.py", "--json", "/proc/none/x.json"],
+            "cannot be written",
+        ),
+        (["race", "--config", "configs/gpt.py", "--json", "x.png"], "must end in .json"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message):

@@ -111,17 +111,26 @@ def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
     np.testing.assert_allclose(outputs.mean(0), clean, atol=0.05 * float(np.abs(clean).max()))
 
 
-def test_a_cache_gives_what_all_at_once_gives():
-    x = normal(2, 10, 16)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_cache_gives_what_all_at_once_gives(batch_size):
+    x = normal(batch_size, 10, 16)
     attention = Attention(TINY)
     (whole, _), variables = attention.init_with_output(KEY, x, causal=True)
-    cache = KVCache.empty(2, TINY, jnp.float32)
+    cache = KVCache.empty(batch_size, TINY, jnp.float32)
     pieces = []
     for first, last in ((0, 4), (4, 5), (5, 10)):
         y, cache = attention.apply(variables, x[:, first:last], causal=True, cache=cache)
         pieces.append(y)
         assert cache.length == last
     np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_refuses_what_it_cannot_combine():
+    x = normal(1, 4, 16)
+    with pytest.raises(ValueError, match="neither a mask nor a memory"):
+        Attention(TINY).init(KEY, x, memory_BSD=x, causal=True)
+    with pytest.raises(ValueError, match="a cache is for causal"):
+        Attention(TINY).init(KEY, x, cache=KVCache.empty(1, TINY, jnp.float32))
 
 
 @pytest.mark.parametrize("n_target", [1, 63, 64, 100, 256])

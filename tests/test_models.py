@@ -45,7 +45,9 @@ def test_causality_by_gradient(model, params, tokens):
         assert (influence[t + 1 :] == 0).all()
 
 
-def test_cached_pieces_equal_the_whole(model, params, tokens):
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_cached_pieces_equal_the_whole(model, params, tokens, batch_size):
+    tokens = tokens[:batch_size]
     whole, none = model.apply({"params": params}, tokens)
     assert none is None
     cache = model.init_cache(len(tokens))
