@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import optax.contrib
 import pytest
 from conftest import MODERN, VOCAB_SIZE
 
@@ -77,3 +79,25 @@ def test_clipping_bounds_the_gradient():
     _, state = optimizer.update({"w": jnp.full((10, 10), 50.0)}, optimizer.init(params), params)
     mu = next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == (10, 10))
     assert float(jnp.linalg.norm(mu)) == pytest.approx(0.1, rel=1e-4)  # (1 - beta1) * 1.0
+
+
+def test_stacks_of_matrices_move_as_each_matrix_alone():
+    params = jax.tree.map(jnp.asarray, models.init(models.GPT(MODERN, VOCAB_SIZE), seed=0))
+    matrices = {str(i): p for i, p in enumerate(jax.tree.leaves(params)) if p.ndim == 2}
+    assert len({p.shape for p in matrices.values()}) > 2
+    keys = jax.random.split(jax.random.key(0), len(matrices))
+    grads = {
+        name: jax.random.normal(key, p.shape)
+        for key, (name, p) in zip(keys, matrices.items(), strict=True)
+    }
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    alone = optax.contrib.muon(0.1, weight_decay=0.1)
+    together = optim.stacked(
+        optax.contrib.muon(0.1, weight_decay=0.1, muon_weight_dimension_numbers=axes)
+    )
+    a, b = alone.init(matrices), together.init(matrices)
+    for _ in range(3):
+        expected, a = alone.update(grads, a, matrices)
+        found, b = together.update(grads, b, matrices)
+        for name in matrices:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
