@@ -163,7 +163,8 @@ def benchmarks_md() -> str:
         "How fast does it write?",
         decode,
         {"decode-gpu": "On a GPU", "decode-cpu": "On a CPU"},
-        "Models of the sizes of configs/gpt.py with random weights.",
+        "Models of the sizes of configs/gpt.py with random weights; * was timed once, too slow for "
+        "more.",
     )
     missing = [text for name, text in OPEN_ON_A_GPU.items() if read(name) is None]
     if missing:
