@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,44 +27,71 @@ from gptjax.errors import UserError
 Curve = dict[str, Any]
 
 
+def follow(
+    name: str,
+    config: Config,
+    text: data.TextData,
+    run: Callable[[data.Batch, range], None],
+    val_loss: Callable[[], float],
+) -> Curve:
+    """Steps, seconds and val_loss at every evaluation of a training.
+
+    run(batches, steps) trains on the first len(steps) of batches, leaves (K, B, T), and waits.
+    """
+    c = config.train
+    curve: Curve = {"step": [], "seconds": [], "val_loss": []}
+    seconds, step = 0.0, 0
+    while True:
+        if step % c.eval_interval == 0 or step == c.max_steps:
+            loss = val_loss()
+            curve["step"].append(step)
+            curve["seconds"].append(round(seconds, 2))
+            curve["val_loss"].append(loss)
+            print(f"{name} step {step}  {seconds:.0f} s  val_loss {loss:.4f}", file=sys.stderr)
+        if step == c.max_steps:
+            return curve
+        next_evaluation = (step // c.eval_interval + 1) * c.eval_interval
+        steps = range(step, min(step + c.steps_per_dispatch, next_evaluation, c.max_steps))
+        start = time.perf_counter()
+        batches = data.training_batches(
+            text.train,
+            config.model.block_size,
+            c.batch_size,
+            config.seed,
+            steps,
+            c.steps_per_dispatch,
+        )
+        run(batches, steps)
+        seconds += time.perf_counter() - start
+        step = steps.stop
+
+
 def train_gptjax(config: Config, text: data.TextData) -> Curve:
-    """Steps, seconds and val_loss at every evaluation."""
-    c, block_size = config.train, config.model.block_size
+    """The curve of gptjax."""
+    c = config.train
     model = models.build(config.model, text.tokenizer.vocab_size, devices.compute_dtype(c))
     optimizer = optim.build(config.optim, c.max_steps)
     micro_batch_size = devices.micro_batch_size(c, config.model)
     state = training.init_state(models.init(model, config.seed), optimizer)
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
     mean_loss = training.make_evaluate(model)
-    curve = new_curve()
-    seconds, step = 0.0, 0
-    while True:
-        if step % c.eval_interval == 0 or step == c.max_steps:
-            split = data.whole_split(text.val, block_size, micro_batch_size)
-            add(curve, "gptjax", step, seconds, mean_loss(state.params, split))
-        if step == c.max_steps:
-            return curve
-        next_evaluation = (step // c.eval_interval + 1) * c.eval_interval
-        end = min(step + c.steps_per_dispatch, next_evaluation, c.max_steps)
-        start = time.perf_counter()
-        batches = data.training_batches(
-            text.train,
-            block_size,
-            c.batch_size,
-            config.seed,
-            range(step, end),
-            c.steps_per_dispatch,
-        )
-        state, metrics = train_steps(state, batches, end - step)
+
+    def run(batches: data.Batch, steps: range) -> None:
+        nonlocal state
+        state, metrics = train_steps(state, batches, len(steps))
         jax.block_until_ready(metrics)
-        seconds += time.perf_counter() - start
-        step = end
+
+    def val_loss() -> float:
+        split = data.whole_split(text.val, config.model.block_size, micro_batch_size)
+        return mean_loss(state.params, split)
+
+    return follow("gptjax", config, text, run, val_loss)
 
 
 def train_torch(config: Config, text: data.TextData) -> Curve:
-    """The same, by the tuned twin, with gptjax's initial weights."""
+    """The curve of the tuned twin, from gptjax's initial weights."""
     assert not isinstance(config.model, BigramConfig)
-    c, block_size = config.train, config.model.block_size
+    c = config.train
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")
@@ -77,28 +105,21 @@ def train_torch(config: Config, text: data.TextData) -> Curve:
     trainer = torch_gpt.Trainer(twin, config.optim, compile_mode=mode, dtype=dtype)
     rate = optim.schedule(config.optim, c.max_steps, config.optim.learning_rate)
     rates = np.asarray(jax.vmap(rate)(np.arange(c.max_steps)))
-    curve = new_curve()
-    seconds = 0.0
-    step = 0
-    while True:
-        if step % c.eval_interval == 0 or step == c.max_steps:
-            add(curve, "PyTorch", step, seconds, evaluate_torch(twin, text.val, block_size))
-        if step == c.max_steps:
-            return curve
-        next_evaluation = (step // c.eval_interval + 1) * c.eval_interval
-        end = min(step + c.steps_per_dispatch, next_evaluation, c.max_steps)
-        start = time.perf_counter()
-        batches = data.training_batches(
-            text.train, block_size, c.batch_size, config.seed, range(step, end), end - step
-        )
+
+    def run(batches: data.Batch, steps: range) -> None:
         tokens, targets = (
-            torch.from_numpy(batches[k]).to(device).long() for k in ("tokens", "targets")
+            torch.from_numpy(batches[k][: len(steps)]).to(device).long()
+            for k in ("tokens", "targets")
         )
-        for i in range(end - step):
-            loss = trainer.step(tokens[i], targets[i], float(rates[step + i]))
-        loss.item()  # waits
-        seconds += time.perf_counter() - start
-        step = end
+        losses = [
+            trainer.step(tokens[i], targets[i], float(rates[step])) for i, step in enumerate(steps)
+        ]
+        losses[-1].item()  # waits
+
+    def val_loss() -> float:
+        return evaluate_torch(twin, text.val, config.model.block_size)
+
+    return follow("PyTorch", config, text, run, val_loss)
 
 
 @torch.no_grad()
@@ -120,16 +141,6 @@ def evaluate_torch(model: torch.nn.Module, tokens: np.ndarray, block_size: int) 
             weight += float(weights.sum())
     model.train()
     return loss / weight
-
-
-def new_curve() -> Curve:
-    return {"step": [], "seconds": [], "val_loss": []}
-
-
-def add(curve: Curve, name: str, step: int, seconds: float, val_loss: float) -> None:
-    for key, value in (("step", step), ("seconds", round(seconds, 2)), ("val_loss", val_loss)):
-        curve[key].append(value)
-    print(f"{name} step {step}  {seconds:.0f} s  val_loss {val_loss:.4f}", file=sys.stderr)
 
 
 def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
