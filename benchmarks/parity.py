@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -57,15 +58,22 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
 
 
+def initial(model: models.Model, seed: int) -> Any:
+    """Initial parameters, those that start at zero random: behind zeros there is no gradient."""
+    rng = np.random.default_rng(seed)
+
+    def some(p: jax.Array) -> jax.Array:
+        return p if p.any() else jnp.asarray(rng.normal(0, 0.05, p.shape), p.dtype)
+
+    return jax.tree.map(some, models.init(model, seed))
+
+
 def logits_and_gradients(
     config: BigramConfig | GPTConfig, vocab_size: int, batch: data.Batch, seed: int
 ) -> list[dict[str, Any]]:
     """One row per twin: relative differences of the logits and of the worst gradient leaf."""
-    if isinstance(config, GPTConfig):
-        # From zeros, nothing but the last layer has a gradient, and nothing would be compared.
-        config = dataclasses.replace(config, zero_init=False)
     model = models.build(config, vocab_size)
-    params = models.init(model, seed)
+    params = initial(model, seed)
     logits, _ = jax.jit(model.apply)({"params": params}, batch["tokens"])
     loss_and_weight = jax.value_and_grad(training.cross_entropy, argnums=1, has_aux=True)
     (_, weight), grads = jax.jit(loss_and_weight, static_argnums=0)(model, params, batch)
@@ -102,7 +110,7 @@ def batch_off_the_kink(
     nearest: list[float] = []
     twin = None
     if has_kink:
-        params = models.init(models.build(config.model, vocab_size), config.seed)
+        params = initial(models.build(config.model, vocab_size), config.seed)
         twin = twins(config.model, params, vocab_size)["tuned"]
         for block in twin.blocks:
             block.mlp_hidden.register_forward_hook(

@@ -13,6 +13,7 @@ import re
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -139,6 +140,20 @@ def _norm(config: GPTConfig) -> nn.Module:
     return nn.RMSNorm(config.n_embd, eps=1e-5)
 
 
+class ShortConv(nn.Module):
+    """A residual causal depthwise convolution, (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        shape = (config.n_embd, 1, config.short_conv - 1)
+        self.weight = nn.Parameter(torch.zeros(shape))  # the last tap is the previous position's
+
+    def forward(self, x: Tensor) -> Tensor:
+        n_before = self.weight.shape[-1]
+        before = functional.pad(x.mT[..., :-1], (n_before, 0))
+        return x + functional.conv1d(before, self.weight.to(x.dtype), groups=x.shape[-1]).mT
+
+
 class TunedBlock(nn.Module):
     """Attention and MLP, each normalised before and added to the residual stream."""
 
@@ -148,13 +163,19 @@ class TunedBlock(nn.Module):
         self.attention_norm, self.mlp_norm = _norm(c), _norm(c)
         self.query_key_value = nn.Linear(c.n_embd, 3 * c.n_embd, bias=False)
         self.attention_output = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
-        self.mlp_hidden = nn.Linear(c.n_embd, 4 * c.n_embd, bias=c.bias)
-        self.mlp_output = nn.Linear(4 * c.n_embd, c.n_embd, bias=c.bias)
+        self.gated = c.activation == "swiglu"
+        n_hidden = 8 * round(c.n_embd / 3) if self.gated else 4 * c.n_embd
+        # A gate stands behind the hidden values, so that one matmul makes both.
+        self.mlp_hidden = nn.Linear(c.n_embd, n_hidden * (1 + self.gated), bias=c.bias)
+        self.mlp_output = nn.Linear(n_hidden, c.n_embd, bias=c.bias)
+        if c.short_conv:
+            self.attention_input, self.mlp_input = ShortConv(c), ShortConv(c)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         c = self.config
         n_batch, n_target, width = x.shape
-        qkv = self.query_key_value(self.attention_norm(x))
+        y = self.attention_norm(x)
+        qkv = self.query_key_value(self.attention_input(y) if c.short_conv else y)
         heads = (n_batch, n_target, c.n_head, width // c.n_head)
         q, k, v = (y.view(heads).transpose(1, 2) for y in qkv.split(width, dim=-1))
         if c.qk_norm:
@@ -165,7 +186,8 @@ class TunedBlock(nn.Module):
         y = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         y = self.attention_output(y.transpose(1, 2).reshape(x.shape))
         x = x + functional.dropout(y, c.dropout, self.training)
-        h = self.mlp_hidden(self.mlp_norm(x))
+        y = self.mlp_norm(x)
+        h = self.mlp_hidden(self.mlp_input(y) if c.short_conv else y)
         match c.activation:
             case "relu":
                 h = functional.relu(h)
@@ -173,6 +195,9 @@ class TunedBlock(nn.Module):
                 h = functional.gelu(h, approximate="tanh")
             case "relu2":
                 h = functional.relu(h).square()
+            case "swiglu":
+                h, gate = h.chunk(2, dim=-1)
+                h = functional.silu(gate) * h
         return x + functional.dropout(self.mlp_output(h), c.dropout, self.training)
 
 
@@ -229,8 +254,8 @@ def adamw(model: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.Ada
     """The optimizer of gptjax.optim: AdamW that decays matrices only."""
     if config.name != "adamw":
         raise UserError("the PyTorch twin trains with AdamW; add --optim.name adamw")
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim != 2]  # and the taps of ShortConv
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -346,10 +371,16 @@ def tuned_weights(params: Any) -> dict[str, Tensor]:
         qkv = [np.asarray(attention[name]["kernel"]).T for name in ("query", "key", "value")]
         arrays[f"{to}.query_key_value.weight"] = np.concatenate(qkv)
         arrays |= _affine(f"{to}.attention_output", attention["output"])
-        arrays |= _affine(f"{to}.mlp_hidden", block["mlp"]["hidden"])
+        hidden = [block["mlp"][name] for name in ("hidden", "gate") if name in block["mlp"]]
+        hidden = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-1), *hidden)
+        arrays |= _affine(f"{to}.mlp_hidden", hidden)
         arrays |= _affine(f"{to}.mlp_output", block["mlp"]["output"])
         arrays |= _affine(f"{to}.attention_norm", block["attention_norm"])
         arrays |= _affine(f"{to}.mlp_norm", block["mlp_norm"])
+        for name in ("attention_input", "mlp_input"):
+            if name in block:
+                taps = [block[name][f"w_{j}"] for j in range(len(block[name]), 0, -1)]
+                arrays[f"{to}.{name}.weight"] = np.stack(taps, axis=-1)[:, None]
     arrays |= _affine("final_norm", params["final_norm"]) | _affine("head", params["head"])
     return _tensors(arrays)
 

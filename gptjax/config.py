@@ -50,10 +50,12 @@ class GPTConfig:
     """A learned vector per position, or rotated queries and keys (RoPE)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before attention, MLP and output head."""
-    activation: Literal["relu", "gelu", "relu2"] = "relu"
-    """Non-linearity of the MLP; relu2 is ReLU squared."""
+    activation: Literal["relu", "gelu", "relu2", "swiglu"] = "relu"
+    """Non-linearity of the MLP; relu2 is ReLU squared, swiglu is gated by SiLU."""
     qk_norm: bool = False
     """RMS-normalise queries and keys, per head."""
+    short_conv: int = 0
+    """Width of the causal depthwise convolution before attention and MLP; 0 has none."""
     zero_init: bool = False
     """Start the last projection of every residual branch, and the output head, at zero."""
     logit_softcap: float = 0.0
@@ -169,6 +171,8 @@ def check(config: Config) -> None:
     if isinstance(model, GPTConfig):
         positive["model"] += ("n_layer", "n_head", "n_embd")
         require(0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)")
+        fits = model.short_conv == 0 or model.short_conv >= 2
+        require(fits, "model.short-conv", model.short_conv, "0, or at least 2")
         require(model.logit_softcap >= 0, "model.logit-softcap", model.logit_softcap, ">= 0")
     for section, names in positive.items():
         for name in names:

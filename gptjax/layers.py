@@ -1,4 +1,4 @@
-"""The parts of a Transformer: Linear, Norm, Embed, Attention, MLP, Block.
+"""The parts of a Transformer: Linear, Norm, Embed, Attention, ShortConv, MLP, Block.
 
 Array names end in their dimensions:
     B batch   T target position   S source position   V vocabulary
@@ -111,23 +111,37 @@ class Dropout(nn.Module):
         return jnp.where(bytes_ < n_dropped, 0, x * (256 / (256 - n_dropped)))
 
 
-class KVCache(NamedTuple):
-    """Keys and values of the `length` positions that a decoder has seen so far.
+class BlockCache(NamedTuple):
+    """What a block remembers of the `length` positions that a decoder has seen so far.
 
-    k and v are (B, H, S, K), and (H, S, K) for a batch of one: with an axis of length 1 XLA's CPU
-    backend would copy them at every token instead of writing one position.
+    k and v are attention's keys and values, (B, H, S, K); attention_input and mlp_input are what
+    the short convolutions read, (B, W - 1 + S, D), behind W - 1 rows of zeros. For a batch of one
+    they have no axis B: with an axis of length 1 XLA's CPU backend would copy them at every token
+    instead of writing one position.
     """
 
     k: Array
     v: Array
+    attention_input: Array | None
+    mlp_input: Array | None
     length: Array
 
     @classmethod
-    def empty(cls, batch_size: int, config: GPTConfig, dtype: Any) -> "KVCache":
+    def empty(cls, batch_size: int, config: GPTConfig, dtype: Any) -> "BlockCache":
         """Room for block_size positions."""
-        shape = (config.n_head, config.block_size, config.n_embd // config.n_head)
-        zeros = jnp.zeros(shape if batch_size == 1 else (batch_size, *shape), dtype)
-        return cls(zeros, zeros, jnp.int32(0))
+        c = config
+        axis_B = () if batch_size == 1 else (batch_size,)
+        kv = jnp.zeros((*axis_B, c.n_head, c.block_size, c.n_embd // c.n_head), dtype)
+        rows = None
+        if c.short_conv:
+            rows = jnp.zeros((*axis_B, c.short_conv - 1 + c.block_size, c.n_embd), dtype)
+        return cls(kv, kv, rows, rows, jnp.int32(0))
+
+
+def write(old: Array, new: Array, position: Array) -> Array:
+    """An array of BlockCache with new rows (B, ..., T, K) from `position` of its axis S on."""
+    new = new.reshape(*old.shape[:-2], *new.shape[-2:])  # without B, where the cache has none
+    return lax.dynamic_update_slice_in_dim(old, new, position, axis=-2)
 
 
 class Attention(nn.Module):
@@ -140,7 +154,8 @@ class Attention(nn.Module):
     what `rotary_angles` returns for the positions of x.
 
     Returns (y_BTD, cache), the cache None if none came in. Raises ValueError for a mask or a
-    memory in causal attention, and for a cache in another.
+    memory in causal attention, and for a cache in another. The cache's length is left for the
+    block to advance.
     """
 
     config: GPTConfig
@@ -154,9 +169,9 @@ class Attention(nn.Module):
         mask: Array | None = None,
         causal: bool = False,
         rotary: tuple[Array, Array] | None = None,
-        cache: KVCache | None = None,
+        cache: BlockCache | None = None,
         deterministic: bool = True,
-    ) -> tuple[Array, KVCache | None]:
+    ) -> tuple[Array, BlockCache | None]:
         if causal and not (mask is None and memory_BSD is None):
             raise ValueError("causal attention takes neither a mask nor a memory")
         if cache is not None and not causal:
@@ -177,13 +192,9 @@ class Attention(nn.Module):
         if rotary is not None:
             q_BHTK, k_BHSK = rotate(q_BHTK, *rotary), rotate(k_BHSK, *rotary)
         if cache is not None:
-
-            def write(old: Array, new_BHTK: Array) -> Array:
-                new = new_BHTK.reshape(*old.shape[:-2], *new_BHTK.shape[-2:])  # as KVCache is
-                return lax.dynamic_update_slice_in_dim(old, new, start, axis=-2)
-
-            cache = KVCache(write(cache.k, k_BHSK), write(cache.v, v_BHSK), start + n_target)
-            k_BHSK, v_BHSK = (x.reshape(-1, *x.shape[-3:]) for x in (cache.k, cache.v))
+            k, v = write(cache.k, k_BHSK, start), write(cache.v, v_BHSK, start)
+            cache = cache._replace(k=k, v=v)
+            k_BHSK, v_BHSK = (x.reshape(-1, *x.shape[-3:]) for x in (k, v))
 
         def attend(q_BHTK: Array, k_BHSK: Array, v_BHSK: Array, mask: Array | None) -> Array:
             q_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
@@ -212,10 +223,48 @@ class Attention(nn.Module):
         return y_BTD, cache
 
 
+class ShortConv(nn.Module):
+    """y_t = x_t + sum_j w_j x_(t-j), j = 1 ... width - 1, for each channel: (B, T, D) -> (B, T, D).
+
+    A causal depthwise convolution, at first the identity, that shows each position its neighbours
+    before attention has learned to look for them: the Canon layer of Allen-Zhu (2025,
+    arXiv:2512.17351); with width 2 the token shift of RWKV (Peng et al. 2023, arXiv:2305.13048).
+    Width 0 leaves x alone.
+
+    The module is named after the array of the cache that keeps the inputs seen so far. Returns
+    (y_BTD, cache with x in it).
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Array, cache: BlockCache | None = None
+    ) -> tuple[Array, BlockCache | None]:
+        if not self.width:
+            return x_BTD, cache
+        n_batch, n_target, n_embd = x_BTD.shape
+        n_before = self.width - 1
+        before = jnp.zeros((n_batch, n_before, n_embd), x_BTD.dtype)
+        if cache is not None:
+            name = str(self.name)
+            seen = getattr(cache, name)
+            before = lax.dynamic_slice_in_dim(seen, cache.length, n_before, axis=-2)
+            before = before.reshape(n_batch, n_before, n_embd)
+            cache = cache._replace(**{name: write(seen, x_BTD, n_before + cache.length)})
+        window = jnp.concatenate([before, x_BTD], axis=1)
+        y_BTD = x_BTD
+        for j in range(1, self.width):
+            w_D = self.param(f"w_{j}", nn.initializers.zeros, (n_embd,)).astype(x_BTD.dtype)
+            y_BTD = y_BTD + w_D * window[:, n_before - j : n_before - j + n_target]
+        return y_BTD, cache
+
+
 class MLP(nn.Module):
     """Two linear maps with a non-linearity between them, (B, T, D) -> (B, T, D), F = 4 D.
 
-    relu2 is the squared ReLU of Primer (So et al. 2021).
+    relu2 is the squared ReLU of Primer (So et al. 2021). swiglu (Shazeer 2020) multiplies the
+    hidden values by a gate, silu of a third linear map, and has as many parameters: F = 8/3 D.
     """
 
     config: GPTConfig
@@ -224,7 +273,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
         c = self.config
-        h_BTF = Linear(4 * c.n_embd, c.bias, dtype=self.dtype, name="hidden")(x_BTD)
+        n_hidden = 8 * round(c.n_embd / 3) if c.activation == "swiglu" else 4 * c.n_embd
+        h_BTF = Linear(n_hidden, c.bias, dtype=self.dtype, name="hidden")(x_BTD)
         match c.activation:
             case "relu":
                 h_BTF = jax.nn.relu(h_BTF)
@@ -232,6 +282,9 @@ class MLP(nn.Module):
                 h_BTF = jax.nn.gelu(h_BTF)
             case "relu2":
                 h_BTF = jax.nn.relu(h_BTF) ** 2
+            case "swiglu":
+                gate_BTF = Linear(n_hidden, c.bias, dtype=self.dtype, name="gate")(x_BTD)
+                h_BTF = jax.nn.silu(gate_BTF) * h_BTF
         return Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(h_BTF)
 
 
@@ -250,17 +303,22 @@ class Block(nn.Module):
         x_BTD: Array,
         causal: bool = False,
         rotary: tuple[Array, Array] | None = None,
-        cache: KVCache | None = None,
+        cache: BlockCache | None = None,
         deterministic: bool = True,
-    ) -> tuple[Array, KVCache | None]:
+    ) -> tuple[Array, BlockCache | None]:
         c, dtype = self.config, self.dtype
         y_BTD = Norm(c, dtype, name="attention_norm")(x_BTD)
+        y_BTD, cache = ShortConv(c.short_conv, name="attention_input")(y_BTD, cache)
         y_BTD, cache = Attention(c, dtype, name="attention")(
             y_BTD, causal=causal, rotary=rotary, cache=cache, deterministic=deterministic
         )
         x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
-        y_BTD = MLP(c, dtype, name="mlp")(Norm(c, dtype, name="mlp_norm")(x_BTD))
+        y_BTD = Norm(c, dtype, name="mlp_norm")(x_BTD)
+        y_BTD, cache = ShortConv(c.short_conv, name="mlp_input")(y_BTD, cache)
+        y_BTD = MLP(c, dtype, name="mlp")(y_BTD)
         x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
+        if cache is not None:
+            cache = cache._replace(length=cache.length + x_BTD.shape[1])
         return x_BTD, cache
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gptjax.config import BigramConfig, GPTConfig, ModelConfig
-from gptjax.layers import Block, Embed, KVCache, Linear, Norm, rotary_angles
+from gptjax.layers import Block, BlockCache, Embed, Linear, Norm, rotary_angles
 
 
 class Bigram(nn.Module):
@@ -50,9 +50,9 @@ class GPT(nn.Module):
     def __call__(
         self,
         tokens_BT: Array,
-        cache: tuple[KVCache, ...] | None = None,
+        cache: tuple[BlockCache, ...] | None = None,
         deterministic: bool = True,
-    ) -> tuple[Array, tuple[KVCache, ...] | None]:
+    ) -> tuple[Array, tuple[BlockCache, ...] | None]:
         c, dtype = self.config, self.dtype
         n_target = tokens_BT.shape[1]
         if n_target > c.block_size:
@@ -84,9 +84,9 @@ class GPT(nn.Module):
             logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
         return logits_BTV, tuple(caches) if cache else None
 
-    def init_cache(self, batch_size: int) -> tuple[KVCache, ...]:
+    def init_cache(self, batch_size: int) -> tuple[BlockCache, ...]:
         """An empty cache of block_size positions for every layer."""
-        empty = KVCache.empty(batch_size, self.config, self.dtype)
+        empty = BlockCache.empty(batch_size, self.config, self.dtype)
         return (empty,) * self.config.n_layer
 
 

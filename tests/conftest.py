@@ -31,6 +31,7 @@ MODERN = GPTConfig(
     norm="rmsnorm",
     activation="relu2",
     qk_norm=True,
+    short_conv=3,
     logit_softcap=15.0,
     bias=False,
 )
@@ -50,8 +51,8 @@ def model(gpt_config: GPTConfig) -> models.GPT:
 
 @pytest.fixture
 def params(model: models.GPT) -> dict:
-    """Initial parameters, scaled up so that greedy choices are far from ties."""
-    return jax.tree.map(lambda p: 2 * p, models.init(model, seed=3))
+    """Initial parameters, scaled up so that greedy choices are far from ties, none at zero."""
+    return jax.tree.map(lambda p: 2 * p if p.any() else p + 0.5, models.init(model, seed=3))
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from gptjax.config import BigramConfig, Config, GPTConfig, OptimConfig, TrainCon
 from gptjax.errors import UserError  # noqa: E402
 
 GELU = dataclasses.replace(TINY, activation="gelu", bias=False)
+GATED = dataclasses.replace(MODERN, activation="swiglu", bias=True)
 LONG = dataclasses.replace(MODERN, block_size=100)  # attention in chunks, on a CPU
-CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU, LONG]
-IDS = ["bigram", "seed", "modern", "gelu", "long"]
+CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU, GATED, LONG]
+IDS = ["bigram", "seed", "modern", "gelu", "gated", "long"]
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 2000).astype(np.int32)
 
 

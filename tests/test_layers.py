@@ -7,7 +7,7 @@ import pytest
 from conftest import MODERN, TINY
 
 from gptjax import layers
-from gptjax.layers import Attention, Dropout, Embed, KVCache, Linear, Norm
+from gptjax.layers import Attention, BlockCache, Dropout, Embed, Linear, Norm, ShortConv
 
 KEY = jax.random.key(0)
 
@@ -116,12 +116,12 @@ def test_a_cache_gives_what_all_at_once_gives(batch_size):
     x = normal(batch_size, 10, 16)
     attention = Attention(TINY)
     (whole, _), variables = attention.init_with_output(KEY, x, causal=True)
-    cache = KVCache.empty(batch_size, TINY, jnp.float32)
+    cache = BlockCache.empty(batch_size, TINY, jnp.float32)
     pieces = []
     for first, last in ((0, 4), (4, 5), (5, 10)):
         y, cache = attention.apply(variables, x[:, first:last], causal=True, cache=cache)
         pieces.append(y)
-        assert cache.length == last
+        cache = cache._replace(length=jnp.int32(last))
     np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -130,7 +130,19 @@ def test_attention_refuses_what_it_cannot_combine():
     with pytest.raises(ValueError, match="neither a mask nor a memory"):
         Attention(TINY).init(KEY, x, memory_BSD=x, causal=True)
     with pytest.raises(ValueError, match="a cache is for causal"):
-        Attention(TINY).init(KEY, x, cache=KVCache.empty(1, TINY, jnp.float32))
+        Attention(TINY).init(KEY, x, cache=BlockCache.empty(1, TINY, jnp.float32))
+
+
+@pytest.mark.parametrize("width", [0, 2, 4])
+def test_short_conv_adds_weighted_neighbours_of_the_past(width):
+    x = normal(2, 6, 3)
+    conv = ShortConv(width)
+    assert (conv.init_with_output(KEY, x)[0][0] == x).all()
+    w = {f"w_{j}": normal(3, seed=j) for j in range(1, width)}
+    y, _ = conv.apply({"params": w}, x)
+    for t in range(6):
+        past = sum((w[f"w_{j}"] * x[:, t - j] for j in range(1, width) if t >= j), start=0)
+        np.testing.assert_allclose(y[:, t], x[:, t] + past, rtol=1e-6)
 
 
 @pytest.mark.parametrize("n_target", [1, 63, 64, 100, 256])
