@@ -125,9 +125,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
         return n, feeder.submit(load_batches, range(step, step + n))
 
     def load_batches(steps: range) -> training.Batch:
-        batches = data.training_batches(
-            text.train, config.model.block_size, c.batch_size, config.seed, steps, capacity
-        )
+        batches = data.training_batches(text.train, config, steps, capacity)
         return jax.device_put(batches, batch_sharding)
 
     def evaluation_is_due() -> bool:

@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--rounds", type=int, default=5, help="of race and sample")
     parser.add_argument("--tokens", type=int, default=256, help="of sample, for each sequence")
-    parser.add_argument("--recipe", type=Path, default=None, help="of train: one more curve")
+    parser.add_argument(
+        "--recipe", type=Path, action="append", default=[], help="of train: one more curve"
+    )
     arguments, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     with exit_codes():
         if arguments.rounds < 1 or arguments.tokens < 1:
@@ -41,8 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         if importlib.util.find_spec("torch") is None:
             raise UserError("PyTorch is not installed; pip install -e '.[torch]'")
         config = parse(rest)
-        if arguments.recipe:
-            load_file(arguments.recipe)  # refused now rather than after the measuring
+        for recipe in arguments.recipe:
+            load_file(recipe)  # refused now rather than after the measuring
         if arguments.json:
             check_writable(arguments.json)
         part = importlib.import_module(f"benchmarks.{PARTS[arguments.part]}")

@@ -137,10 +137,8 @@ def loss_curves(
     model = models.build(config.model, vocab_size)
     params = jax.device_get(models.init(model, config.seed))
     optimizer = optim.build(config.optim, n_steps)
-    batch_size, block_size = config.train.batch_size, config.model.block_size
-    batches = data.training_batches(
-        tokens, block_size, batch_size, config.seed, range(n_steps), n_steps
-    )
+    batches = data.training_batches(tokens, config, range(n_steps), n_steps)
+    batch_size = config.train.batch_size
     train_steps = training.make_train_steps(model, optimizer, batch_size, config.seed)
     # The state is donated: a copy leaves the parameters for the twins.
     state = training.init_state(jax.tree.map(jax.numpy.array, params), optimizer)

@@ -16,82 +16,87 @@ from typing import Any
 
 import jax
 import numpy as np
-import torch
 
-from benchmarks import environment, torch_gpt
+from benchmarks import environment
 from gptjax import config as config_module
 from gptjax import data, devices, models, optim, training
 from gptjax.config import BigramConfig, Config, load_file
 from gptjax.errors import UserError
 
 Curve = dict[str, Any]
+Run = Callable[[data.Batch, range], None]
+"""run(batches, steps) trains on the first len(steps) of batches, leaves (K, B, T), and waits."""
+MeanLoss = Callable[[np.ndarray], float]
+"""Exact, over windows side by side of these tokens."""
 
 
-def follow(
-    name: str,
-    config: Config,
-    text: data.TextData,
-    run: Callable[[data.Batch, range], None],
-    val_loss: Callable[[], float],
-) -> Curve:
-    """Steps, seconds and val_loss at every evaluation of a training.
+def losses(text: data.TextData, mean_loss: MeanLoss) -> dict[str, float]:
+    """On the whole validation split and on its halves: recipes are chosen by the first alone."""
+    middle = len(text.val) // 2
+    return {
+        "val_loss": mean_loss(text.val),
+        "first_half": mean_loss(text.val[:middle]),
+        "second_half": mean_loss(text.val[middle:]),
+    }
 
-    run(batches, steps) trains on the first len(steps) of batches, leaves (K, B, T), and waits.
-    """
+
+def train(config: Config, text: data.TextData, run: Run, last: int, first: int = 0) -> float:
+    """Trains from step `first` to `last`; returns the seconds that took."""
+    start = time.perf_counter()
+    capacity = config.train.steps_per_dispatch
+    for step in range(first, last, capacity):
+        steps = range(step, min(step + capacity, last))
+        run(data.training_batches(text.train, config, steps, capacity), steps)
+    return time.perf_counter() - start
+
+
+def follow(name: str, config: Config, text: data.TextData, run: Run, mean_loss: MeanLoss) -> Curve:
+    """Steps, seconds and losses at every evaluation of a training."""
     c = config.train
-    curve: Curve = {"step": [], "seconds": [], "val_loss": []}
+    curve: Curve = {"step": [], "seconds": []}
     seconds, step = 0.0, 0
     while True:
-        if step % c.eval_interval == 0 or step == c.max_steps:
-            loss = val_loss()
-            curve["step"].append(step)
-            curve["seconds"].append(round(seconds, 2))
-            curve["val_loss"].append(loss)
-            print(f"{name} step {step}  {seconds:.0f} s  val_loss {loss:.4f}", file=sys.stderr)
+        row = {"step": step, "seconds": round(seconds, 2), **losses(text, mean_loss)}
+        for key, value in row.items():
+            curve.setdefault(key, []).append(value)
+        print(f"{name} step {step}  {seconds:.0f} s  {row['val_loss']:.4f}", file=sys.stderr)
         if step == c.max_steps:
             return curve
-        next_evaluation = (step // c.eval_interval + 1) * c.eval_interval
-        steps = range(step, min(step + c.steps_per_dispatch, next_evaluation, c.max_steps))
-        start = time.perf_counter()
-        batches = data.training_batches(
-            text.train,
-            config.model.block_size,
-            c.batch_size,
-            config.seed,
-            steps,
-            c.steps_per_dispatch,
-        )
-        run(batches, steps)
-        seconds += time.perf_counter() - start
-        step = steps.stop
+        last = min(step + c.eval_interval, c.max_steps)
+        seconds += train(config, text, run, last, step)
+        step = last
 
 
-def train_gptjax(config: Config, text: data.TextData) -> Curve:
-    """The curve of gptjax."""
+def gptjax_trainer(config: Config, text: data.TextData) -> tuple[Run, MeanLoss]:
+    """Trains and evaluates with gptjax."""
     c = config.train
     model = models.build(config.model, text.tokenizer.vocab_size, devices.compute_dtype(c))
     optimizer = optim.build(config.optim, c.max_steps)
     micro_batch_size = devices.micro_batch_size(c, config.model)
     state = training.init_state(models.init(model, config.seed), optimizer)
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
-    mean_loss = training.make_evaluate(model)
+    evaluate = training.make_evaluate(model)
 
     def run(batches: data.Batch, steps: range) -> None:
         nonlocal state
         state, metrics = train_steps(state, batches, len(steps))
         jax.block_until_ready(metrics)
 
-    def val_loss() -> float:
-        split = data.whole_split(text.val, config.model.block_size, micro_batch_size)
-        return mean_loss(state.params, split)
+    def mean_loss(tokens: np.ndarray) -> float:
+        split = data.whole_split(tokens, config.model.block_size, micro_batch_size)
+        return evaluate(state.params, split)
 
-    return follow("gptjax", config, text, run, val_loss)
+    return run, mean_loss
 
 
-def train_torch(config: Config, text: data.TextData) -> Curve:
-    """The curve of the tuned twin, from gptjax's initial weights."""
+def torch_trainer(config: Config, text: data.TextData) -> tuple[Run, MeanLoss]:
+    """Trains and evaluates the tuned twin, from gptjax's initial weights."""
+    import torch
+
+    from benchmarks import torch_gpt
+
     assert not isinstance(config.model, BigramConfig)
-    c = config.train
+    c, block_size = config.train, config.model.block_size
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")
@@ -116,15 +121,13 @@ def train_torch(config: Config, text: data.TextData) -> Curve:
         ]
         losses[-1].item()  # waits
 
-    def val_loss() -> float:
-        return evaluate_torch(twin, text.val, config.model.block_size)
-
-    return follow("PyTorch", config, text, run, val_loss)
+    return run, lambda tokens: evaluate_torch(twin, tokens, block_size)
 
 
-@torch.no_grad()
-def evaluate_torch(model: torch.nn.Module, tokens: np.ndarray, block_size: int) -> float:
-    """Mean loss over the whole split, as gptjax's."""
+def evaluate_torch(model: Any, tokens: np.ndarray, block_size: int) -> float:
+    """Mean loss of a torch.nn.Module over the whole split, as gptjax's."""
+    import torch
+
     device = next(model.parameters()).device
     model.eval()
     loss = weight = 0.0
@@ -134,9 +137,10 @@ def evaluate_torch(model: torch.nn.Module, tokens: np.ndarray, block_size: int) 
                 torch.from_numpy(group[k][i]).to(device).long() for k in ("tokens", "targets")
             )
             weights = torch.from_numpy(group["weights"][i]).to(device)
-            losses = torch.nn.functional.cross_entropy(
-                model(inputs).flatten(0, 1), targets.flatten(), reduction="none"
-            )
+            with torch.no_grad():
+                losses = torch.nn.functional.cross_entropy(
+                    model(inputs).flatten(0, 1), targets.flatten(), reduction="none"
+                )
             loss += float((losses * weights.flatten()).sum())
             weight += float(weights.sum())
     model.train()
@@ -148,27 +152,34 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     if isinstance(config.model, BigramConfig):
         raise UserError("time to quality is of GPTs; name another --config")
     text = data.load(config.data, config.model.block_size)
-    record = {
+    curves = {
+        "PyTorch, tuned": follow("PyTorch", config, text, *torch_trainer(config, text)),
+        "gptjax": follow("gptjax", config, text, *gptjax_trainer(config, text)),
+    }
+    for path in arguments.recipe:
+        recipe = load_file(path)
+        recipe = dataclasses.replace(
+            recipe, data=dataclasses.replace(recipe.data, path=config.data.path)
+        )
+        text = data.load(recipe.data, recipe.model.block_size)
+        trainer = gptjax_trainer(recipe, text)
+        curves[f"gptjax, {path}"] = follow(str(path), recipe, text, *trainer)
+    return {
         "config": json.loads(config_module.to_json(config)),
         "environment": environment.describe(),
-        "curves": {
-            "PyTorch, tuned": train_torch(config, text),
-            "gptjax": train_gptjax(config, text),
-        },
+        "curves": curves,
     }
-    if arguments.recipe:
-        recipe = load_file(arguments.recipe)
-        recipe_text = dataclasses.replace(recipe.data, path=config.data.path)
-        curve = train_gptjax(recipe, data.load(recipe_text, recipe.model.block_size))
-        record["curves"][f"gptjax, {arguments.recipe}"] = curve
-    return record
 
 
 def table(record: dict[str, Any]) -> str:
-    lines = ["| | steps | seconds of training | best val_loss |", "|---|---|---|---|"]
+    lines = [
+        "| | steps | seconds of training | val_loss at the end | its second half | best val_loss |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, curve in record["curves"].items():
         lines.append(
             f"| {name} | {curve['step'][-1]:,} | {curve['seconds'][-1]:.0f} | "
+            f"{curve['val_loss'][-1]:.4f} | {curve['second_half'][-1]:.4f} | "
             f"{min(curve['val_loss']):.4f} |"
         )
     return "\n".join(lines)

@@ -101,9 +101,7 @@ def serve_gptjax(config: Config, dtype: str) -> None:
     step = 0
 
     def load_batches(steps: range) -> Any:
-        batches = data.training_batches(
-            text.train, config.model.block_size, c.batch_size, config.seed, steps, capacity
-        )
+        batches = data.training_batches(text.train, config, steps, capacity)
         return jax.device_put(batches, sharding)
 
     def run(n_steps: int) -> None:

@@ -145,13 +145,15 @@ class ShortConv(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        shape = (config.n_embd, 1, config.short_conv - 1)
-        self.weight = nn.Parameter(torch.zeros(shape))  # the last tap is the previous position's
+        shapes = [config.n_embd] * (config.short_conv - 1)
+        self.w = nn.ParameterList([nn.Parameter(torch.zeros(n)) for n in shapes])
 
     def forward(self, x: Tensor) -> Tensor:
-        n_before = self.weight.shape[-1]
-        before = functional.pad(x.mT[..., :-1], (n_before, 0))
-        return x + functional.conv1d(before, self.weight.to(x.dtype), groups=x.shape[-1]).mT
+        n_target, n_before = x.shape[1], len(self.w)
+        window = functional.pad(x, (0, 0, n_before, 0))
+        for j, w in enumerate(self.w, 1):
+            x = x + w.to(x.dtype) * window[:, n_before - j : n_before - j + n_target]
+        return x
 
 
 class TunedBlock(nn.Module):
@@ -254,8 +256,8 @@ def adamw(model: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.Ada
     """The optimizer of gptjax.optim: AdamW that decays matrices only."""
     if config.name != "adamw":
         raise UserError("the PyTorch twin trains with AdamW; add --optim.name adamw")
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim != 2]  # and the taps of ShortConv
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -379,8 +381,8 @@ def tuned_weights(params: Any) -> dict[str, Tensor]:
         arrays |= _affine(f"{to}.mlp_norm", block["mlp_norm"])
         for name in ("attention_input", "mlp_input"):
             if name in block:
-                taps = [block[name][f"w_{j}"] for j in range(len(block[name]), 0, -1)]
-                arrays[f"{to}.{name}.weight"] = np.stack(taps, axis=-1)[:, None]
+                for j in range(1, len(block[name]) + 1):
+                    arrays[f"{to}.{name}.w.{j - 1}"] = block[name][f"w_{j}"]
     arrays |= _affine("final_norm", params["final_norm"]) | _affine("head", params["head"])
     return _tensors(arrays)
 

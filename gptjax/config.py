@@ -82,6 +82,8 @@ class DataConfig:
     """Vocabulary size of a trained BPE; the other tokenizers know their own."""
     val_fraction: float = 0.1
     """Share of the text, taken from its end, that is held out for validation."""
+    windows: Literal["random", "epochs"] = "random"
+    """Training windows at random places, or side by side and each once before any comes again."""
 
 
 @dataclass(frozen=True)

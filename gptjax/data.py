@@ -10,6 +10,7 @@ writes token files for a corpus larger than memory; `--data.path DIR` then train
 """
 
 import codecs
+import functools
 import hashlib
 import json
 import re
@@ -24,7 +25,7 @@ import numpy as np
 import tyro
 
 from gptjax import datasets, tokenizer
-from gptjax.config import DataConfig, parse_command
+from gptjax.config import Config, DataConfig, parse_command
 from gptjax.errors import UserError, exit_codes
 from gptjax.tokenizer import Tokenizer
 
@@ -97,17 +98,48 @@ def random_batch(
 ) -> Batch:
     """Windows at uniformly random places, leaves (B, T); a pure function of its arguments."""
     rng = np.random.default_rng((seed, stream, step))
-    starts = rng.integers(0, len(tokens) - block_size, batch_size)
+    return _windows(tokens, rng.integers(0, len(tokens) - block_size, batch_size), block_size)
+
+
+def epoch_batch(
+    tokens: np.ndarray, block_size: int, batch_size: int, seed: int, step: int
+) -> Batch:
+    """Windows side by side, each once an epoch, leaves (B, T); a pure function of its arguments.
+
+    Every epoch has its own order, and its own place in the text where the first window begins.
+    """
+    numbers = range(step * batch_size, (step + 1) * batch_size)
+    n_windows = len(_epoch(len(tokens), block_size, seed, 0))
+    starts = [
+        _epoch(len(tokens), block_size, seed, number // n_windows)[number % n_windows]
+        for number in numbers
+    ]
+    return _windows(tokens, np.array(starts), block_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(n_tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Where the windows of an epoch start, in their order."""
+    n_windows = max(1, n_tokens // block_size - 1)
+    rng = np.random.default_rng((seed, TRAINING, epoch))
+    first = rng.integers(min(block_size, n_tokens - n_windows * block_size))
+    return first + block_size * rng.permutation(n_windows)
+
+
+def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
+    """Windows of block_size + 1 tokens that begin at these places, as inputs and targets."""
     windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int32)
-    weights = np.ones((batch_size, block_size), np.float32)
+    weights = np.ones((len(starts), block_size), np.float32)
     return {"tokens": windows[:, :-1], "targets": windows[:, 1:], "weights": weights}
 
 
-def training_batches(
-    tokens: np.ndarray, block_size: int, batch_size: int, seed: int, steps: range, capacity: int
-) -> Batch:
-    """The batches of these steps, leaves (capacity, B, T)."""
-    batches = [random_batch(tokens, block_size, batch_size, seed, TRAINING, s) for s in steps]
+def training_batches(tokens: np.ndarray, config: Config, steps: range, capacity: int) -> Batch:
+    """The batches of these steps, leaves (capacity, B, T); config.data.windows says how cut."""
+    sizes = config.model.block_size, config.train.batch_size
+    if config.data.windows == "epochs":
+        batches = [epoch_batch(tokens, *sizes, config.seed, step) for step in steps]
+    else:
+        batches = [random_batch(tokens, *sizes, config.seed, TRAINING, step) for step in steps]
     return _stack(batches, capacity)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gptjax import data, tokenizer
-from gptjax.config import DataConfig
+from gptjax.config import BigramConfig, Config, DataConfig, TrainConfig
 from gptjax.data import Batch, Prepare
 from gptjax.errors import UserError
 
@@ -66,15 +66,45 @@ def test_random_batches_reach_both_ends_of_the_text() -> None:
     np.testing.assert_array_equal(shortest["tokens"], np.tile(np.arange(8), (3, 1)))
 
 
-def test_training_batches_stack_the_steps_and_pad_with_weight_zero() -> None:
+@pytest.mark.parametrize("windows", ["random", "epochs"])
+def test_training_batches_stack_the_steps_and_pad_with_weight_zero(
+    windows: Literal["random", "epochs"],
+) -> None:
     tokens = np.arange(500, dtype=np.uint16)
-    stacked = data.training_batches(tokens, 8, 4, seed=7, steps=range(10, 13), capacity=5)
+    config = Config(
+        BigramConfig(8), DataConfig(windows=windows), train=TrainConfig(batch_size=4), seed=7
+    )
+    stacked = data.training_batches(tokens, config, steps=range(10, 13), capacity=5)
     for i, step in enumerate(range(10, 13)):
-        alone = data.random_batch(tokens, 8, 4, 7, data.TRAINING, step)
+        alone = {
+            "random": data.random_batch(tokens, 8, 4, 7, data.TRAINING, step),
+            "epochs": data.epoch_batch(tokens, 8, 4, 7, step),
+        }[windows]
         for name, leaf in alone.items():
             np.testing.assert_array_equal(stacked[name][i], leaf)
     assert stacked["weights"].shape == (5, 4, 8)
     assert not stacked["weights"][3:].any()
+
+
+def test_an_epoch_takes_every_window_once_and_the_next_cuts_and_orders_anew() -> None:
+    tokens = np.arange(103, dtype=np.uint16)
+    n_windows = 103 // 8 - 1
+    batches = [data.epoch_batch(tokens, 8, 3, seed=5, step=step) for step in range(2 * n_windows)]
+    starts = np.concatenate([batch["tokens"][:, 0] for batch in batches])
+    epochs = starts.reshape(6, n_windows)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.diff(np.sort(epoch)), 8)
+        assert epoch.max() + 8 < len(tokens)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert len({epoch.min() for epoch in epochs}) > 1
+    for batch in batches:
+        np.testing.assert_array_equal(batch["targets"], batch["tokens"] + 1)
+
+
+@pytest.mark.parametrize("n_tokens", [9, 15, 16, 17, 24])
+def test_epochs_of_a_text_hardly_longer_than_a_window(n_tokens: int) -> None:
+    batch = data.epoch_batch(np.arange(n_tokens), block_size=8, batch_size=5, seed=1, step=2)
+    assert batch["targets"].max() < n_tokens
 
 
 @pytest.mark.parametrize("n_batches", [1, 3, 4, 7])

@@ -13,13 +13,14 @@ import pytest
 from conftest import MODERN, TINY, VOCAB_SIZE
 
 from gptjax import data, models, optim, training
-from gptjax.config import GPTConfig, OptimConfig
+from gptjax.config import BigramConfig, Config, GPTConfig, OptimConfig, TrainConfig
 
 TEXT = np.random.default_rng(0).integers(0, VOCAB_SIZE, 1000).astype(np.uint16)
 
 
 def batches(n: int, capacity: int, batch_size: int = 4, block_size: int = 16) -> training.Batch:
-    return data.training_batches(TEXT, block_size, batch_size, 1, range(n), capacity)
+    config = Config(BigramConfig(block_size), train=TrainConfig(batch_size=batch_size), seed=1)
+    return data.training_batches(TEXT, config, range(n), capacity)
 
 
 def start(config: GPTConfig, optimizer: optax.GradientTransformation) -> training.TrainState:
@@ -36,7 +37,8 @@ def run(config: GPTConfig, micro: int, dispatches: list[int], optimizer=None):
     train_steps = training.make_train_steps(model, optimizer, micro, seed=1)
     state, losses, step = start(config, optimizer), [], 0
     for n in dispatches:
-        chunk = data.training_batches(TEXT, 16, 4, 1, range(step, step + n), capacity=8)
+        whole = Config(config, train=TrainConfig(batch_size=4), seed=1)
+        chunk = data.training_batches(TEXT, whole, range(step, step + n), capacity=8)
         state, metrics = train_steps(state, chunk, n)
         losses.extend(np.asarray(metrics.loss)[:n])
         step += n

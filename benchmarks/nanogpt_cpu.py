@@ -1,0 +1,25 @@
+"""nanoGPT's published configuration for a CPU: what a laptop run takes in PyTorch.
+
+    python -m benchmarks.compare train --config benchmarks/nanogpt_cpu.py
+
+Its README gives val 1.88. Two things differ here: PyTorch's default initialisation, and an output
+head with weights of its own. Neither changes what a step costs.
+"""
+
+from gptjax.config import Config, GPTConfig, OptimConfig, TrainConfig
+
+config = Config(
+    model=GPTConfig(
+        n_layer=4, n_head=4, n_embd=128, block_size=64, dropout=0.0, activation="gelu", bias=False
+    ),
+    optim=OptimConfig(
+        learning_rate=1e-3,
+        schedule="cosine",
+        final_fraction=0.1,
+        warmup_steps=100,
+        beta2=0.99,
+        weight_decay=0.1,
+        grad_clip=1.0,
+    ),
+    train=TrainConfig(max_steps=2000, batch_size=12, eval_interval=500, eval_batches=20),
+)
