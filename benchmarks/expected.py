@@ -1,6 +1,6 @@
 """Runs the shipped configurations and records what they reach: docs/benchmarks/expected-*.json.
 
-    python -m benchmarks.expected bigram gpt_cpu gpt_first_steps
+    python -m benchmarks.expected bigram gpt_cpu gpt_cpu_10min gpt_first_steps
 
 Each part is a training run of its own process, so that its wall-clock includes starting Python,
 compiling, evaluating and plotting: what a user waits for. gpt_first_steps is the start of
@@ -21,7 +21,7 @@ from benchmarks.environment import processor
 from gptjax.config import GPTConfig, load_file
 from gptjax.report import read_metrics
 
-FOLDER = Path("docs/benchmarks")
+FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
 RUNS = Path("runs/expected")
 
 FIRST_STEPS = ["--train.max-steps", "20", "--train.eval-interval", "20", "--train.log-interval"]
@@ -30,7 +30,11 @@ PARTS = {
     "bigram": ["configs/bigram.py"],
     "gpt_cpu": ["configs/gpt_cpu.py"],
     "gpt_first_steps": ["configs/gpt.py", *FIRST_STEPS],
+    "gpt_cpu_10min": ["configs/gpt_cpu_10min.py"],
     "gpt": ["configs/gpt.py"],
+    "gpt_fast": ["configs/gpt_fast.py"],
+    **{f"gpt_best-{seed}": ["configs/gpt_best.py", "--seed", seed] for seed in "123"},
+    "debug": ["configs/debug.py"],
 }
 
 
@@ -104,7 +108,7 @@ def main(parts: list[str]) -> None:
             record |= torch_first_steps()
         path = FOLDER / f"expected-{part}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
-        if part in ("bigram", "gpt_cpu", "gpt"):
+        if part != "gpt_first_steps":
             shutil.copy(RUNS / part / "loss.png", FOLDER / f"{part}.png")
         print(f"{path}: val_loss {record['val_loss']:.4f} after {record['seconds']:.0f} s")
 

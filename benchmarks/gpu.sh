@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
 # Every figure that wants a GPU, part by part; each writes JSON under docs/benchmarks/ (or $OUT).
 #
-#   benchmarks/gpu.sh env|parity|race|recipe|decode|all
+#   benchmarks/gpu.sh env|parity|race|recipe|best|ablate|decode|all
 #
 # TINY=1 runs the same commands at sizes that a CPU finishes in a minute, to try the script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${OUT:-docs/benchmarks}
+export OUT=${OUT:-docs/benchmarks}
+out=$OUT
 python=${PYTHON:-python3}
 tag=gpu
 small=()
 steps=()
 rounds=7
 tokens=255
+recipes=(--recipe configs/gpt_fast.py --recipe configs/gpt_best.py)
+best=(gpt_fast gpt_best-1 gpt_best-2 gpt_best-3)
+ladder=(gpu)
 if [ -n "${TINY:-}" ]; then
   tag=tiny
   small=(--model.n-layer 2 --model.n-head 2 --model.n-embd 32 --model.block-size 32)
@@ -20,6 +24,9 @@ if [ -n "${TINY:-}" ]; then
   steps=(--train.max-steps 20 --train.eval-interval 10 --train.eval-batches 2)
   rounds=1
   tokens=16
+  recipes=(--recipe configs/debug.py)
+  best=(debug)
+  ladder=(short --steps 3)
 fi
 compare() { "$python" -m benchmarks.compare "$@" --config configs/gpt.py "${small[@]}"; }
 
@@ -33,9 +40,14 @@ part() {
     parity) compare parity --json "$out/parity-$tag.json" ;;
     race) compare race --rounds "$rounds" --json "$out/race-gpt-$tag.json" ;;
     decode) compare sample --rounds "$rounds" --tokens "$tokens" --json "$out/decode-$tag.json" ;;
-    recipe) compare train --json "$out/quality-gpt-$tag.json" "${steps[@]}" ;;
-    all) for name in env parity race decode recipe; do part "$name"; done ;;
-    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|decode|all" >&2; exit 2 ;;
+    recipe)
+      compare train --json "$out/quality-gpt-$tag.json" "${steps[@]}" \
+        "${recipes[@]}"
+      ;;
+    best) "$python" -m benchmarks.expected "${best[@]}" ;;
+    ablate) "$python" -m benchmarks.ablate "${ladder[@]}" --json "$out/ablate-$tag.json" ;;
+    all) for name in env parity race decode recipe best ablate; do part "$name"; done ;;
+    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|best|ablate|decode|all" >&2; exit 2 ;;
   esac
 }
 mkdir -p "$out"

@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md, and the figures in README.md, from the JSON in docs/benchmarks/.
+"""Writes docs/benchmarks.md, docs/recipe.md and README.md's figures from docs/benchmarks/*.json.
 
     python -m benchmarks.tables [--check]
 
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import decode, parity, quality, race
+from benchmarks import ablate, decode, parity, quality, race
 
 FOLDER = Path("docs/benchmarks")
 SEED_BIGRAM, SEED_GPT_START = 2.4911, 4.4707  # what the original project logged (README)
@@ -21,8 +21,10 @@ OPEN_ON_A_GPU = {
     "race-gpt-gpu": "milliseconds per step, float32 and bfloat16, against PyTorch eager, compiled "
     "and with CUDA graphs (`benchmarks/gpu.sh race`)",
     "decode-gpu": "tokens per second of sampling, batch 1 and 32 (`benchmarks/gpu.sh decode`)",
-    "quality-gpt-gpu": "`configs/gpt.py` to its end: validation loss, steps and seconds to the "
-    "seed's best, 1.4994 (`benchmarks/gpu.sh recipe`)",
+    "quality-gpt-gpu": "`configs/gpt.py` against `gpt_fast.py` and `gpt_best.py`: validation loss, "
+    "steps and seconds to the seed's best, 1.4994 (`benchmarks/gpu.sh recipe`)",
+    "ablate-gpu": "the ladder of [recipe.md](recipe.md) at the seed's size (`benchmarks/gpu.sh "
+    "ablate`)",
 }
 
 RACES = {
@@ -39,14 +41,18 @@ def load(part: str) -> dict[str, Any]:
 
 def expected_table() -> str:
     """What each configuration reaches, and on what it was measured."""
-    bigram, gpt_cpu = load("bigram"), load("gpt_cpu")
+    bigram, gpt_cpu, ten_minutes = load("bigram"), load("gpt_cpu"), load("gpt_cpu_10min")
     rows = [
         "| config | val_loss, whole split | time in all | the original logs |",
         "|---|---|---|---|",
         f"| `bigram.py`, 3,000 steps | {bigram['val_loss']:.4f} | {bigram['seconds']:.0f} s | "
         f"{SEED_BIGRAM} (at step 2,700) |",
-        f"| `gpt_cpu.py`, 1,100 steps | {gpt_cpu['val_loss']:.4f} | {gpt_cpu['seconds']:.0f} s | |",
+        f"| `gpt_cpu.py`, 1,750 steps | {gpt_cpu['val_loss']:.4f} | {gpt_cpu['seconds']:.0f} s | |",
+        f"| `gpt_cpu_10min.py`, 4,500 steps | {ten_minutes['val_loss']:.4f} | "
+        f"{ten_minutes['seconds']:.0f} s | |",
         "| `gpt.py`, 5,000 steps | not measured on a GPU yet | | 1.4994 (sampled, best) |",
+        "| `gpt_fast.py`, 500 steps | not measured on a GPU yet | | |",
+        "| `gpt_best.py`, 3,000 steps | not measured on a GPU yet | | |",
     ]
     return "\n".join(rows) + f"\n\nMeasured on {machine(gpt_cpu)}, compiling included."
 
@@ -154,10 +160,12 @@ def benchmarks_md() -> str:
         quality,
         {
             "quality-gpt-gpu": "configs/gpt.py on a GPU",
-            "quality-small-cpu": "The seed's architecture with 4 layers, width 128, block 64",
+            "quality-cpu": "nanoGPT's configuration for a CPU, by both, and the two of gptjax",
         },
-        "The same initial weights and batches on both sides, one after the other in one process; "
-        "seconds of training, compiling included, evaluation not. On a CPU both are float32.",
+        "Of the first two lines, initial weights and batches are the same. All train in one "
+        "process, one after the other; seconds are those of training, compiling included, "
+        "evaluation not. On a CPU both are float32. Recipes were chosen by the first half of the "
+        "validation split.",
     )
     lines += comparison(
         "How fast does it write?",
@@ -171,6 +179,30 @@ def benchmarks_md() -> str:
         lines += ["## Open", "", "Not measured on a GPU yet:", ""]
         lines += [*[f"- {text}" for text in missing], ""]
     return "\n".join(lines)
+
+
+def recipe_md() -> str:
+    """What each idea of the recipe gives, and where it comes from."""
+    lines = [
+        "# The recipe",
+        "",
+        "From the seed's configuration to `configs/gpt_cpu.py`, one idea per rung. Every rung "
+        "keeps the ideas below it. Made by `python -m benchmarks.tables`; do not edit.",
+        "",
+    ]
+    sections = {
+        "ablate-gpu": ("The ladder on a GPU, at the seed's size", "gpu"),
+        "ablate-cpu": ("The ladder on two CPU cores", "cpu"),
+        "ablate-short": ("When the text repeats", "short"),
+    }
+    for name, (heading, which) in sections.items():
+        record = read(name)
+        if record is None:
+            continue
+        lines += [f"## {heading}", "", ablate.LADDERS[which].note, "", ablate.table(record), ""]
+        lines += [f"![{heading}](benchmarks/{name}.png)", "", ablate.ideas(which), ""]
+        lines += [measured_on(record), ""]
+    return "\n".join([*lines, ablate.HOW_IT_WAS_CHOSEN])
 
 
 def headline() -> str:
@@ -192,6 +224,14 @@ def writing() -> str:
     return "Not measured yet." if record is None else decode.table(record)
 
 
+def learning() -> str:
+    """Loss against time: PyTorch, gptjax, and the recipe."""
+    record = read("quality-cpu")
+    if record is None:
+        return "Not measured yet."
+    return f"{quality.table(record)}\n\n{measured_on(record)}"
+
+
 def readme(text: str) -> str:
     """README.md with what stands between its markers made anew."""
     sample = "```\n" + "\n".join(load("gpt_cpu")["sample"].strip().splitlines()[:14]) + "\n```"
@@ -200,6 +240,7 @@ def readme(text: str) -> str:
         "expected": expected_table(),
         "race": headline(),
         "writing": writing(),
+        "learning": learning(),
     }
     for name, content in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
@@ -212,6 +253,7 @@ def main(argv: list[str]) -> None:
     readme_path = Path("README.md")
     wanted = {
         Path("docs/benchmarks.md"): benchmarks_md(),
+        Path("docs/recipe.md"): recipe_md(),
         readme_path: readme(readme_path.read_text()),
     }
     for path, text in wanted.items():

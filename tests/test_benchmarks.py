@@ -5,6 +5,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,15 +14,23 @@ from conftest import MODERN, TINY, VOCAB_SIZE
 
 torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install -e '.[torch]'")
 
-from benchmarks import parity, race, rounds, torch_gpt  # noqa: E402
+from benchmarks import ablate, parity, race, rounds, torch_gpt  # noqa: E402
 from gptjax import models  # noqa: E402
-from gptjax.config import BigramConfig, Config, GPTConfig, OptimConfig, TrainConfig  # noqa: E402
+from gptjax.config import (  # noqa: E402
+    BigramConfig,
+    Config,
+    GPTConfig,
+    OptimConfig,
+    TrainConfig,
+    load_file,
+)
 from gptjax.errors import UserError  # noqa: E402
 
 GELU = dataclasses.replace(TINY, activation="gelu", bias=False)
 GATED = dataclasses.replace(MODERN, activation="swiglu", bias=True)
 LONG = dataclasses.replace(MODERN, block_size=100)  # attention in chunks, on a CPU
 CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU, GATED, LONG]
+ROOT = Path(__file__).parent.parent
 IDS = ["bigram", "seed", "modern", "gelu", "gated", "long"]
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 2000).astype(np.int32)
 
@@ -177,3 +186,45 @@ def test_the_command_writes_figures_and_a_plot(tmp_path):
     assert "passed" in done.stdout
     assert json.loads(out.read_text())["passed"] is True
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("which", "shipped"), [("cpu", "gpt_cpu"), ("gpu", "gpt_fast")])
+def test_a_ladder_leads_from_the_seed_to_the_shipped_configuration(which, shipped):
+    ladder = ablate.LADDERS[which]
+    bottom, top = (ablate.config_of(ladder, ladder.rungs[i].name, steps=100) for i in (0, -1))
+    assert torch_gpt.is_seed_style(bottom.model)
+    target = load_file(ROOT / "configs" / f"{shipped}.py")
+    assert (top.model, top.data, top.optim) == (target.model, target.data, target.optim)
+    assert top.train.batch_size == target.train.batch_size
+
+
+def test_a_tiny_ladder_is_measured_and_goes_on_where_it_was_cut(tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question.\n" * 40)
+    base = f"--config configs/debug.py --data.path {text} --model.n-layer 1"
+    rungs = (ablate.Rung("bottom", "", ""), ablate.Rung("Muon", "--optim.name muon", ""))
+    tiny = ablate.Ladder(note="", base=base, steps=4, rungs=rungs, text_share=0.5)
+    monkeypatch.setattr(ablate, "LADDERS", {"tiny": tiny})
+    monkeypatch.setattr(ablate, "ROUNDS", 1)
+    monkeypatch.setattr(ablate, "SEEDS", (1, 2))
+    path = tmp_path / "ladder.json"
+    record = ablate.measure("tiny", path, steps=None)
+    assert json.loads(path.read_text()) == record
+    assert len({run["val_loss"] for run in record["runs"]}) == len(record["runs"]) >= 4
+    cut = {**record, "runs": record["runs"][1:]}
+    path.write_text(json.dumps(cut))
+    again = ablate.measure("tiny", path, steps=None)
+    assert again["runs"][:-1] == cut["runs"]
+    repeated, first = again["runs"][-1], record["runs"][0]
+    assert repeated["val_loss"] == pytest.approx(first["val_loss"], abs=1e-4)
+    table = ablate.table(again)
+    assert "| + Muon |" in table
+    ablate.plot(again, tmp_path / "ladder.png")
+    assert (tmp_path / "ladder.png").stat().st_size > 1000
+
+
+def test_a_ladder_is_not_mixed_with_another(tmp_path):
+    path = tmp_path / "ladder.json"
+    path.write_text(json.dumps({"steps": 1, "milliseconds": {"other": [1.0]}, "runs": []}))
+    with pytest.raises(UserError, match="holds another ladder"):
+        ablate.measure("cpu", path, steps=None)
