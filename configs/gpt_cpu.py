@@ -2,9 +2,9 @@
 
     python train.py --config configs/gpt_cpu.py
 
-Two CPU cores: one to two minutes. Ends near val_loss 1.50, the seed's best, and writes
-Shakespeare-like text. What it has beside the seed's model, and how much each idea gave, stands in
-docs/recipe.md.
+Two CPU cores: one to two minutes. Ends near val_loss 1.51, where the seed's best is 1.4994, and
+writes Shakespeare-like text. What it has beside the seed's model, and how much each idea gives,
+stands in docs/recipe.md.
 """
 
 from gptjax.config import Config, DataConfig, GPTConfig, OptimConfig, TrainConfig

@@ -111,6 +111,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         (["--model.n-layer", "0"], ["--model.n-layer is 0, but must be at least 1"]),
         (["--model.dropout", "1"], ["--model.dropout is 1.0, but must be in [0, 1)"]),
         (["--model.dropout", "nan"], ["--model.dropout is nan"]),
+        (["--model.short-conv", "1"], ["--model.short-conv is 1, but must be 0, or at least 2"]),
+        (["--data.windows", "epoch"], ["--data.windows", "random", "epochs"]),
         (["--optim.learning-rate", "nan"], ["--optim.learning-rate is nan, but must be > 0"]),
         (["--optim.learning-rate", "-1"], ["--optim.learning-rate is -1.0, but must be > 0"]),
         (["--optim.warmup-steps", "-1"], ["--optim.warmup-steps is -1, but must be >= 0"]),
