@@ -300,13 +300,17 @@ def train_all(
 
 
 def measure(which: str, path: Path, steps: int | None) -> dict[str, Any]:
-    """Measures what the JSON file at `path` does not hold yet; writes it after every run."""
+    """Measures what the JSON file at `path` does not hold yet; writes it after every run.
+
+    Raises UserError if the file holds another ladder or another number of steps.
+    """
     ladder = LADDERS[which]
     names = [rung.name for rung in ladder.rungs]
     if path.exists():
         record = json.loads(path.read_text())
-        if list(record["milliseconds"]) != names:
-            raise UserError(f"--json {path} holds another ladder; move it away")
+        same = list(record["milliseconds"]) == names and steps in (None, record["steps"])
+        if not same:
+            raise UserError(f"--json {path} holds another ladder or length; name another file")
     else:
         steps = steps or ladder.steps
         rungs = {name: config_of(ladder, name, steps) for name in names}

@@ -228,3 +228,8 @@ def test_a_ladder_is_not_mixed_with_another(tmp_path):
     path.write_text(json.dumps({"steps": 1, "milliseconds": {"other": [1.0]}, "runs": []}))
     with pytest.raises(UserError, match="holds another ladder"):
         ablate.measure("cpu", path, steps=None)
+    names = [rung.name for rung in ablate.LADDERS["short"].rungs]
+    record = {"steps": 1, "milliseconds": {name: [1.0] for name in names}, "runs": []}
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="or length"):
+        ablate.measure("short", path, steps=2)
