@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from gptjax.config import load_file, parse
+from gptjax.config import check, load_file, parse
 from gptjax.errors import UserError, exit_codes
 
 PARTS = {"parity": "parity", "race": "race", "train": "quality", "sample": "decode"}
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError("PyTorch is not installed; pip install -e '.[torch]'")
         config = parse(rest)
         for recipe in arguments.recipe:
-            load_file(recipe)  # refused now rather than after the measuring
+            check(load_file(recipe))  # refused now rather than after the measuring
         if arguments.json:
             check_writable(arguments.json)
         part = importlib.import_module(f"benchmarks.{PARTS[arguments.part]}")

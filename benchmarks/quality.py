@@ -7,6 +7,7 @@ Further configurations (--recipe) join as curves of gptjax alone.
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -50,13 +51,25 @@ def train(config: Config, text: data.TextData, run: Run, last: int, first: int =
     return time.perf_counter() - start
 
 
-def follow(name: str, config: Config, text: data.TextData, run: Run, mean_loss: MeanLoss) -> Curve:
-    """Steps, seconds and losses at every evaluation of a training."""
+def follow(
+    name: str,
+    config: Config,
+    text: data.TextData,
+    trainer: Callable[[], tuple[Run, MeanLoss]],
+) -> Curve:
+    """Steps, seconds and losses at every evaluation of a training.
+
+    `seconds` are those of training: setting up and compiling included, evaluation not;
+    `wall_seconds` are all.
+    """
     c = config.train
-    curve: Curve = {"step": [], "seconds": []}
-    seconds, step = 0.0, 0
+    curve: Curve = {"step": []}
+    start = time.perf_counter()
+    run, mean_loss = trainer()
+    seconds, step = time.perf_counter() - start, 0
     while True:
         row = {"step": step, "seconds": round(seconds, 2), **losses(text, mean_loss)}
+        row["wall_seconds"] = round(time.perf_counter() - start, 2)
         for key, value in row.items():
             curve.setdefault(key, []).append(value)
         print(f"{name} step {step}  {seconds:.0f} s  {row['val_loss']:.4f}", file=sys.stderr)
@@ -89,8 +102,8 @@ def gptjax_trainer(config: Config, text: data.TextData) -> tuple[Run, MeanLoss]:
     return run, mean_loss
 
 
-def torch_trainer(config: Config, text: data.TextData) -> tuple[Run, MeanLoss]:
-    """Trains and evaluates the tuned twin, from gptjax's initial weights."""
+def torch_trainer(config: Config, weights: dict[str, Any]) -> tuple[Run, MeanLoss]:
+    """Trains and evaluates the tuned twin, from these weights."""
     import torch
 
     from benchmarks import torch_gpt
@@ -100,10 +113,8 @@ def torch_trainer(config: Config, text: data.TextData) -> tuple[Run, MeanLoss]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")
-    vocab_size = text.tokenizer.vocab_size
-    params = models.init(models.build(config.model, vocab_size), config.seed)
-    twin = torch_gpt.TunedGPT(config.model, vocab_size)
-    twin.load_state_dict(torch_gpt.tuned_weights(params))
+    twin = torch_gpt.TunedGPT(config.model, vocab_size=len(weights["token_embedding.weight"]))
+    twin.load_state_dict(weights)
     twin = twin.to(device)
     mode = "default" if device == "cuda" else None
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -151,10 +162,14 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """The curves, by name."""
     if isinstance(config.model, BigramConfig):
         raise UserError("time to quality is of GPTs; name another --config")
+    from benchmarks import torch_gpt
+
     text = data.load(config.data, config.model.block_size)
+    model = models.build(config.model, text.tokenizer.vocab_size)
+    weights = torch_gpt.tuned_weights(models.init(model, config.seed))
     curves = {
-        "PyTorch, tuned": follow("PyTorch", config, text, *torch_trainer(config, text)),
-        "gptjax": follow("gptjax", config, text, *gptjax_trainer(config, text)),
+        "PyTorch, tuned": follow("PyTorch", config, text, lambda: torch_trainer(config, weights)),
+        "gptjax": follow("gptjax", config, text, lambda: gptjax_trainer(config, text)),
     }
     for path in arguments.recipe:
         recipe = load_file(path)
@@ -162,8 +177,8 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
             recipe, data=dataclasses.replace(recipe.data, path=config.data.path)
         )
         text = data.load(recipe.data, recipe.model.block_size)
-        trainer = gptjax_trainer(recipe, text)
-        curves[f"gptjax, {path}"] = follow(str(path), recipe, text, *trainer)
+        trainer = functools.partial(gptjax_trainer, recipe, text)
+        curves[f"gptjax, {path}"] = follow(str(path), recipe, text, trainer)
     return {
         "config": json.loads(config_module.to_json(config)),
         "environment": environment.describe(),
@@ -173,14 +188,15 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def table(record: dict[str, Any]) -> str:
     lines = [
-        "| | steps | seconds of training | val_loss at the end | its second half | best val_loss |",
-        "|---|---|---|---|---|---|",
+        "| | steps | seconds of training | with evaluations | val_loss at the end | its second "
+        "half | best val_loss |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, curve in record["curves"].items():
         lines.append(
             f"| {name} | {curve['step'][-1]:,} | {curve['seconds'][-1]:.0f} | "
-            f"{curve['val_loss'][-1]:.4f} | {curve['second_half'][-1]:.4f} | "
-            f"{min(curve['val_loss']):.4f} |"
+            f"{curve['wall_seconds'][-1]:.0f} | {curve['val_loss'][-1]:.4f} | "
+            f"{curve['second_half'][-1]:.4f} | {min(curve['val_loss']):.4f} |"
         )
     return "\n".join(lines)
 

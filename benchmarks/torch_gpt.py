@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from gptjax.config import BigramConfig, GPTConfig, OptimConfig
 from gptjax.errors import UserError
+from gptjax.layers import hidden_width
 
 
 class TorchBigram(nn.Module):
@@ -166,7 +167,7 @@ class TunedBlock(nn.Module):
         self.query_key_value = nn.Linear(c.n_embd, 3 * c.n_embd, bias=False)
         self.attention_output = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
         self.gated = c.activation == "swiglu"
-        n_hidden = 8 * round(c.n_embd / 3) if self.gated else 4 * c.n_embd
+        n_hidden = hidden_width(c)
         # A gate stands behind the hidden values, so that one matmul makes both.
         self.mlp_hidden = nn.Linear(c.n_embd, n_hidden * (1 + self.gated), bias=c.bias)
         self.mlp_output = nn.Linear(n_hidden, c.n_embd, bias=c.bias)

@@ -36,5 +36,5 @@ config = Config(
         beta2=0.95,
         weight_decay=0.01,
     ),
-    train=TrainConfig(max_steps=1750, batch_size=4, eval_interval=350, eval_batches=20),
+    train=TrainConfig(max_steps=1600, batch_size=4, eval_interval=400, eval_batches=20),
 )

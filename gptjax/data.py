@@ -108,21 +108,25 @@ def epoch_batch(
 
     Every epoch has its own order, and its own place in the text where the first window begins.
     """
-    numbers = range(step * batch_size, (step + 1) * batch_size)
-    n_windows = len(_epoch(len(tokens), block_size, seed, 0))
+    n_windows = _windows_per_epoch(len(tokens), block_size)
     starts = [
         _epoch(len(tokens), block_size, seed, number // n_windows)[number % n_windows]
-        for number in numbers
+        for number in range(step * batch_size, (step + 1) * batch_size)
     ]
     return _windows(tokens, np.array(starts), block_size)
 
 
-@functools.lru_cache(maxsize=4)
+def _windows_per_epoch(n_tokens: int, block_size: int) -> int:
+    """One fewer than fit, so that the first may begin at different places."""
+    return max(1, n_tokens // block_size - 1)
+
+
+@functools.lru_cache(maxsize=2)
 def _epoch(n_tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
     """Where the windows of an epoch start, in their order."""
-    n_windows = max(1, n_tokens // block_size - 1)
+    n_windows = _windows_per_epoch(n_tokens, block_size)
     rng = np.random.default_rng((seed, TRAINING, epoch))
-    first = rng.integers(min(block_size, n_tokens - n_windows * block_size))
+    first = rng.integers(n_tokens - n_windows * block_size)
     return first + block_size * rng.permutation(n_windows)
 
 

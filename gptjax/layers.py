@@ -254,17 +254,17 @@ class ShortConv(nn.Module):
             cache = cache._replace(**{name: write(seen, x_BTD, n_before + cache.length)})
         window = jnp.concatenate([before, x_BTD], axis=1)
         y_BTD = x_BTD
-        for j in range(1, self.width):
+        for j in range(1, self.width):  # vectors, as a norm's gain is: no weight decay, no Muon
             w_D = self.param(f"w_{j}", nn.initializers.zeros, (n_embd,)).astype(x_BTD.dtype)
             y_BTD = y_BTD + w_D * window[:, n_before - j : n_before - j + n_target]
         return y_BTD, cache
 
 
 class MLP(nn.Module):
-    """Two linear maps with a non-linearity between them, (B, T, D) -> (B, T, D), F = 4 D.
+    """Two linear maps with a non-linearity between them, (B, T, D) -> (B, T, D).
 
     relu2 is the squared ReLU of Primer (So et al. 2021). swiglu (Shazeer 2020) multiplies the
-    hidden values by a gate, silu of a third linear map, and has as many parameters: F = 8/3 D.
+    hidden values by a gate, silu of a third linear map.
     """
 
     config: GPTConfig
@@ -273,7 +273,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
         c = self.config
-        n_hidden = 8 * round(c.n_embd / 3) if c.activation == "swiglu" else 4 * c.n_embd
+        n_hidden = hidden_width(c)
         h_BTF = Linear(n_hidden, c.bias, dtype=self.dtype, name="hidden")(x_BTD)
         match c.activation:
             case "relu":
@@ -320,6 +320,13 @@ class Block(nn.Module):
         if cache is not None:
             cache = cache._replace(length=cache.length + x_BTD.shape[1])
         return x_BTD, cache
+
+
+def hidden_width(config: GPTConfig) -> int:
+    """F: 4 D, or with a gate about 8/3 D, which makes as many parameters."""
+    if config.activation == "swiglu":
+        return 8 * max(1, round(config.n_embd / 3))
+    return 4 * config.n_embd
 
 
 def rms_normalize(x: Array) -> Array:
