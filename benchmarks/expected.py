@@ -1,6 +1,6 @@
 """Runs the shipped configurations and records what they reach: docs/benchmarks/expected-*.json.
 
-    python -m benchmarks.expected bigram gpt_cpu gpt_cpu_10min gpt_first_steps
+    python -m benchmarks.expected bigram gpt_cpu gpt_first_steps
 
 Each part is a training run of its own process, so that its wall-clock includes starting Python,
 compiling, evaluating and plotting: what a user waits for. gpt_first_steps is the start of
@@ -30,7 +30,6 @@ PARTS = {
     "bigram": ["configs/bigram.py"],
     "gpt_cpu": ["configs/gpt_cpu.py"],
     "gpt_first_steps": ["configs/gpt.py", *FIRST_STEPS],
-    "gpt_cpu_10min": ["configs/gpt_cpu_10min.py"],
     "gpt": ["configs/gpt.py"],
     "gpt_fast": ["configs/gpt_fast.py"],
     **{f"gpt_best-{seed}": ["configs/gpt_best.py", "--seed", seed] for seed in "123"},

@@ -14,7 +14,7 @@ from conftest import MODERN, TINY, VOCAB_SIZE
 
 torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install -e '.[torch]'")
 
-from benchmarks import ablate, parity, race, rounds, torch_gpt  # noqa: E402
+from benchmarks import ablate, ladders, parity, race, rounds, torch_gpt  # noqa: E402
 from gptjax import models  # noqa: E402
 from gptjax.config import (  # noqa: E402
     BigramConfig,
@@ -190,7 +190,7 @@ def test_the_command_writes_figures_and_a_plot(tmp_path):
 
 @pytest.mark.parametrize(("which", "shipped"), [("cpu", "gpt_cpu"), ("gpu", "gpt_fast")])
 def test_a_ladder_leads_from_the_seed_to_the_shipped_configuration(which, shipped):
-    ladder = ablate.LADDERS[which]
+    ladder = ladders.LADDERS[which]
     bottom, top = (ablate.config_of(ladder, ladder.rungs[i].name, steps=100) for i in (0, -1))
     assert torch_gpt.is_seed_style(bottom.model)
     target = load_file(ROOT / "configs" / f"{shipped}.py")
@@ -202,13 +202,14 @@ def test_a_tiny_ladder_is_measured_and_goes_on_where_it_was_cut(tmp_path, monkey
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question.\n" * 40)
     base = f"--config configs/debug.py --data.path {text} --model.n-layer 1"
-    rungs = (ablate.Rung("bottom", "", ""), ablate.Rung("Muon", "--optim.name muon", ""))
-    tiny = ablate.Ladder(note="", base=base, steps=4, rungs=rungs, text_share=0.5)
+    rungs = (ladders.Rung("bottom", "", ""), ladders.Rung("Muon", "--optim.name muon", ""))
+    tiny = ladders.Ladder(note="", base=base, steps=4, rungs=rungs, text_share=0.5)
     monkeypatch.setattr(ablate, "LADDERS", {"tiny": tiny})
     monkeypatch.setattr(ablate, "ROUNDS", 1)
     monkeypatch.setattr(ablate, "SEEDS", (1, 2))
     path = tmp_path / "ladder.json"
     record = ablate.measure("tiny", path, steps=None)
+    assert not ablate.missing(record)
     assert json.loads(path.read_text()) == record
     assert len({run["val_loss"] for run in record["runs"]}) == len(record["runs"]) >= 4
     cut = {**record, "runs": record["runs"][1:]}
@@ -225,11 +226,19 @@ def test_a_tiny_ladder_is_measured_and_goes_on_where_it_was_cut(tmp_path, monkey
 
 def test_a_ladder_is_not_mixed_with_another(tmp_path):
     path = tmp_path / "ladder.json"
-    path.write_text(json.dumps({"steps": 1, "milliseconds": {"other": [1.0]}, "runs": []}))
-    with pytest.raises(UserError, match="holds another ladder"):
-        ablate.measure("cpu", path, steps=None)
-    names = [rung.name for rung in ablate.LADDERS["short"].rungs]
-    record = {"steps": 1, "milliseconds": {name: [1.0] for name in names}, "runs": []}
+    ladder = ladders.LADDERS["short"]
+    record = {
+        "options": ablate.options(ladder),
+        "steps": 1,
+        "milliseconds": {rung.name: [1.0] for rung in ladder.rungs},
+        "runs": [],
+    }
     path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match="or length"):
-        ablate.measure("short", path, steps=2)
+    assert len(ablate.missing(ablate.read(path))) == 3 * len(ladder.rungs)
+    for which, steps in (("cpu", None), ("short", 2)):
+        with pytest.raises(UserError, match="holds another ladder or length"):
+            ablate.measure(which, path, steps)
+    for text in ("{}", path.read_text()[:50]):
+        path.write_text(text)
+        with pytest.raises(UserError, match="holds no ladder"):
+            ablate.measure("short", path, steps=None)
