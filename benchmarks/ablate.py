@@ -193,14 +193,15 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(record: dict[str, Any]) -> str:
     """Both comparisons, the bottom of the ladder first."""
-    n, seconds = record["steps"], record["steps"] * rows(record)[-1]["ms"] / 1e3
+    ladder = rows(record)
+    n, seconds = record["steps"], record["steps"] * ladder[-1]["ms"] / 1e3
     lines = [
         f"| | ms/step | {n:,} steps: val_loss | gain | its second half | "
         f"{seconds:.0f} s: steps | val_loss | gain | its second half |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     below = None
-    for row in rows(record):
+    for row in ladder:
         cells = [("+ " if below else "") + row["name"], f"{row['ms']:.1f}"]
         for equal in ("steps", "seconds"):
             one = row[equal]
@@ -215,7 +216,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    """The ladder, its bottom at the bottom: every run, and the means joined."""
+    """The ladder, its bottom at the bottom: means over the seeds and standard deviations."""
     import matplotlib
 
     matplotlib.use("Agg")
