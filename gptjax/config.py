@@ -55,17 +55,35 @@ class GPTConfig:
     qk_norm: bool = False
     """RMS-normalise queries and keys, per head."""
     short_conv: int = 0
-    """Width of the causal depthwise convolution before attention and MLP; 0 has none."""
+    """Width of the depthwise convolution before attention and MLP; 0 has none."""
     zero_init: bool = False
     """Start the last projection of every residual branch, and the output head, at zero."""
     logit_softcap: float = 0.0
     """Bound the logits smoothly to +-cap by cap * tanh(logits / cap); 0 leaves them alone."""
     bias: bool = True
     """Biases in projections, MLP, norms and output head (queries, keys, values have none)."""
+    tie_embeddings: bool = False
+    """The output head is the token embedding's table (Press & Wolf 2017), without a bias."""
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig(GPTConfig):
+    """A GPT whose blocks also attend to what an encoder made of a source sequence.
+
+    The GPT's fields describe the decoder, block_size its longest target; the encoder shares its
+    width, heads and options.
+    """
+
+    n_encoder_layer: int = 6
+    """Number of the encoder's blocks."""
+    source_block_size: int = 256
+    """Longest source, in tokens."""
+    share_embeddings: bool = False
+    """One vocabulary, and one table of embeddings, for source and target."""
 
 
 T = TypeVar("T")
-ModelConfig = BigramConfig | GPTConfig
+ModelConfig = BigramConfig | GPTConfig | EncoderDecoderConfig
 
 
 @dataclass(frozen=True)
@@ -172,6 +190,8 @@ def check(config: Config) -> None:
     positive["train"] += ("steps_per_dispatch", "eval_interval", "log_interval", "keep_checkpoints")
     if isinstance(model, GPTConfig):
         positive["model"] += ("n_layer", "n_head", "n_embd")
+        if isinstance(model, EncoderDecoderConfig):
+            positive["model"] += ("n_encoder_layer", "source_block_size")
         require(0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)")
         fits = model.short_conv == 0 or model.short_conv >= 2
         require(fits, "model.short-conv", model.short_conv, "0, or at least 2")
@@ -311,7 +331,8 @@ def to_json(config: Config) -> str:
 
 def from_json(text: str) -> Config:
     """Reads what `to_json` wrote. Raises UserError when it is not that."""
-    classes = (Config, BigramConfig, GPTConfig, DataConfig, OptimConfig, TrainConfig)
+    models = (BigramConfig, GPTConfig, EncoderDecoderConfig)
+    classes = (Config, *models, DataConfig, OptimConfig, TrainConfig)
     by_name = {cls.__name__: cls for cls in classes}
 
     def decode(value: Any) -> Any:

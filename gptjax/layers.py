@@ -72,22 +72,34 @@ class Norm(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table of `rows` vectors of width `features`: ids (...) -> (..., features)."""
+    """A table of `rows` vectors of width `features`: ids (...) -> (..., features).
+
+    Normally distributed at first, with standard deviation `scale`.
+    """
 
     rows: int
     features: int
     dtype: Any = jnp.float32
+    scale: float = 1.0
 
-    @nn.compact
+    def setup(self) -> None:
+        normal = nn.initializers.normal(self.scale)
+        self.table_VD = self.param("table", normal, (self.rows, self.features))
+
     def __call__(self, ids: Array) -> Array:
-        table_VD = self.param("table", nn.initializers.normal(1.0), (self.rows, self.features))
+        table_VD = self.table_VD.astype(self.dtype)
         if self.rows > ONE_HOT_ROWS:
-            return table_VD.astype(self.dtype)[ids]
+            return table_VD[ids]
         # In two dimensions, as in Linear.
         one_hot = jax.nn.one_hot(ids.reshape(-1), self.rows, dtype=self.dtype)
         # HIGHEST: without it a GPU rounds a float32 table to 10 bits of mantissa.
-        y = jnp.dot(one_hot, table_VD.astype(self.dtype), precision=lax.Precision.HIGHEST)
+        y = jnp.dot(one_hot, table_VD, precision=lax.Precision.HIGHEST)
         return y.reshape(*ids.shape, self.features)
+
+    def attend(self, x: Array) -> Array:
+        """The products of vectors (..., D) with every row of the table: (..., rows)."""
+        y = x.reshape(-1, self.features) @ self.table_VD.astype(self.dtype).T
+        return y.reshape(*x.shape[:-1], self.rows)
 
 
 class Dropout(nn.Module):
@@ -111,13 +123,18 @@ class Dropout(nn.Module):
         return jnp.where(bytes_ < n_dropped, 0, x * (256 / (256 - n_dropped)))
 
 
+KeysValues = tuple[Array, Array]
+"""Attention's keys and values, each (B, H, S, K)."""
+
+
 class BlockCache(NamedTuple):
     """What a block remembers of the `length` positions that a decoder has seen so far.
 
     k and v are attention's keys and values, (B, H, S, K); attention_input and mlp_input are what
     the short convolutions read, (B, W - 1 + S, D), behind W - 1 rows of zeros. For a batch of one
     they have no axis B: with an axis of length 1 XLA's CPU backend would copy them at every token
-    instead of writing one position.
+    instead of writing one position. `memory` is the keys and values of cross-attention, made by
+    the first call and read by every later one.
     """
 
     k: Array
@@ -125,6 +142,7 @@ class BlockCache(NamedTuple):
     attention_input: Array | None
     mlp_input: Array | None
     length: Array
+    memory: KeysValues | None = None
 
     @classmethod
     def empty(cls, batch_size: int, config: GPTConfig, dtype: Any) -> "BlockCache":
@@ -147,15 +165,17 @@ def write(old: Array, new: Array, position: Array) -> Array:
 class Attention(nn.Module):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2).
 
-    Queries come from x_BTD; keys and values from memory_BSD (cross-attention), or else from
-    x_BTD itself. Query t sees source s where mask (anything that broadcasts to (B, 1, T, S)) is
-    true, or else, if `causal`, where s is not later than t. A cache is for causal attention: the
-    new keys and values are written behind those seen before, and S is its capacity. `rotary` is
-    what `rotary_angles` returns for the positions of x.
+    Queries come from x_BTD; keys and values from x_BTD itself or, in cross-attention, from a
+    memory: vectors (B, S, D), or the keys and values that an earlier call returned for them.
+    Query t sees source s where mask (anything that broadcasts to (B, 1, T, S)) is true, or else,
+    if `causal`, where s is not later than t. A cache is for causal attention: the new keys and
+    values are written behind those seen before, and S is its capacity. `rotary` is what
+    `rotary_angles` returns for the positions of x.
 
-    Returns (y_BTD, cache), the cache None if none came in. Raises ValueError for a mask or a
-    memory in causal attention, and for a cache in another. The cache's length is left for the
-    block to advance.
+    Returns (y_BTD, the keys and values attended to; with a cache, its arrays with the new ones in
+    them). The weights, (B, H, T, S), are sown as "weights" for whoever makes "intermediates"
+    mutable. Raises ValueError for a mask or a memory in causal attention, and for a cache in
+    another.
     """
 
     config: GPTConfig
@@ -165,14 +185,14 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BTD: Array,
-        memory_BSD: Array | None = None,
+        memory: Array | KeysValues | None = None,
         mask: Array | None = None,
         causal: bool = False,
         rotary: tuple[Array, Array] | None = None,
         cache: BlockCache | None = None,
         deterministic: bool = True,
-    ) -> tuple[Array, BlockCache | None]:
-        if causal and not (mask is None and memory_BSD is None):
+    ) -> tuple[Array, KeysValues]:
+        if causal and not (mask is None and memory is None):
             raise ValueError("causal attention takes neither a mask nor a memory")
         if cache is not None and not causal:
             raise ValueError("a cache is for causal attention")
@@ -182,19 +202,20 @@ class Attention(nn.Module):
 
         def heads(name: str, x: Array) -> Array:
             y = Linear(c.n_embd, bias=False, dtype=self.dtype, name=name)(x)
-            return y.reshape(*x.shape[:-1], c.n_head, c.n_embd // c.n_head).swapaxes(1, 2)
+            y = y.reshape(*x.shape[:-1], c.n_head, c.n_embd // c.n_head).swapaxes(1, 2)
+            if c.qk_norm and name != "value":
+                y = rms_normalize(y)
+            return y if rotary is None or name == "value" else rotate(y, *rotary)
 
-        source_BSD = x_BTD if memory_BSD is None else memory_BSD
         q_BHTK = heads("query", x_BTD)
-        k_BHSK, v_BHSK = heads("key", source_BSD), heads("value", source_BSD)
-        if c.qk_norm:
-            q_BHTK, k_BHSK = rms_normalize(q_BHTK), rms_normalize(k_BHSK)
-        if rotary is not None:
-            q_BHTK, k_BHSK = rotate(q_BHTK, *rotary), rotate(k_BHSK, *rotary)
+        if isinstance(memory, tuple):
+            k, v = memory
+        else:
+            source_BSD = x_BTD if memory is None else memory
+            k, v = heads("key", source_BSD), heads("value", source_BSD)
         if cache is not None:
-            k, v = write(cache.k, k_BHSK, start), write(cache.v, v_BHSK, start)
-            cache = cache._replace(k=k, v=v)
-            k_BHSK, v_BHSK = (x.reshape(-1, *x.shape[-3:]) for x in (k, v))
+            k, v = write(cache.k, k, start), write(cache.v, v, start)
+        k_BHSK, v_BHSK = (x.reshape(-1, *x.shape[-3:]) for x in (k, v))
 
         def attend(q_BHTK: Array, k_BHSK: Array, v_BHSK: Array, mask: Array | None) -> Array:
             q_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
@@ -202,6 +223,7 @@ class Attention(nn.Module):
             if mask is not None:
                 scores_BHTS = jnp.where(mask, scores_BHTS, jnp.finfo(jnp.float32).min)
             weights_BHTS = jax.nn.softmax(scores_BHTS).astype(self.dtype)
+            self.sow("intermediates", "weights", weights_BHTS)
             return Dropout(c.dropout)(weights_BHTS, deterministic) @ v_BHSK
 
         if causal and cache is None:
@@ -220,16 +242,17 @@ class Attention(nn.Module):
             y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask)
         y_BTD = y_BHTK.swapaxes(1, 2).reshape(x_BTD.shape)
         y_BTD = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(y_BTD)
-        return y_BTD, cache
+        return y_BTD, (k, v)
 
 
 class ShortConv(nn.Module):
-    """y_t = x_t + sum_j w_j x_(t-j), j = 1 ... width - 1, for each channel: (B, T, D) -> (B, T, D).
+    """y_t = x_t + sum_j w_j x_(t-j), for each channel: (B, T, D) -> (B, T, D).
 
-    A causal depthwise convolution, at first the identity, that shows each position its neighbours
-    before attention has learned to look for them: the Canon layer of Allen-Zhu (2025,
-    arXiv:2512.17351); with width 2 the token shift of RWKV (Peng et al. 2023, arXiv:2305.13048).
-    Width 0 leaves x alone.
+    A depthwise convolution, at first the identity, that shows each position its neighbours before
+    attention has learned to look for them: the Canon layer of Allen-Zhu (2025, arXiv:2512.17351);
+    with width 2 the token shift of RWKV (Peng et al. 2023, arXiv:2305.13048). If causal, j is
+    1 ... width - 1; else the neighbours are half behind and half ahead, and those where mask_BT
+    is false count as zero. Width 0 leaves x alone.
 
     The module is named after the array of the cache that keeps the inputs seen so far. Returns
     (y_BTD, cache with x in it).
@@ -239,12 +262,17 @@ class ShortConv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, cache: BlockCache | None = None
+        self,
+        x_BTD: Array,
+        mask_BT: Array | None = None,
+        causal: bool = False,
+        cache: BlockCache | None = None,
     ) -> tuple[Array, BlockCache | None]:
         if not self.width:
             return x_BTD, cache
         n_batch, n_target, n_embd = x_BTD.shape
-        n_before = self.width - 1
+        n_after = 0 if causal else (self.width - 1) // 2
+        n_before = self.width - 1 - n_after
         before = jnp.zeros((n_batch, n_before, n_embd), x_BTD.dtype)
         if cache is not None:
             name = str(self.name)
@@ -252,11 +280,14 @@ class ShortConv(nn.Module):
             before = lax.dynamic_slice_in_dim(seen, cache.length, n_before, axis=-2)
             before = before.reshape(n_batch, n_before, n_embd)
             cache = cache._replace(**{name: write(seen, x_BTD, n_before + cache.length)})
-        window = jnp.concatenate([before, x_BTD], axis=1)
+        seen_BTD = x_BTD if mask_BT is None else jnp.where(mask_BT[..., None], x_BTD, 0)
+        after = jnp.zeros((n_batch, n_after, n_embd), x_BTD.dtype)
+        window = jnp.concatenate([before, seen_BTD, after], axis=1)
         y_BTD = x_BTD
-        for j in range(1, self.width):  # vectors, as a norm's gain is: no weight decay, no Muon
-            w_D = self.param(f"w_{j}", nn.initializers.zeros, (n_embd,)).astype(x_BTD.dtype)
-            y_BTD = y_BTD + w_D * window[:, n_before - j : n_before - j + n_target]
+        for j in range(-n_after, n_before + 1):
+            if j:  # vectors, as a norm's gain is: no weight decay, no Muon
+                w_D = self.param(f"w_{j}", nn.initializers.zeros, (n_embd,)).astype(x_BTD.dtype)
+                y_BTD = y_BTD + w_D * window[:, n_before - j : n_before - j + n_target]
         return y_BTD, cache
 
 
@@ -291,7 +322,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each normalised before and added to the residual stream (pre-norm).
 
-    The arguments, and (y_BTD, cache), are those of `Attention`.
+    Positions where mask_BT is false are seen by no other. With a memory, cross-attention to it
+    comes between the two: vectors (B, S, D), seen where memory_mask_BS is true. A cache keeps the
+    keys and values made of it, so later calls leave it out. The other arguments are those of
+    `Attention`. Returns (y_BTD, cache), the cache None if none came in.
     """
 
     config: GPTConfig
@@ -301,24 +335,50 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BTD: Array,
+        mask_BT: Array | None = None,
+        memory_BSD: Array | None = None,
+        memory_mask_BS: Array | None = None,
         causal: bool = False,
         rotary: tuple[Array, Array] | None = None,
         cache: BlockCache | None = None,
         deterministic: bool = True,
     ) -> tuple[Array, BlockCache | None]:
         c, dtype = self.config, self.dtype
+
+        def over_heads_and_targets(mask_BS: Array | None) -> Array | None:
+            return None if mask_BS is None else mask_BS[:, None, None]
+
         y_BTD = Norm(c, dtype, name="attention_norm")(x_BTD)
-        y_BTD, cache = ShortConv(c.short_conv, name="attention_input")(y_BTD, cache)
-        y_BTD, cache = Attention(c, dtype, name="attention")(
-            y_BTD, causal=causal, rotary=rotary, cache=cache, deterministic=deterministic
+        conv = ShortConv(c.short_conv, name="attention_input")
+        y_BTD, cache = conv(y_BTD, mask_BT, causal, cache)
+        y_BTD, (k, v) = Attention(c, dtype, name="attention")(
+            y_BTD,
+            mask=over_heads_and_targets(mask_BT),
+            causal=causal,
+            rotary=rotary,
+            cache=cache,
+            deterministic=deterministic,
         )
         x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
+
+        memory = cache.memory if cache is not None and memory_BSD is None else memory_BSD
+        if memory is not None:
+            y_BTD = Norm(c, dtype, name="cross_attention_norm")(x_BTD)
+            y_BTD, memory = Attention(c, dtype, name="cross_attention")(
+                y_BTD,
+                memory,
+                over_heads_and_targets(memory_mask_BS),
+                deterministic=deterministic,
+            )
+            x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
+
         y_BTD = Norm(c, dtype, name="mlp_norm")(x_BTD)
-        y_BTD, cache = ShortConv(c.short_conv, name="mlp_input")(y_BTD, cache)
+        y_BTD, cache = ShortConv(c.short_conv, name="mlp_input")(y_BTD, mask_BT, causal, cache)
         y_BTD = MLP(c, dtype, name="mlp")(y_BTD)
         x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
         if cache is not None:
-            cache = cache._replace(length=cache.length + x_BTD.shape[1])
+            length = cache.length + x_BTD.shape[1]
+            cache = cache._replace(k=k, v=v, length=length, memory=memory)
         return x_BTD, cache
 
 

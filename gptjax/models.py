@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gptjax.config import BigramConfig, GPTConfig, ModelConfig
+from gptjax.config import BigramConfig, EncoderDecoderConfig, GPTConfig, ModelConfig
 from gptjax.layers import Block, BlockCache, Embed, Linear, Norm, rotary_angles
+
+Cache = tuple[BlockCache, ...]
 
 
 class Bigram(nn.Module):
@@ -40,36 +42,40 @@ class Bigram(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only Transformer (Radford et al. 2018); see GPTConfig for its options."""
+    """A decoder-only Transformer (Radford et al. 2018); see GPTConfig for its options.
+
+    As the decoder of an EncoderDecoder its blocks also attend to a memory (B, S, D), and it may
+    be lent a token embedding.
+    """
 
     config: GPTConfig
     vocab_size: int
     dtype: Any = jnp.float32
+    embedding: Embed | None = None
 
     @nn.compact
     def __call__(
         self,
         tokens_BT: Array,
-        cache: tuple[BlockCache, ...] | None = None,
+        cache: Cache | None = None,
         deterministic: bool = True,
-    ) -> tuple[Array, tuple[BlockCache, ...] | None]:
+        memory_BSD: Array | None = None,
+        memory_mask_BS: Array | None = None,
+    ) -> tuple[Array, Cache | None]:
         c, dtype = self.config, self.dtype
         n_target = tokens_BT.shape[1]
         if n_target > c.block_size:
             raise ValueError(f"{n_target} tokens do not fit block_size {c.block_size}")
-        position_T = (cache[0].length if cache else 0) + jnp.arange(n_target)
+        start = cache[0].length if cache else 0
 
-        x_BTD = Embed(self.vocab_size, c.n_embd, dtype, name="token_embedding")(tokens_BT)
-        rotary = None
-        if c.position == "rotary":
-            rotary = rotary_angles(position_T, c.n_embd // c.n_head)
-        else:
-            x_BTD += Embed(c.block_size, c.n_embd, dtype, name="position_embedding")(position_T)
-
+        embed = self.embedding or token_embedding(c, self.vocab_size, dtype)
+        x_BTD, rotary = add_positions(c, embed(tokens_BT), start, c.block_size)
         caches = []
         for i in range(c.n_layer):
             x_BTD, layer_cache = Block(c, dtype, name=f"block_{i}")(
                 x_BTD,
+                memory_BSD=memory_BSD,
+                memory_mask_BS=memory_mask_BS,
                 causal=True,
                 rotary=rotary,
                 cache=cache[i] if cache else None,
@@ -78,33 +84,123 @@ class GPT(nn.Module):
             caches.append(layer_cache)
 
         x_BTD = Norm(c, dtype, name="final_norm")(x_BTD)
-        logits_BTV = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name="head")(x_BTD)
+        if c.tie_embeddings:
+            logits_BTV = embed.attend(x_BTD)
+        else:
+            logits_BTV = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name="head")(x_BTD)
         logits_BTV = logits_BTV.astype(jnp.float32)
         if c.logit_softcap:
             logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
         return logits_BTV, tuple(caches) if cache else None
 
-    def init_cache(self, batch_size: int) -> tuple[BlockCache, ...]:
+    def init_cache(self, batch_size: int) -> Cache:
         """An empty cache of block_size positions for every layer."""
-        empty = BlockCache.empty(batch_size, self.config, self.dtype)
-        return (empty,) * self.config.n_layer
+        return (BlockCache.empty(batch_size, self.config, self.dtype),) * self.config.n_layer
 
 
-Model = Bigram | GPT
+class Encoder(nn.Module):
+    """Blocks in which every position sees every other that is no padding: (B, S) -> (B, S, D).
+
+    mask_BS is false at the padding, which may only be at the end of a row.
+    """
+
+    config: EncoderDecoderConfig
+    vocab_size: int
+    dtype: Any = jnp.float32
+    embedding: Embed | None = None
+
+    @nn.compact
+    def __call__(
+        self, source_BS: Array, mask_BS: Array | None, deterministic: bool = True
+    ) -> Array:
+        c, dtype = self.config, self.dtype
+        embed = self.embedding or token_embedding(c, self.vocab_size, dtype)
+        x_BSD, rotary = add_positions(c, embed(source_BS), 0, c.source_block_size)
+        for i in range(c.n_encoder_layer):
+            x_BSD, _ = Block(c, dtype, name=f"block_{i}")(
+                x_BSD, mask_BS, rotary=rotary, deterministic=deterministic
+            )
+        return Norm(c, dtype, name="final_norm")(x_BSD)
 
 
-def build(config: ModelConfig, vocab_size: int, dtype: Any = jnp.float32) -> Model:
+class EncoderDecoder(nn.Module):
+    """The Transformer (Vaswani et al. 2017): an encoder, and a GPT that attends to its output.
+
+    `source` (B, S) may be left out once a cache has seen it; source_mask (B, S), true where there
+    is a source token, goes with every call.
+    """
+
+    config: EncoderDecoderConfig
+    vocab_size: int
+    source_vocab_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: Array,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+        source: Array | None = None,
+        source_mask: Array | None = None,
+    ) -> tuple[Array, Cache | None]:
+        c, dtype = self.config, self.dtype
+        embed = token_embedding(c, self.vocab_size, dtype) if c.share_embeddings else None
+        memory_BSD = None
+        if source is not None:
+            encoder = Encoder(c, self.source_vocab_size, dtype, embed, name="encoder")
+            memory_BSD = encoder(source, source_mask, deterministic)
+        decoder = GPT(c, self.vocab_size, dtype, embed, name="decoder")
+        return decoder(tokens_BT, cache, deterministic, memory_BSD, source_mask)
+
+    def init_cache(self, batch_size: int) -> Cache:
+        """An empty cache of block_size positions for every layer of the decoder."""
+        return (BlockCache.empty(batch_size, self.config, self.dtype),) * self.config.n_layer
+
+
+def token_embedding(config: GPTConfig, vocab_size: int, dtype: Any) -> Embed:
+    """The table of token vectors; of small ones if they are the rows of the output head, too."""
+    scale = 0.02 if config.tie_embeddings else 1.0
+    return Embed(vocab_size, config.n_embd, dtype, scale, name="token_embedding")
+
+
+def add_positions(
+    config: GPTConfig, x_BTD: Array, start: Array | int, n_positions: int
+) -> tuple[Array, tuple[Array, Array] | None]:
+    """Tells the vectors of positions start ... start + T - 1 where they are.
+
+    Returns (x_BTD, None) with learned positions added or, untouched, (x_BTD, rotary angles). To
+    be called in a module's compact method.
+    """
+    position_T = start + jnp.arange(x_BTD.shape[1])
+    if config.position == "rotary":
+        return x_BTD, rotary_angles(position_T, config.n_embd // config.n_head)
+    embed = Embed(n_positions, config.n_embd, x_BTD.dtype, name="position_embedding")
+    return x_BTD + embed(position_T), None
+
+
+Model = Bigram | GPT | EncoderDecoder
+
+
+def build(
+    config: ModelConfig, vocab_size: int, dtype: Any = jnp.float32, source_vocab_size: int = 0
+) -> Model:
     """The model that a configuration describes, without parameters."""
     match config:
         case BigramConfig():
             return Bigram(config, vocab_size, dtype)
+        case EncoderDecoderConfig():
+            return EncoderDecoder(config, vocab_size, source_vocab_size, dtype)
         case GPTConfig():
             return GPT(config, vocab_size, dtype)
 
 
 def init(model: Model, seed: int) -> Any:
     """Fresh parameters, a pure function of the model and the seed."""
-    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    source = {"source": tokens, "source_mask": tokens == 0}
+    inputs = source if isinstance(model, EncoderDecoder) else {}
+    return jax.jit(model.init)(jax.random.key(seed), tokens, **inputs)["params"]
 
 
 def count(params: Any) -> int:

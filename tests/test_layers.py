@@ -89,11 +89,13 @@ def test_attention_equals_a_naive_one(crossed):
     mask = np.random.default_rng(3).random((5, memory.shape[1])) < 0.7
     mask[:, 0] = True  # every query sees something
     attention = Attention(TINY)
-    call = {"memory_BSD": memory if crossed else None, "mask": mask}
-    (y, cache), variables = attention.init_with_output(KEY, x, **call)
+    call = {"memory": memory if crossed else None, "mask": mask}
+    (y, keys_values), variables = attention.init_with_output(KEY, x, **call)
     expected = naive_attention(variables["params"], x, memory, mask)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-    assert cache is None
+    if crossed:  # the keys and values do as well as the memory that they are made of
+        again, _ = attention.apply(variables, x, keys_values, mask)
+        np.testing.assert_array_equal(again, y)
 
 
 def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
@@ -119,16 +121,16 @@ def test_a_cache_gives_what_all_at_once_gives(batch_size):
     cache = BlockCache.empty(batch_size, TINY, jnp.float32)
     pieces = []
     for first, last in ((0, 4), (4, 5), (5, 10)):
-        y, cache = attention.apply(variables, x[:, first:last], causal=True, cache=cache)
+        y, (k, v) = attention.apply(variables, x[:, first:last], causal=True, cache=cache)
         pieces.append(y)
-        cache = cache._replace(length=jnp.int32(last))
+        cache = cache._replace(k=k, v=v, length=jnp.int32(last))
     np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_refuses_what_it_cannot_combine():
     x = normal(1, 4, 16)
     with pytest.raises(ValueError, match="neither a mask nor a memory"):
-        Attention(TINY).init(KEY, x, memory_BSD=x, causal=True)
+        Attention(TINY).init(KEY, x, memory=x, causal=True)
     with pytest.raises(ValueError, match="a cache is for causal"):
         Attention(TINY).init(KEY, x, cache=BlockCache.empty(1, TINY, jnp.float32))
 
@@ -137,9 +139,9 @@ def test_attention_refuses_what_it_cannot_combine():
 def test_short_conv_adds_weighted_neighbours_of_the_past(width):
     x = normal(2, 6, 3)
     conv = ShortConv(width)
-    assert (conv.init_with_output(KEY, x)[0][0] == x).all()
+    assert (conv.init_with_output(KEY, x, causal=True)[0][0] == x).all()
     w = {f"w_{j}": normal(3, seed=j) for j in range(1, width)}
-    y, _ = conv.apply({"params": w}, x)
+    y, _ = conv.apply({"params": w}, x, causal=True)
     for t in range(6):
         past = sum((w[f"w_{j}"] * x[:, t - j] for j in range(1, width) if t >= j), start=0)
         np.testing.assert_allclose(y[:, t], x[:, t] + past, rtol=1e-6)
