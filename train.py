@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax import checkpoint, data, devices, models, optim, sampling, training
+from gptjax import checkpoint, data, devices, models, optim, training
 from gptjax.config import Config, parse
 from gptjax.errors import Interrupted, TrainingDiverged, UserError, exit_codes
 from gptjax.report import Reporter, check_trackers
@@ -75,13 +75,15 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     c = config.train
     devices.require_backend()
     check_trackers(c)
-    text = data.load(config.data, config.model.block_size)
-    vocab_size = text.tokenizer.vocab_size
-    model = models.build(config.model, vocab_size, devices.compute_dtype(c))
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c))
     optimizer = optim.build(config.optim, c.max_steps)
     learning_rate = optim.schedule(config.optim, c.max_steps, config.optim.learning_rate)
     batch_sharding, state_sharding = devices.data_parallel(c.batch_size)
-    micro_batch_size = devices.micro_batch_size(c, config.model, batch_sharding.mesh.size)
+    tokens_per_sequence = dataset.tokens_per_sequence(config)
+    micro_batch_size = devices.micro_batch_size(
+        c, config.model, tokens_per_sequence, batch_sharding.mesh.size
+    )
 
     @jax.jit(out_shardings=state_sharding)
     def fresh_state() -> training.TrainState:
@@ -93,17 +95,16 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
         raise UserError(f"--resume: {folder} has no checkpoint to continue; leave --resume out")
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints", c.keep_checkpoints)
     last_step = max(checkpoints.steps(), default=None)
-    changes = checkpoint.check_resumable(folder, config, text) if last_step is not None else []
+    changes = checkpoint.check_resumable(folder, config, dataset) if last_step is not None else []
     restored = None if last_step is None else checkpoints.restore(last_step, shapes)
-    checkpoint.describe_run(folder, config, text)
+    checkpoint.describe_run(folder, config, dataset)
 
     step = last_step or 0
-    report = Reporter(folder, config, step)
-    report.say(_headline(config, models.count(shapes.params), step))
-    report.say(
-        f"data {text.source}  {len(text.train):,} training + {len(text.val):,} validation "
-        f"tokens  vocabulary {vocab_size}"
-    )
+    tokens_per_step = c.batch_size * tokens_per_sequence
+    report = Reporter(folder, config, step, tokens_per_step)
+    report.say(_headline(config, models.count(shapes.params), tokens_per_step, step))
+    sizes = "  ".join(f"{n:,} {of.replace('_', ' ')}" for of, n in dataset.sizes.items())
+    report.say(f"data {dataset.source}  {sizes}  vocabulary {model.vocab_size}")
     for change in changes:
         report.say(f"changed since the last start: {change}")
     if last_step is not None and step < c.max_steps:
@@ -122,39 +123,31 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
         n = min(capacity, c.eval_interval - step % c.eval_interval, c.max_steps - step)
         if devices.on_cpu():  # where any number of steps runs without compiling anew
             n = max(1, min(n, int(DISPATCH_SECONDS / seconds_per_step)))
-        return n, feeder.submit(load_batches, range(step, step + n))
+        steps = dataset.steps_alike(config, range(step, step + n))
+        return len(steps), feeder.submit(load_batches, steps)
 
     def load_batches(steps: range) -> training.Batch:
-        batches = data.training_batches(text.train, config, steps, capacity)
+        batches = data.training_batches(dataset, config, steps, capacity)
         return jax.device_put(batches, batch_sharding)
 
     def evaluation_is_due() -> bool:
         return step % c.eval_interval == 0 or step == c.max_steps
 
-    def evaluate(split: Iterator[data.Batch]) -> float:
+    def evaluate(split: Iterator[training.Batch]) -> float:
         groups = (jax.device_put(group, batch_sharding) for group in stop.between(split))
         return mean_loss(state.params, groups)
 
     def look() -> float:
         """Evaluates, writes a sample, draws the curves; returns the validation loss."""
-        whole = data.whole_split(text.val, config.model.block_size, micro_batch_size)
-        losses = {"val_loss": evaluate(whole)}
+        losses = {"val_loss": evaluate(dataset.validation(config, micro_batch_size))}
         if c.eval_batches:
-            sampled = data.sampled_split(
-                text.val, config.model.block_size, c.batch_size, config.seed, c.eval_batches
-            )
-            losses["val_loss_sampled"] = evaluate(sampled)
+            losses["val_loss_sampled"] = evaluate(dataset.sampled_validation(config))
         for name, loss in losses.items():
             if not np.isfinite(loss):
                 raise TrainingDiverged(f"step {step}: {name} {loss}; {_advice(folder)}")
         if c.sample_tokens:
-            start = np.array([[text.tokenizer.start]])
-            sampler = sampling.Sampler(temperature=0.8)
-            ids = sampling.complete(
-                model, state.params, start, c.sample_tokens, sampler=sampler, seed=config.seed
-            )
             (folder / "samples").mkdir(exist_ok=True)
-            sample = text.tokenizer.decode(ids[0])
+            sample = dataset.sample(model, state.params, config)
             checkpoint.write_atomically(folder / "samples" / f"{step}.txt", sample + "\n")
         report.evaluation(step, losses)
         return losses["val_loss"]
@@ -210,13 +203,13 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
         report.say(_closing_words(folder))
 
 
-def _headline(config: Config, n_params: int, step: int) -> str:
+def _headline(config: Config, n_params: int, tokens_per_step: float, step: int) -> str:
     """Device, dtype, size, and how long this will take if the device is as fast as it seems."""
     c = config.train
     dtype = devices.compute_dtype(c)
     # 6 operations per parameter and token, at the third of the matmul rate that training reaches.
     n_steps = max(0, c.max_steps - step)
-    operations = 6 * n_params * c.batch_size * config.model.block_size * n_steps
+    operations = 6 * n_params * tokens_per_step * n_steps
     minutes = operations / (0.3 * devices.matmul_rate(dtype)) / 60
     return (
         f"{devices.describe()}  {np.dtype(dtype).name}  {n_params:,} parameters  "

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import environment, quality
 from benchmarks.compare import check_writable
 from benchmarks.ladders import LADDERS, Ladder
-from gptjax import data, devices
+from gptjax import data, devices, texts
 from gptjax.checkpoint import write_atomically
 from gptjax.config import Config, parse
 from gptjax.errors import UserError, exit_codes
@@ -46,9 +46,9 @@ def config_of(ladder: Ladder, rung: str, steps: int, seed: int = SEEDS[0]) -> Co
 # --- measuring
 
 
-def load(ladder: Ladder, config: Config) -> data.TextData:
+def load(ladder: Ladder, config: Config) -> texts.TextData:
     """The text, cut to the ladder's share."""
-    text = data.load(config.data, config.model.block_size)
+    text = data.load(config)
     return dataclasses.replace(text, train=text.train[: round(ladder.text_share * len(text.train))])
 
 

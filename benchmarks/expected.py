@@ -76,19 +76,19 @@ def torch_first_steps() -> dict[str, Any]:
     import torch
 
     from benchmarks import torch_gpt
-    from gptjax import data
+    from gptjax import data, texts
 
     config = load_file(Path("configs/gpt.py"))
     block_size, batch_size = config.model.block_size, config.train.batch_size
     assert isinstance(config.model, GPTConfig)
-    text = data.load(config.data, block_size)
+    text = data.load(config)
     torch.manual_seed(config.seed)
     model = torch_gpt.SeedGPT(config.model, text.tokenizer.vocab_size)
     trainer = torch_gpt.Trainer(model, config.optim, fused=False)
     losses = {}
     for step in range(20):
-        batch = data.random_batch(
-            text.train, block_size, batch_size, config.seed, data.TRAINING, step
+        batch = texts.random_batch(
+            text.train, block_size, batch_size, config.seed, texts.TRAINING, step
         )
         tokens, targets = (torch.from_numpy(batch[k]).long() for k in ("tokens", "targets"))
         losses[step + 1] = trainer.step(tokens, targets).item()

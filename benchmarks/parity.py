@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks import environment, torch_gpt
-from gptjax import data, models, optim, sampling, training
+from gptjax import data, models, optim, sampling, texts, training
 from gptjax.config import BigramConfig, Config, GPTConfig
 from gptjax.errors import UserError
 from gptjax.sampling import Sampler
@@ -69,7 +69,7 @@ def initial(model: models.Model, seed: int) -> Any:
 
 
 def logits_and_gradients(
-    config: BigramConfig | GPTConfig, vocab_size: int, batch: data.Batch, seed: int
+    config: BigramConfig | GPTConfig, vocab_size: int, batch: texts.Batch, seed: int
 ) -> list[dict[str, Any]]:
     """One row per twin: relative differences of the logits and of the worst gradient leaf."""
     model = models.build(config, vocab_size)
@@ -104,7 +104,7 @@ def logits_and_gradients(
 
 def batch_off_the_kink(
     config: Config, vocab_size: int, tokens: np.ndarray
-) -> tuple[data.Batch, int]:
+) -> tuple[texts.Batch, int]:
     """The first batch, of one sequence, that has no ReLU input at its kink, and its number."""
     has_kink = isinstance(config.model, GPTConfig) and config.model.activation == "relu"
     nearest: list[float] = []
@@ -117,8 +117,8 @@ def batch_off_the_kink(
                 lambda module, inputs, h: nearest.append(h.abs().min().item())
             )
     for step in range(1000):
-        batch = data.random_batch(
-            tokens, config.model.block_size, 1, config.seed, data.TRAINING, step
+        batch = texts.random_batch(
+            tokens, config.model.block_size, 1, config.seed, texts.TRAINING, step
         )
         if twin is None:
             return batch, step
@@ -185,7 +185,7 @@ def measure(config: Config, arguments: argparse.Namespace | None = None) -> dict
     """The record of a whole comparison; `passed` says whether every difference is small."""
     if isinstance(config.model, GPTConfig):
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
-    text = data.load(config.data, config.model.block_size)
+    text = data.load(config)
     vocab_size, block_size = text.tokenizer.vocab_size, config.model.block_size
     batch, n_skipped = batch_off_the_kink(config, vocab_size, text.train)
     with jax.default_matmul_precision("highest"):

@@ -20,18 +20,18 @@ import numpy as np
 
 from benchmarks import environment
 from gptjax import config as config_module
-from gptjax import data, devices, models, optim, training
+from gptjax import data, devices, models, optim, texts, training
 from gptjax.config import BigramConfig, Config, load_file
 from gptjax.errors import UserError
 
 Curve = dict[str, Any]
-Run = Callable[[data.Batch, range], None]
+Run = Callable[[texts.Batch, range], None]
 """run(batches, steps) trains on the first len(steps) of batches, leaves (K, B, T), and waits."""
 MeanLoss = Callable[[np.ndarray], float]
 """Exact, over windows side by side of these tokens."""
 
 
-def losses(text: data.TextData, mean_loss: MeanLoss) -> dict[str, float]:
+def losses(text: texts.TextData, mean_loss: MeanLoss) -> dict[str, float]:
     """On the whole validation split and on its halves: recipes are chosen by the first alone."""
     middle = len(text.val) // 2
     return {
@@ -41,20 +41,20 @@ def losses(text: data.TextData, mean_loss: MeanLoss) -> dict[str, float]:
     }
 
 
-def train(config: Config, text: data.TextData, run: Run, last: int, first: int = 0) -> float:
+def train(config: Config, text: texts.TextData, run: Run, last: int, first: int = 0) -> float:
     """Trains from step `first` to `last`; returns the seconds that took."""
     start = time.perf_counter()
     capacity = config.train.steps_per_dispatch
     for step in range(first, last, capacity):
         steps = range(step, min(step + capacity, last))
-        run(data.training_batches(text.train, config, steps, capacity), steps)
+        run(data.training_batches(text, config, steps, capacity), steps)
     return time.perf_counter() - start
 
 
 def follow(
     name: str,
     config: Config,
-    text: data.TextData,
+    text: texts.TextData,
     trainer: Callable[[], tuple[Run, MeanLoss]],
 ) -> Curve:
     """Steps, seconds and losses at every evaluation of a training.
@@ -80,23 +80,23 @@ def follow(
         step = last
 
 
-def gptjax_trainer(config: Config, text: data.TextData) -> tuple[Run, MeanLoss]:
+def gptjax_trainer(config: Config, text: texts.TextData) -> tuple[Run, MeanLoss]:
     """Trains and evaluates with gptjax."""
     c = config.train
     model = models.build(config.model, text.tokenizer.vocab_size, devices.compute_dtype(c))
     optimizer = optim.build(config.optim, c.max_steps)
-    micro_batch_size = devices.micro_batch_size(c, config.model)
+    micro_batch_size = devices.micro_batch_size(c, config.model, config.model.block_size)
     state = training.init_state(models.init(model, config.seed), optimizer)
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
     evaluate = training.make_evaluate(model)
 
-    def run(batches: data.Batch, steps: range) -> None:
+    def run(batches: texts.Batch, steps: range) -> None:
         nonlocal state
         state, metrics = train_steps(state, batches, len(steps))
         jax.block_until_ready(metrics)
 
     def mean_loss(tokens: np.ndarray) -> float:
-        split = data.whole_split(tokens, config.model.block_size, micro_batch_size)
+        split = texts.whole_split(tokens, config.model.block_size, micro_batch_size)
         return evaluate(state.params, split)
 
     return run, mean_loss
@@ -122,7 +122,7 @@ def torch_trainer(config: Config, weights: dict[str, Any]) -> tuple[Run, MeanLos
     rate = optim.schedule(config.optim, c.max_steps, config.optim.learning_rate)
     rates = np.asarray(jax.vmap(rate)(np.arange(c.max_steps)))
 
-    def run(batches: data.Batch, steps: range) -> None:
+    def run(batches: texts.Batch, steps: range) -> None:
         tokens, targets = (
             torch.from_numpy(batches[k][: len(steps)]).to(device).long()
             for k in ("tokens", "targets")
@@ -142,7 +142,7 @@ def evaluate_torch(model: Any, tokens: np.ndarray, block_size: int) -> float:
     device = next(model.parameters()).device
     model.eval()
     loss = weight = 0.0
-    for group in data.whole_split(tokens, block_size, 16):
+    for group in texts.whole_split(tokens, block_size, 16):
         for i in range(len(group["weights"])):
             inputs, targets = (
                 torch.from_numpy(group[k][i]).to(device).long() for k in ("tokens", "targets")
@@ -164,7 +164,7 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError("time to quality is of GPTs; name another --config")
     from benchmarks import torch_gpt
 
-    text = data.load(config.data, config.model.block_size)
+    text = data.load(config)
     model = models.build(config.model, text.tokenizer.vocab_size)
     weights = torch_gpt.tuned_weights(models.init(model, config.seed))
     curves = {
@@ -176,7 +176,7 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         recipe = dataclasses.replace(
             recipe, data=dataclasses.replace(recipe.data, path=config.data.path)
         )
-        text = data.load(recipe.data, recipe.model.block_size)
+        text = data.load(recipe)
         trainer = functools.partial(gptjax_trainer, recipe, text)
         curves[f"gptjax, {path}"] = follow(str(path), recipe, text, trainer)
     return {

@@ -39,7 +39,7 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     if config.optim.name != "adamw":
         raise UserError("the PyTorch twin trains with AdamW; add --optim.name adamw")
     # Fetched once, and refused here if it must be.
-    text = data.load(config.data, config.model.block_size)
+    text = data.load(config)
     import torch
 
     from benchmarks import torch_gpt
@@ -85,12 +85,14 @@ def serve_gptjax(config: Config, dtype: str) -> None:
 
     from gptjax import devices, models, optim, training
 
-    text = data.load(config.data, config.model.block_size)
+    text = data.load(config)
     c = config.train
     model = models.build(config.model, text.tokenizer.vocab_size, jnp.dtype(dtype))
     optimizer = optim.build(config.optim, c.max_steps)
     sharding, state_sharding = devices.data_parallel(c.batch_size)
-    micro_batch_size = devices.micro_batch_size(c, config.model, sharding.mesh.size)
+    micro_batch_size = devices.micro_batch_size(
+        c, config.model, config.model.block_size, sharding.mesh.size
+    )
     state = training.init_state(models.init(model, config.seed), optimizer)
     state = jax.device_put(state, state_sharding)
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
@@ -101,7 +103,7 @@ def serve_gptjax(config: Config, dtype: str) -> None:
     step = 0
 
     def load_batches(steps: range) -> Any:
-        batches = data.training_batches(text.train, config, steps, capacity)
+        batches = data.training_batches(text, config, steps, capacity)
         return jax.device_put(batches, sharding)
 
     def run(n_steps: int) -> None:
@@ -131,7 +133,7 @@ def serve_torch(config: Config, style: str, mode: str | None, dtype: str) -> Non
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if style == "tuned":
         torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX does by default
-    text = data.load(config.data, config.model.block_size)
+    text = data.load(config)
     torch.manual_seed(config.seed)
     kind = torch_gpt.SeedGPT if style == "seed" else torch_gpt.TunedGPT
     model = kind(config.model, text.tokenizer.vocab_size).to(device)

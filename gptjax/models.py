@@ -18,6 +18,7 @@ from jax import Array
 
 from gptjax.config import BigramConfig, EncoderDecoderConfig, GPTConfig, ModelConfig
 from gptjax.layers import Block, BlockCache, Embed, Linear, Norm, rotary_angles
+from gptjax.tokenizer import PairTokenizer, Tokenizer
 
 Cache = tuple[BlockCache, ...]
 
@@ -182,15 +183,18 @@ def add_positions(
 Model = Bigram | GPT | EncoderDecoder
 
 
-def build(
-    config: ModelConfig, vocab_size: int, dtype: Any = jnp.float32, source_vocab_size: int = 0
-) -> Model:
-    """The model that a configuration describes, without parameters."""
+def build(config: ModelConfig, vocabulary: Tokenizer | int, dtype: Any = jnp.float32) -> Model:
+    """The model that a configuration describes, without parameters.
+
+    vocabulary: the tokenizer or, of a model without an encoder, the number of its tokens.
+    """
+    vocab_size = vocabulary if isinstance(vocabulary, int) else vocabulary.vocab_size
     match config:
         case BigramConfig():
             return Bigram(config, vocab_size, dtype)
         case EncoderDecoderConfig():
-            return EncoderDecoder(config, vocab_size, source_vocab_size, dtype)
+            assert isinstance(vocabulary, PairTokenizer)
+            return EncoderDecoder(config, vocab_size, vocabulary.source_vocab_size, dtype)
         case GPTConfig():
             return GPT(config, vocab_size, dtype)
 

@@ -41,13 +41,13 @@ class _Console(Console):
 class Reporter:
     """Shows and stores the progress of one run. Use as a context manager."""
 
-    def __init__(self, folder: Path, config: Config, first_step: int):
+    def __init__(self, folder: Path, config: Config, first_step: int, tokens_per_step: float):
         """Cuts metrics.jsonl back to `first_step`: what follows is about to be computed again.
 
         `evaluated` then holds the steps whose evaluation is among what is left.
         """
         self.folder, self.config = folder, config
-        self._tokens_per_step = config.train.batch_size * config.model.block_size
+        self._tokens_per_step = tokens_per_step
         self.console = _Console(highlight=False, soft_wrap=True, emoji=False)
         self._writers = _external_writers(folder, config, first_step)
         path = folder / "metrics.jsonl"

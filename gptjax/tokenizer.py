@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters, bytes, GPT-2's BPE, a BPE trained on the text.
+"""Text to token ids and back: characters, words, bytes, GPT-2's BPE, a BPE trained on the text.
 
 A tokenizer has `vocab_size`, `start` (the token that stands for an empty prompt),
 `encode(text) -> int32 ids (N,)`, `decode(ids) -> text` and `to_dict()`, which `from_dict`
@@ -47,6 +47,37 @@ class CharTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         return {"type": "char", "characters": self.characters}
+
+
+class WordTokenizer:
+    """One token per distinct word; words are what blanks and line breaks part."""
+
+    start = 0
+
+    def __init__(self, words: list[str]):
+        self.words = words
+        self.vocab_size = len(words)
+        self._ids = {word: i for i, word in enumerate(words)}
+
+    @classmethod
+    def train(cls, text: str) -> "WordTokenizer":
+        return cls(sorted(set(text.split())))
+
+    def encode(self, text: str) -> np.ndarray:
+        """Raises UserError for the first word that is not in the vocabulary."""
+        try:
+            return np.array([self._ids[word] for word in text.split()], np.int32)
+        except KeyError as error:
+            some = " ".join(self.words[:40]) + (" ..." if len(self.words) > 40 else "")
+            raise UserError(
+                f"the model never saw the word {error}; its {self.vocab_size} words are {some}"
+            ) from None
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return " ".join(self.words[i] for i in ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "word", "words": self.words}
 
 
 class ByteTokenizer:
@@ -117,28 +148,68 @@ class BPETokenizer:
         return {"type": "bpe", "model": self._tokenizer.to_str()}
 
 
-Tokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer | BPETokenizer
+TextTokenizer = CharTokenizer | WordTokenizer | ByteTokenizer | GPT2Tokenizer | BPETokenizer
 
 
-def train(kind: str, text: str, vocab_size: int) -> Tokenizer:
-    """The tokenizer of this kind for this text: "char", "byte", "gpt2" or "bpe"."""
+class PairTokenizer:
+    """A tokenizer for sources, one for targets, and the boundary that starts and ends a target."""
+
+    def __init__(self, source: TextTokenizer, target: TextTokenizer):
+        self.source, self.target = source, target
+        self.boundary = target.vocab_size
+        self.vocab_size = target.vocab_size + 1
+        # With one table of embeddings both sides have the target's number of rows.
+        self.source_vocab_size = max(source.vocab_size, source is target and self.vocab_size)
+
+    def encode_source(self, text: str, longest: int) -> np.ndarray:
+        """Raises UserError for an empty source and for one of more than `longest` tokens."""
+        ids = self.source.encode(text)
+        if not 0 < len(ids) <= longest:
+            raise UserError(
+                f"the source {text[:40]!r} has {len(ids)} tokens; the model reads 1 to {longest}"
+            )
+        return ids
+
+    def to_dict(self) -> dict[str, Any]:
+        target = None if self.source is self.target else self.target.to_dict()
+        return {"type": "pair", "source": self.source.to_dict(), "target": target}
+
+
+Tokenizer = TextTokenizer | PairTokenizer
+
+
+def train(kind: str, text: str, vocab_size: int) -> TextTokenizer:
+    """The tokenizer of this kind for this text: "char", "word", "byte", "gpt2" or "bpe"."""
     match kind:
         case "char":
             return CharTokenizer.train(text)
+        case "word":
+            return WordTokenizer.train(text)
         case "byte":
             return ByteTokenizer()
         case "gpt2":
             return GPT2Tokenizer()
         case "bpe":
             return BPETokenizer.train(text, vocab_size)
-    raise UserError(f"--data.tokenizer {kind} is none of char, byte, gpt2, bpe")
+    raise UserError(f"--data.tokenizer {kind} is none of char, word, byte, gpt2, bpe")
 
 
 def from_dict(saved: dict[str, Any]) -> Tokenizer:
     """Inverts `to_dict`."""
     match saved:
+        case {"type": "pair", "source": dict(source), "target": target}:
+            one = text_tokenizer(source)
+            return PairTokenizer(one, text_tokenizer(target) if target else one)
+    return text_tokenizer(saved)
+
+
+def text_tokenizer(saved: dict[str, Any]) -> TextTokenizer:
+    """The same for one that is no pair."""
+    match saved:
         case {"type": "char", "characters": characters}:
             return CharTokenizer(characters)
+        case {"type": "word", "words": words}:
+            return WordTokenizer(words)
         case {"type": "byte"}:
             return ByteTokenizer()
         case {"type": "gpt2"}:

@@ -1,9 +1,9 @@
 """The train step: loss, gradient, update, scanned on the device. And exact evaluation.
 
 A batch is one dict for every model: `tokens` (B, T) int32, `targets` (B, T) int32 and
-`weights` (B, T) float32, the last zero where a target does not count (padding). Everything
-that is random is a pure function of the seed and the step, so a run that stops and resumes
-repeats itself bit for bit.
+`weights` (B, T) float32, the last zero where a target does not count (padding); a model with an
+encoder also gets `source` (B, S) and `source_mask` (B, S). Everything that is random is a pure
+function of the seed and the step, so a run that stops and resumes repeats itself bit for bit.
 """
 
 from collections.abc import Callable, Iterable
@@ -44,8 +44,9 @@ def cross_entropy(
     Sums, not means: they add up exactly over micro-batches, devices and ragged batches.
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
+    source = {name: batch[name] for name in ("source", "source_mask") if name in batch}
     logits_BTV, _ = model.apply(
-        {"params": params}, batch["tokens"], deterministic=rngs is None, rngs=rngs
+        {"params": params}, batch["tokens"], deterministic=rngs is None, rngs=rngs, **source
     )
     losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
     return jnp.sum(losses_BT * batch["weights"]), jnp.sum(batch["weights"])

@@ -1,0 +1,38 @@
+"""Spelling to pronunciation: an encoder-decoder for a laptop without a GPU, on CMUdict.
+
+    python train.py --config configs/g2p_cpu.py
+"""
+
+from gptjax.config import Config, DataConfig, EncoderDecoderConfig, OptimConfig, TrainConfig
+
+config = Config(
+    model=EncoderDecoderConfig(
+        n_encoder_layer=3,
+        n_layer=2,
+        n_head=4,
+        n_embd=128,
+        block_size=32,
+        source_block_size=32,
+        dropout=0.1,
+        position="rotary",
+        norm="rmsnorm",
+        activation="relu2",
+        qk_norm=True,
+        short_conv=3,
+        zero_init=True,
+        logit_softcap=15.0,
+        bias=False,
+    ),
+    data=DataConfig(name="cmudict", source_tokenizer="char", tokenizer="word", val_fraction=0.05),
+    optim=OptimConfig(
+        name="muon",
+        learning_rate=6e-3,
+        muon_learning_rate=0.02,
+        schedule="linear",
+        decay_fraction=0.6,
+        warmup_steps=20,
+        beta2=0.95,
+        weight_decay=0.1,
+    ),
+    train=TrainConfig(max_steps=3000, batch_size=128, eval_interval=500, eval_batches=0),
+)
