@@ -1,37 +1,49 @@
 """Sample from a trained run.
 
     python sample.py runs/gpt_cpu --prompt "ROMEO:" --temperature 0.8 --top-k 40
+    python sample.py runs/g2p_cpu --source "transformer"
 
-Text streams as it is made; several samples are printed one after the other. --help lists every
+A language model continues a prompt: text streams as it is made; several samples are printed one
+after the other. A sequence-to-sequence model turns sources into targets. --help lists every
 option.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
 
-from gptjax import checkpoint, config, devices, models, sampling
+from gptjax import alignment, checkpoint, config, devices, models, sampling, search
+from gptjax.config import Config
 from gptjax.errors import UserError, exit_codes
-from gptjax.tokenizer import Tokenizer
+from gptjax.models import EncoderDecoder
+from gptjax.tokenizer import PairTokenizer, TextTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Continue a prompt with a trained model."""
+    """Continue a prompt, or turn a source into a target, with a trained model."""
 
     run: tyro.conf.Positional[Path]
     """Run directory that train.py made."""
+    step: str = "best"
+    """Which checkpoint: best, latest or a step."""
+    interactive: bool = False
+    """Ask for prompts or sources, one a line, until Ctrl-D."""
+    json: bool = False
+    """Print one JSON object per sample or source instead of text."""
+
+    # --- language models
+
     prompt: str = ""
     """Text to continue. Empty: the tokenizer's start token, a line break for characters."""
     prompt_file: Path | None = None
     """Read the prompt from a UTF-8 file instead."""
-    interactive: bool = False
-    """Ask for prompts, one a line, until Ctrl-D."""
     max_new_tokens: int = 500
     """Tokens to make."""
     temperature: float = 0.8
@@ -46,14 +58,29 @@ class Sample:
     """How many continuations, made side by side as one batch."""
     seed: int = 1337
     """The same seed gives the same text."""
-    step: str = "best"
-    """Which checkpoint: best, latest or a step."""
     exact_window: bool = False
     """Past the context, re-read all of it for every token, as nanoGPT does. Slow."""
     stream: bool = True
     """Print text as it is made."""
-    json: bool = False
-    """Print one JSON object per sample instead of text."""
+
+    # --- sequence to sequence
+
+    source: str = ""
+    """What to turn into a target."""
+    source_file: Path | None = None
+    """A UTF-8 file of sources, one a line; - is stdin."""
+    beam: int = 1
+    """Targets that beam search keeps; 1 is greedy."""
+    n_best: int = 1
+    """How many of them to print, with their scores."""
+    length_penalty: float = 1.0
+    """Beams are ranked by log-probability / length ** this."""
+    attention: Path | None = None
+    """Draw what cross-attention looks at for one source: a .png, .svg or .pdf."""
+
+
+ENCODER_DECODER_ONLY = ("source", "source_file", "beam", "n_best", "attention")
+LANGUAGE_MODEL_ONLY = ("prompt", "prompt_file", "num_samples", "greedy", "exact_window")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,6 +94,139 @@ def sample(command: Sample) -> None:
     devices.require_backend()
     run_config = checkpoint.read_config(command.run)
     tok = checkpoint.read_tokenizer(command.run)
+    if isinstance(tok, PairTokenizer):
+        _refuse(command, LANGUAGE_MODEL_ONLY, "turns sources into targets; give it --source")
+        transduce(command, run_config, tok)
+    else:
+        _refuse(command, ENCODER_DECODER_ONLY, "is a language model; give it --prompt")
+        write(command, run_config, tok)
+
+
+def _refuse(command: Sample, options: tuple[str, ...], why: str) -> None:
+    """Raises UserError for an option that the model has no use for."""
+    for name in options:
+        if getattr(command, name) != getattr(Sample, name):
+            raise UserError(f"--{name.replace('_', '-')} is not for {command.run}, which {why}")
+
+
+def _load(command: Sample, run_config: Config, tok: Tokenizer) -> tuple[int, Any, Any]:
+    """(step, model, parameters); says which on stderr."""
+    model = models.build(run_config.model, tok, devices.compute_dtype(run_config.train))
+    step, params = checkpoint.load_params(command.run, model, command.step)
+    if not command.json:
+        print(f"{command.run} step {step}, {models.count(params):,} parameters", file=sys.stderr)
+    return step, model, params
+
+
+def _converse(command: Sample, name: str, answer: Callable[[str], None]) -> None:
+    """Answers line by line until Ctrl-D; a line that is refused does not end it."""
+    while True:
+        try:
+            line = input("" if command.json else f"{name}> ").replace("\\n", "\n")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        except UnicodeDecodeError as error:
+            print(f"error: the {name} is not UTF-8 at byte {error.start}", file=sys.stderr)
+            continue
+        try:
+            answer(line)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+# --- sequence to sequence
+
+
+def transduce(command: Sample, run_config: Config, tok: PairTokenizer) -> None:
+    """Prints the target of every source."""
+    search.check(command.beam, command.length_penalty)
+    if not 1 <= command.n_best <= command.beam:
+        raise UserError(f"--n-best is {command.n_best}, but must be in [1, --beam {command.beam}]")
+    sources = [] if command.interactive else _read_sources(command)
+    if command.attention:
+        if len(sources) != 1:
+            raise UserError(f"--attention draws one source, not {len(sources)}; give one --source")
+        if command.attention.suffix not in (".png", ".svg", ".pdf"):
+            raise UserError(f"--attention {command.attention} must end in .png, .svg or .pdf")
+        if not command.attention.parent.is_dir():
+            raise UserError(f"--attention {command.attention}: there is no such folder")
+    longest = run_config.model.source_block_size  # pyright: ignore[reportAttributeAccessIssue]
+    for source in sources:  # refused before the model is loaded
+        tok.encode_source(source, longest)
+    step, model, params = _load(command, run_config, tok)
+
+    def answer(sources: list[str]) -> None:
+        found = search.transduce(model, params, tok, sources, command.beam, command.length_penalty)
+        for source, beams in zip(sources, found, strict=True):
+            best = beams[: command.n_best]
+            if command.json:
+                print(_as_json(source, best, step))
+                continue
+            for hypothesis in best:
+                shown = [source] if len(sources) > 1 else []
+                if command.n_best > 1:
+                    shown.append(f"{hypothesis.score:.4f}")
+                print("\t".join([*shown, hypothesis.text]))
+        if command.attention:
+            _draw_attention(command.attention, model, params, tok, sources[0], found[0][0])
+
+    if command.interactive:
+        _converse(command, "source", lambda line: answer([line]))
+    else:
+        answer(sources)
+
+
+def _read_sources(command: Sample) -> list[str]:
+    if command.source_file is None:
+        if not command.source:
+            raise UserError("--source is missing; give one, or --source-file FILE")
+        return [command.source]
+    if command.source:
+        raise UserError("--source and --source-file are two inputs; give one")
+    text = _read_text("--source-file", command.source_file)
+    sources = [line.strip() for line in text.splitlines() if line.strip()]
+    if not sources:
+        raise UserError(f"--source-file {command.source_file} has no sources, one a line")
+    return sources
+
+
+def _as_json(source: str, best: list[search.Hypothesis], step: int) -> str:
+    targets = [
+        {"text": h.text, "score": h.score, "log_probability": h.log_probability} for h in best
+    ]
+    return json.dumps({"source": source, "targets": targets, "step": step}, ensure_ascii=False)
+
+
+def _draw_attention(
+    path: Path,
+    model: EncoderDecoder,
+    params: Any,
+    tok: PairTokenizer,
+    source: str,
+    best: search.Hypothesis,
+) -> None:
+    """Draws the mean over layers and heads; a row is where its token was looked for."""
+    source_ids = tok.source.encode(source)
+    tokens = np.concatenate([[tok.boundary], best.ids])[: model.config.block_size]
+    weights = alignment.cross_attention(model, params, source_ids, tokens)
+    target = [tok.target.decode([i]) for i in best.ids] + ["end"]
+    title = "where cross-attention looks"
+    alignment.draw(
+        weights.mean((0, 1)),
+        [tok.source.decode([i]) for i in source_ids],
+        target[: len(tokens)],
+        title,
+        path,
+    )
+    print(f"attention: {path}", file=sys.stderr)
+
+
+# --- language models
+
+
+def write(command: Sample, run_config: Config, tok: TextTokenizer) -> None:
+    """Prints continuations of the prompt."""
     temperature = 0.0 if command.greedy else command.temperature
     sampler = sampling.Sampler(temperature, command.top_k, command.top_p)
     sampler.check(tok.vocab_size)
@@ -80,11 +240,7 @@ def sample(command: Sample) -> None:
         raise UserError(f"--seed is {command.seed}, but must be in [0, 2**32)")
     prompt = "" if command.interactive else _read_prompt(command)
     ids = _encode(prompt, tok, run_config.model.block_size)  # refused before the model is loaded
-
-    model = models.build(run_config.model, tok.vocab_size, devices.compute_dtype(run_config.train))
-    step, params = checkpoint.load_params(command.run, model, command.step)
-    if not command.json:
-        print(f"{command.run} step {step}, {models.count(params):,} parameters", file=sys.stderr)
+    step, model, params = _load(command, run_config, tok)
 
     def run(prompt: str, ids: np.ndarray) -> None:
         batch = np.repeat(ids[None], command.num_samples, axis=0)
@@ -99,21 +255,11 @@ def sample(command: Sample) -> None:
         )
         _show(command, prompt, step, pieces, tok)
 
-    if not command.interactive:
+    if command.interactive:
+        block_size = run_config.model.block_size
+        _converse(command, "prompt", lambda line: run(line, _encode(line, tok, block_size)))
+    else:
         run(prompt, ids)
-    while command.interactive:
-        try:
-            prompt = input("" if command.json else "prompt> ").replace("\\n", "\n")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        except UnicodeDecodeError as error:
-            print(f"error: the prompt is not UTF-8 at byte {error.start}", file=sys.stderr)
-            continue
-        try:
-            run(prompt, _encode(prompt, tok, run_config.model.block_size))
-        except UserError as error:  # one bad prompt does not end the conversation
-            print(f"error: {error}", file=sys.stderr)
 
 
 def _read_prompt(command: Sample) -> str:
@@ -121,17 +267,21 @@ def _read_prompt(command: Sample) -> str:
         return command.prompt
     if command.prompt:
         raise UserError("--prompt and --prompt-file are two prompts; give one")
+    return _read_text("--prompt-file", command.prompt_file)
+
+
+def _read_text(flag: str, path: Path) -> str:
+    """A UTF-8 file's text; - is stdin."""
     try:
-        return command.prompt_file.read_text(encoding="utf-8-sig")
+        raw = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
+        return raw.decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"--prompt-file {command.prompt_file}: {error.strerror}") from None
+        raise UserError(f"{flag} {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"--prompt-file {command.prompt_file} is not UTF-8 at byte offset {error.start}"
-        ) from None
+        raise UserError(f"{flag} {path} is not UTF-8 at byte offset {error.start}") from None
 
 
-def _encode(prompt: str, tok: Tokenizer, block_size: int) -> np.ndarray:
+def _encode(prompt: str, tok: TextTokenizer, block_size: int) -> np.ndarray:
     """Token ids (N,), at least one."""
     try:
         prompt.encode()
@@ -147,7 +297,7 @@ def _encode(prompt: str, tok: Tokenizer, block_size: int) -> np.ndarray:
 
 
 def _show(
-    command: Sample, prompt: str, step: int, pieces: Iterator[np.ndarray], tok: Tokenizer
+    command: Sample, prompt: str, step: int, pieces: Iterator[np.ndarray], tok: TextTokenizer
 ) -> None:
     """Prints what is made: one sample as it comes, several when they are whole."""
     if command.json or command.num_samples > 1 or not command.stream:

@@ -131,13 +131,14 @@ def batch_off_the_kink(
 
 
 def loss_curves(
-    config: Config, vocab_size: int, tokens: np.ndarray, n_steps: int = N_STEPS
+    config: Config, text: texts.TextData, n_steps: int = N_STEPS
 ) -> dict[str, list[float]]:
     """Train losses of the same steps on the same batches, by gptjax and by each twin."""
+    vocab_size = text.tokenizer.vocab_size
     model = models.build(config.model, vocab_size)
     params = jax.device_get(models.init(model, config.seed))
     optimizer = optim.build(config.optim, n_steps)
-    batches = data.training_batches(tokens, config, range(n_steps), n_steps)
+    batches = data.training_batches(text, config, range(n_steps), n_steps)
     batch_size = config.train.batch_size
     train_steps = training.make_train_steps(model, optimizer, batch_size, config.seed)
     # The state is donated: a copy leaves the parameters for the twins.
@@ -190,7 +191,7 @@ def measure(config: Config, arguments: argparse.Namespace | None = None) -> dict
     batch, n_skipped = batch_off_the_kink(config, vocab_size, text.train)
     with jax.default_matmul_precision("highest"):
         rows = logits_and_gradients(config.model, vocab_size, batch, config.seed)
-        curves = loss_curves(small(config), vocab_size, text.train)
+        curves = loss_curves(small(config), text)
         for row in rows:
             pairs = zip(curves["gptjax"], curves[row["twin"]], strict=True)
             row["losses"] = max(abs(a - b) for a, b in pairs)

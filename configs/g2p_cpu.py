@@ -1,6 +1,6 @@
 """Spelling to pronunciation: an encoder-decoder for a laptop without a GPU, on CMUdict.
 
-    python train.py --config configs/g2p_cpu.py
+python train.py --config configs/g2p_cpu.py
 """
 
 from gptjax.config import Config, DataConfig, EncoderDecoderConfig, OptimConfig, TrainConfig

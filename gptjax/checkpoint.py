@@ -232,20 +232,31 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
     if had_tokenizer.to_dict() != data.tokenizer.to_dict():
         sizes = had_tokenizer.vocab_size, data.tokenizer.vocab_size
         refused.append(f"vocabulary of {sizes[0]} tokens -> another of {sizes[1]}")
-    had_data = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["data"]
-    if had_data["sha256"] != data.sha256:
-        sha256 = had_data["sha256"][:12], data.sha256[:12]
-        refused.append(f"data sha256 {sha256[0]} -> {sha256[1]} ({data.source})")
-    elif not refused:
-        for name, size in data.sizes.items():  # token files, split anew
-            if had_data[name] != size:
-                refused.append(f"{name} {had_data[name]:,} -> {size:,} ({data.source})")
+    refused += _data_changes(folder, data)
     if refused:
         raise UserError(
             f"{folder} holds another run, which cannot continue so: {'; '.join(refused)}; undo "
             "that, or start anew with --run-dir"
         )
     return allowed
+
+
+def check_same_data(folder: Path, data: Data) -> None:
+    """Raises UserError when this is not what the run was trained on."""
+    if changes := _data_changes(folder, data):
+        raise UserError(f"{folder} was trained on other data: {'; '.join(changes)}; restore that")
+
+
+def _data_changes(folder: Path, data: Data) -> list[str]:
+    """How the data differs from what the run was trained on, in words."""
+    had = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["data"]
+    if had["sha256"] != data.sha256:
+        return [f"data sha256 {had['sha256'][:12]} -> {data.sha256[:12]} ({data.source})"]
+    return [  # token files, split anew
+        f"{name} {had[name]:,} -> {size:,} ({data.source})"
+        for name, size in data.sizes.items()
+        if had[name] != size
+    ]
 
 
 def describe_run(folder: Path, config: Config, data: Data) -> None:

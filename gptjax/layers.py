@@ -158,20 +158,15 @@ class BlockCache(NamedTuple):
     def take(self, rows_R: Array) -> "BlockCache":
         """The cache of R rows of the batch, some perhaps several times."""
 
-        def take(x: Array | None, n_axes: int) -> Array | None:
-            if x is None:
-                return None
+        def take(x: Array, n_axes: int) -> Array:
             x = x.reshape(-1, *x.shape[x.ndim - n_axes :])[rows_R]  # with its axis B
             return x[0] if len(rows_R) == 1 else x
 
-        return BlockCache(
-            take(self.k, 3),
-            take(self.v, 3),
-            take(self.attention_input, 2),
-            take(self.mlp_input, 2),
-            self.length,
-            None if self.memory is None else (self.memory[0][rows_R], self.memory[1][rows_R]),
-        )
+        inputs = (self.attention_input, self.mlp_input)
+        attention_input, mlp_input = (None if x is None else take(x, 2) for x in inputs)
+        memory = None if self.memory is None else (self.memory[0][rows_R], self.memory[1][rows_R])
+        k, v = take(self.k, 3), take(self.v, 3)
+        return BlockCache(k, v, attention_input, mlp_input, self.length, memory)
 
 
 def write(old: Array, new: Array, position: Array) -> Array:

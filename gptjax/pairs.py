@@ -179,11 +179,12 @@ def load(config: Config) -> PairData:
                 f"{source}: {len(pairs)} sources leave none for {name} at --data.val-fraction "
                 f"{c.val_fraction}; use more pairs or another share"
             )
-    buckets = [
-        make_buckets(part, tok, model, config.train.batch_size, source) for part in (train, val)
-    ]
-    make_buckets(test, tok, model, config.train.batch_size, source)  # too long? Better said now
-    return PairData(train, val, test, *buckets, tok, source, sha256)
+    # Those of the test split to learn now whether one is too long.
+    buckets, val_buckets, _ = (
+        make_buckets(part, tok, model, config.train.batch_size, source)
+        for part in (train, val, test)
+    )
+    return PairData(train, val, test, buckets, val_buckets, tok, source, sha256)
 
 
 def parse_cmudict(text: str, stress: bool) -> Pairs:

@@ -1,6 +1,7 @@
 """From sources to targets: beam search over a cached decoder. A beam of one is greedy."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from gptjax.errors import UserError
+from gptjax.layers import BlockCache
 from gptjax.models import EncoderDecoder
 from gptjax.tokenizer import PairTokenizer
 
 # Sources decoded side by side, and the multiple that their length is padded to: every other
 # shape would compile anew.
 BATCH_SIZE, LENGTH_STEP = 128, 8
+MOST_BEAMS = 100
 
 
 class Beams(NamedTuple):
@@ -61,10 +65,15 @@ def beam_search(
     first_of_source = jnp.arange(n_batch)[:, None] * n_beam
     mask_RS = jnp.repeat(source_mask_BS, n_beam, axis=0)  # R: every beam of every source
 
+    def is_done(beams: Beams) -> Array:
+        """Which beams end with the boundary."""
+        last_BN = jnp.take_along_axis(beams.tokens_BNT, beams.length_BN[..., None] - 1, axis=2)
+        return (beams.length_BN > 0) & (last_BN[..., 0] == boundary)
+
     def step(t: Array, beams: Beams, last_logits_RV: Array) -> tuple[Beams, Array]:
         """Extends the beams by a token; also the row that each new one continues."""
         log_p_BNV = jax.nn.log_softmax(last_logits_RV.reshape(n_batch, n_beam, vocab_size))
-        done_BN = is_done(beams, t)
+        done_BN = is_done(beams)
         nothing_more_V = jnp.where(jnp.arange(vocab_size) == boundary, 0.0, -jnp.inf)
         log_p_BNV = jnp.where(done_BN[..., None], nothing_more_V, log_p_BNV)
         log_p_BNV += beams.log_probability_BN[..., None]
@@ -81,28 +90,22 @@ def beam_search(
         new = Beams(tokens_BNT.at[..., t].set(token_BN), of_parent(length_BN), log_p_BN, score_BN)
         return new, (first_of_source + parent_BN).reshape(-1)
 
-    def is_done(beams: Beams, t: Array) -> Array:
-        """Which beams, after t tokens, end with the boundary."""
-        last_BN = jnp.take_along_axis(beams.tokens_BNT, beams.length_BN[..., None] - 1, axis=2)
-        return (beams.length_BN > 0) & (last_BN[..., 0] == boundary)
-
     def unfinished(carry: tuple[Array, Beams, Any]) -> Array:
         t, beams, _ = carry
-        return (t < n_target) & ~is_done(beams, t).all()
+        return (t < n_target) & ~is_done(beams).all()
 
     def extend(carry: tuple[Array, Beams, Any]) -> tuple[Array, Beams, Any]:
         t, beams, cache = carry
         tokens_R1 = beams.tokens_BNT[..., t - 1].reshape(-1, 1)
-        logits_R1V, cache = model.apply({"params": params}, tokens_R1, cache, source_mask=mask_RS)
+        made: Any = model.apply({"params": params}, tokens_R1, cache, source_mask=mask_RS)
+        logits_R1V, cache = made
         beams, parents_R = step(t, beams, logits_R1V[:, 0])
-        if n_beam > 1:  # beams of one source have one memory: it stays
-            cache = tuple(
-                layer._replace(memory=None).take(parents_R)._replace(memory=layer.memory)
-                for layer in cache
-            )
+        if n_beam > 1:
+            cache = tuple(_reordered(layer, parents_R) for layer in cache)
         return t + 1, beams, cache
 
     start_B1 = jnp.full((n_batch, 1), boundary, jnp.int32)
+    cache: Any
     logits_B1V, cache = model.apply(
         {"params": params},
         start_B1,
@@ -123,6 +126,19 @@ def beam_search(
     beams, _ = step(jnp.int32(0), beams, logits_B1V[repeated_R, 0])
     _, beams, _ = lax.while_loop(unfinished, extend, (jnp.int32(1), beams, cache))
     return beams
+
+
+def _reordered(layer: BlockCache, parents_R: Array) -> BlockCache:
+    """The cache of the beams that continue these; those of one source share its memory."""
+    return layer._replace(memory=None).take(parents_R)._replace(memory=layer.memory)
+
+
+def check(beam_size: int, length_penalty: float) -> None:
+    """Raises UserError for a value out of range."""
+    if not 1 <= beam_size <= MOST_BEAMS:
+        raise UserError(f"--beam is {beam_size}, but must be in [1, {MOST_BEAMS}]")
+    if not 0 <= length_penalty < math.inf:
+        raise UserError(f"--length-penalty is {length_penalty}, but must be finite and >= 0")
 
 
 def transduce(
@@ -159,7 +175,7 @@ def transduce(
 
 
 def _hypothesis(tok: PairTokenizer, beams: Beams, at: tuple[int, int]) -> Hypothesis:
-    ids = beams.tokens_BNT[at][: beams.length_BN[at]]
+    ids = np.asarray(beams.tokens_BNT[at][: beams.length_BN[at]])
     if ids[-1] == tok.boundary:  # all but those that grew too long
         ids = ids[:-1]
     score, log_probability = float(beams.score_BN[at]), float(beams.log_probability_BN[at])

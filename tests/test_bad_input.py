@@ -16,9 +16,9 @@ import pytest
 
 import sample
 import train
-from gptjax import checkpoint, data, datasets, report, sampling, training
-from gptjax.data import Prepare
+from gptjax import checkpoint, datasets, report, sampling, texts, training
 from gptjax.errors import UserError
+from gptjax.texts import Prepare
 
 REPO = Path(__file__).parents[1]
 MAX_STEPS, LEARNING_RATE = 4, 1e-3
@@ -220,7 +220,7 @@ def test_bad_data_files(
 def test_a_folder_that_holds_no_token_files(refused: Refused, tmp_path: Path, run: Path) -> None:
     line = refused(train.main, *TINY, "--data.path", tmp_path, "--run-dir", run)
     assert f"--data.path {tmp_path} is not a folder of token files" in line
-    assert "gptjax.data prepare" in line
+    assert "gptjax.texts prepare" in line
     assert_nothing_written(run)
 
 
@@ -383,7 +383,7 @@ def test_changed_data_is_refused_with_a_diff(
     other = tmp_path / "other.txt"
     other.write_text(text[::-1] if same_characters else text + "xyz")
     line = refused(train.main, *TINY, "--data.path", other, "--run-dir", copied)
-    had, want = data.read_text(text_file)[1], data.read_text(other)[1]
+    had, want = texts.read_text(text_file)[1], texts.read_text(other)[1]
     assert f"data sha256 {had[:12]} -> {want[:12]} ({other})" in line
     assert ("vocabulary of 10 tokens -> another of 13" in line) != same_characters
     assert snapshot(copied) == before
@@ -396,10 +396,10 @@ def test_another_split_of_prepared_data_is_refused(
     prepared = tmp_path / "tokens"
     flags = ["--config", str(REPO / "configs/bigram.py"), "--train.max-steps", "1"]
     flags += ["--data.path", str(prepared), "--run-dir", str(run), "--train.sample-tokens", "0"]
-    data.prepare(Prepare((text_file,), prepared, "char", val_fraction=0.1))
+    texts.prepare(Prepare((text_file,), prepared, "char", val_fraction=0.1))
     train.main(flags)
     shutil.rmtree(prepared)
-    data.prepare(Prepare((text_file,), prepared, "char", val_fraction=0.2))
+    texts.prepare(Prepare((text_file,), prepared, "char", val_fraction=0.2))
     line = refused(train.main, *flags)
     assert "1,800 -> 1,600" in line
 
@@ -612,7 +612,7 @@ def test_a_prompt_longer_than_the_context_keeps_its_tail(
         (["train.py", *TINY, "--optim.learning-rat", "1"], "--optim.learning-rate"),
         (["train.py"], "--config FILE is missing"),
         (["sample.py", "runs/none"], "runs/none does not exist; runs here: none"),
-        (["-m", "gptjax.data", "prepare", "--out", "x"], "needs at least one text file"),
+        (["-m", "gptjax.texts", "prepare", "--out", "x"], "needs at least one text file"),
     ],
 )
 def test_the_shell_sees_one_line_and_code_2(tmp_path: Path, command: list[str], words: str) -> None:

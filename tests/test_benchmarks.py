@@ -25,6 +25,8 @@ from gptjax.config import (  # noqa: E402
     load_file,
 )
 from gptjax.errors import UserError  # noqa: E402
+from gptjax.texts import TextData  # noqa: E402
+from gptjax.tokenizer import CharTokenizer  # noqa: E402
 
 GELU = dataclasses.replace(TINY, activation="gelu", bias=False)
 GATED = dataclasses.replace(MODERN, activation="swiglu", bias=True)
@@ -33,6 +35,7 @@ CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU, GATED, LONG]
 ROOT = Path(__file__).parent.parent
 IDS = ["bigram", "seed", "modern", "gelu", "gated", "long"]
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 2000).astype(np.int32)
+DATA = TextData(TOKENS, TOKENS, CharTokenizer("abcdefghijklmnopqrst"), "random", "")
 
 
 def config_of(model: BigramConfig | GPTConfig, **optim: float) -> Config:
@@ -54,7 +57,7 @@ def test_logits_and_every_gradient_equal_pytorchs(model):
 @pytest.mark.parametrize("model", [CONFIGS[0], TINY, MODERN], ids=IDS[:3])
 def test_thirty_steps_of_adamw_follow_pytorchs(model):
     config = config_of(model, learning_rate=3e-3, beta2=0.99, weight_decay=0.1, warmup_steps=5)
-    curves = parity.loss_curves(config, VOCAB_SIZE, TOKENS, n_steps=30)
+    curves = parity.loss_curves(config, DATA, n_steps=30)
     ours = curves.pop("gptjax")
     assert len(set(ours)) == 30
     for theirs in curves.values():

@@ -176,7 +176,7 @@ def committed(run: Path) -> list[int]:
 def arrays(run: Path, step: int) -> dict[str, bytes]:
     """Every array of a checkpoint, parameters and optimizer state, as bytes."""
     config = checkpoint.read_config(run)
-    model = models.build(config.model, checkpoint.read_tokenizer(run).vocab_size)
+    model = models.build(config.model, checkpoint.read_tokenizer(run))
     optimizer = optim.build(config.optim, config.train.max_steps)
     shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

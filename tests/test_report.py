@@ -22,6 +22,7 @@ from gptjax.report import Reporter, Row, read_metrics
 
 REPO = Path(__file__).parents[1]
 CONFIG = Config(model=GPTConfig(block_size=16), train=TrainConfig(max_steps=20, batch_size=4))
+TOKENS_PER_STEP = 4 * 16
 TRAINING_KEYS = ["step", "seconds", "train_loss", "learning_rate", "grad_norm", "tokens_per_second"]
 
 
@@ -72,7 +73,7 @@ def write_run(folder: Path, offset: float = 0.0) -> Path:
 
 
 def test_the_keys_of_a_row(tmp_path: Path, clock: Clock) -> None:
-    with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+    with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
         clock.now += 1.25
         reporter.training(3, 2.5, 0.5, 1e-3)
         reporter.evaluation(5, {"val_loss": 2.25, "val_loss_sampled": 2.75})
@@ -91,14 +92,13 @@ def test_the_keys_of_a_row(tmp_path: Path, clock: Clock) -> None:
 
 def test_a_row_is_on_disk_before_the_next_step(tmp_path: Path) -> None:
     """A killed process must not take what it logged with it."""
-    with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+    with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
         reporter.training(1, 2.5, 0.5, 1e-3)
         assert [row["step"] for row in strict_rows(tmp_path)] == [1]
 
 
 def test_speed_leaves_out_compiling_and_evaluations(tmp_path: Path, clock: Clock) -> None:
-    tokens_per_step = 4 * 16
-    with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+    with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
         reporter.evaluation(0, {"val_loss": 3.0})
         clock.now += 30  # compiles
         reporter.steps_done(1)
@@ -111,9 +111,9 @@ def test_speed_leaves_out_compiling_and_evaluations(tmp_path: Path, clock: Clock
         reporter.steps_done(10)
         reporter.training(10, 2.5, 0.5, 1e-3)
     speeds = [r["tokens_per_second"] for r in strict_rows(tmp_path) if "train_loss" in r]
-    assert speeds == [4 * tokens_per_step / 2, 5 * tokens_per_step / 1]
+    assert speeds == [4 * TOKENS_PER_STEP / 2, 5 * TOKENS_PER_STEP / 1]
 
-    with Reporter(tmp_path, CONFIG, first_step=10) as reporter:
+    with Reporter(tmp_path, CONFIG, 10, TOKENS_PER_STEP) as reporter:
         reporter.evaluation(10, {"val_loss": 2.9})  # which a signal had cut short
         clock.now += 30  # compiles
         reporter.steps_done(11)
@@ -122,18 +122,18 @@ def test_speed_leaves_out_compiling_and_evaluations(tmp_path: Path, clock: Clock
         reporter.steps_done(13)
         reporter.training(13, 2.5, 0.5, 1e-3)
     speeds = [r["tokens_per_second"] for r in strict_rows(tmp_path) if r["step"] > 10]
-    assert speeds == [0, 2 * tokens_per_step]
+    assert speeds == [0, 2 * TOKENS_PER_STEP]
 
 
 def test_a_resumed_run_is_cut_back_to_its_checkpoint(tmp_path: Path, clock: Clock) -> None:
-    with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+    with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
         for step in range(1, 10):
             clock.now += 1
             reporter.training(step, 3.0, 0.5, 1e-3)
             if step % 5 == 0:
                 reporter.evaluation(step, {"val_loss": 2.0})
     clock.now += 1000  # not training
-    with Reporter(tmp_path, CONFIG, first_step=5) as reporter:
+    with Reporter(tmp_path, CONFIG, 5, TOKENS_PER_STEP) as reporter:
         assert [row["step"] for row in strict_rows(tmp_path)] == [1, 2, 3, 4, 5, 5]
         clock.now += 1
         reporter.training(6, 1.0, 0.5, 1e-3)
@@ -146,7 +146,7 @@ def test_a_resumed_run_is_cut_back_to_its_checkpoint(tmp_path: Path, clock: Cloc
 def test_a_run_that_starts_afresh_forgets_what_a_killed_one_logged(tmp_path: Path) -> None:
     """Its evaluation of step 0, too, is about to be made again."""
     for _ in range(2):
-        with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+        with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
             reporter.evaluation(0, {"val_loss": 3.0})
             reporter.training(1, 3.0, 0.5, 1e-3)
     assert [row["step"] for row in strict_rows(tmp_path)] == [0, 1]
@@ -154,13 +154,13 @@ def test_a_run_that_starts_afresh_forgets_what_a_killed_one_logged(tmp_path: Pat
 
 @pytest.mark.parametrize("half", ['{"step": 8, "tra', '{"step": 8', "{", '{"step": 8, "t": 0.'])
 def test_a_half_written_last_line_is_dropped(tmp_path: Path, half: str) -> None:
-    with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+    with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
         for step in (6, 7):
             reporter.training(step, 3.0, 0.5, 1e-3)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write(half)
     assert [row["step"] for row in read_metrics(tmp_path)] == [6, 7]
-    with Reporter(tmp_path, CONFIG, first_step=10) as reporter:
+    with Reporter(tmp_path, CONFIG, 10, TOKENS_PER_STEP) as reporter:
         reporter.training(11, 3.0, 0.5, 1e-3)
     assert [row["step"] for row in strict_rows(tmp_path)] == [6, 7, 11]
 
@@ -183,7 +183,7 @@ def test_loss_png_is_a_picture_of_the_curves(tmp_path: Path) -> None:
     pictures = []
     for offset in (0.0, 0.5):
         run = write_run(tmp_path / f"{offset}", offset)
-        with Reporter(run, CONFIG, first_step=20) as reporter:
+        with Reporter(run, CONFIG, 20, TOKENS_PER_STEP) as reporter:
             reporter.evaluation(21, {"val_loss": 2.0})
         pictures.append(pixels(run / "loss.png"))
     one, other = pictures
@@ -195,7 +195,7 @@ def test_loss_png_is_a_picture_of_the_curves(tmp_path: Path) -> None:
 
 
 def test_a_picture_without_any_training_row(tmp_path: Path) -> None:
-    with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+    with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
         reporter.evaluation(0, {"val_loss": 3.0})
     pixels(tmp_path / "loss.png")
     report.plot({"empty": []}, tmp_path / "empty.png")
@@ -268,7 +268,7 @@ def test_plain_lines_when_no_one_watches(
 ) -> None:
     """Each line can be found by grep: no colours, no cursor movements, no wrapping, no markup."""
     monkeypatch.setenv("COLUMNS", "40")
-    with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+    with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
         reporter.say("data [bold]x[/bold] " + "long " * 30 + "end")
         clock.now += 1
         reporter.steps_done(1)
@@ -288,7 +288,7 @@ def test_plain_lines_when_no_one_watches(
 def test_plain_lines_come_every_few_seconds_only(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+    with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
         for step in range(1, 21):
             clock.now += report.PLAIN_LINE_SECONDS / 4.5
             reporter.steps_done(step)
@@ -302,7 +302,7 @@ def test_a_terminal_gets_a_progress_bar(
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich's word for "take it for a terminal"
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
-    with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+    with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
         reporter.steps_done(1)
         reporter.steps_done(10)
         reporter.training(10, 2.5, 0.5, 1e-3)
@@ -329,7 +329,7 @@ def events(path: Path) -> Iterator[Any]:
 
 def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX", reason="the extra gptjax[tensorboard] is not installed")
-    with Reporter(tmp_path, with_train(tensorboard=True), first_step=0) as reporter:
+    with Reporter(tmp_path, with_train(tensorboard=True), 0, TOKENS_PER_STEP) as reporter:
         reporter.training(3, 2.5, 0.5, 0.125)
         reporter.evaluation(5, {"val_loss": 2.25})
     (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
@@ -348,7 +348,7 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
 
 
 def test_no_tracker_without_being_asked(tmp_path: Path) -> None:
-    with Reporter(tmp_path, CONFIG, first_step=0) as reporter:
+    with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
         reporter.evaluation(5, {"val_loss": 2.25})
     assert {path.name for path in tmp_path.iterdir()} == {"loss.png", "metrics.jsonl"}
 
@@ -360,7 +360,7 @@ def test_wandb_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         finish=lambda: logged.append("finished"),
     )
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: run))
-    with Reporter(tmp_path, with_train(wandb=True), first_step=0) as reporter:
+    with Reporter(tmp_path, with_train(wandb=True), 0, TOKENS_PER_STEP) as reporter:
         reporter.evaluation(5, {"val_loss": 2.25})
     (step, fields), finished = logged
     assert (step, fields["val_loss"], finished) == (5, 2.25, "finished")
@@ -374,7 +374,7 @@ def test_a_missing_tracker_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError) as caught:
-        Reporter(tmp_path, with_train(**{tracker: True}), first_step=0)
+        Reporter(tmp_path, with_train(**{tracker: True}), 0, TOKENS_PER_STEP)
     message = str(caught.value)
     assert message.startswith(f"--train.{tracker} needs the package {module}: pip install")
     assert "\n" not in message

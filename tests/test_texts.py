@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from gptjax import data, tokenizer
+from gptjax import data, texts, tokenizer
 from gptjax.config import BigramConfig, Config, DataConfig, TrainConfig
-from gptjax.data import Batch, Prepare
 from gptjax.errors import UserError
+from gptjax.texts import Batch, Prepare, TextData
 
 Kind = Literal["char", "byte", "gpt2", "bpe"]
 
@@ -35,7 +35,7 @@ def test_a_random_batch_is_a_pure_function_of_its_arguments() -> None:
 
     def starts(seed: int, stream: int, step: int) -> tuple[int, ...]:
         np.random.seed(len(seen))  # noqa: NPY002 - the global generator must not matter
-        return tuple(data.random_batch(tokens, 8, 4, seed, stream, step)["tokens"][:, 0].tolist())
+        return tuple(texts.random_batch(tokens, 8, 4, seed, stream, step)["tokens"][:, 0].tolist())
 
     seen: dict[tuple[int, int, int], tuple[int, ...]] = {}
     arguments = [(s, stream, step) for s in (0, 1) for stream in (0, 1) for step in (0, 1, 2**20)]
@@ -48,7 +48,7 @@ def test_a_random_batch_is_a_pure_function_of_its_arguments() -> None:
 def test_targets_are_the_next_tokens() -> None:
     # Ids above 2**15, and the last that 16 bits hold, must not wrap round.
     tokens = np.arange(1 << 16, dtype=np.uint16)
-    batch = data.random_batch(tokens, block_size=8, batch_size=5, seed=1, stream=0, step=0)
+    batch = texts.random_batch(tokens, block_size=8, batch_size=5, seed=1, stream=0, step=0)
     assert {name: leaf.shape for name, leaf in batch.items()} == dict.fromkeys(batch, (5, 8))
     assert batch["tokens"].dtype == batch["targets"].dtype == np.int32
     assert batch["tokens"].max() > 1 << 15
@@ -59,10 +59,10 @@ def test_targets_are_the_next_tokens() -> None:
 
 def test_random_batches_reach_both_ends_of_the_text() -> None:
     tokens = np.arange(10, dtype=np.uint16)
-    batch = data.random_batch(tokens, block_size=8, batch_size=64, seed=1, stream=0, step=0)
+    batch = texts.random_batch(tokens, block_size=8, batch_size=64, seed=1, stream=0, step=0)
     assert set(batch["tokens"][:, 0]) == {0, 1}
     assert batch["targets"].max() == 9
-    shortest = data.random_batch(tokens[:9], block_size=8, batch_size=3, seed=1, stream=0, step=0)
+    shortest = texts.random_batch(tokens[:9], block_size=8, batch_size=3, seed=1, stream=0, step=0)
     np.testing.assert_array_equal(shortest["tokens"], np.tile(np.arange(8), (3, 1)))
 
 
@@ -74,11 +74,11 @@ def test_training_batches_stack_the_steps_and_pad_with_weight_zero(
     config = Config(
         BigramConfig(8), DataConfig(windows=windows), train=TrainConfig(batch_size=4), seed=7
     )
-    stacked = data.training_batches(tokens, config, steps=range(10, 13), capacity=5)
+    stacked = data.training_batches(text_data(tokens), config, steps=range(10, 13), capacity=5)
     for i, step in enumerate(range(10, 13)):
         alone = {
-            "random": data.random_batch(tokens, 8, 4, 7, data.TRAINING, step),
-            "epochs": data.epoch_batch(tokens, 8, 4, 7, step),
+            "random": texts.random_batch(tokens, 8, 4, 7, texts.TRAINING, step),
+            "epochs": texts.epoch_batch(tokens, 8, 4, 7, step),
         }[windows]
         for name, leaf in alone.items():
             np.testing.assert_array_equal(stacked[name][i], leaf)
@@ -89,7 +89,7 @@ def test_training_batches_stack_the_steps_and_pad_with_weight_zero(
 def test_an_epoch_takes_every_window_once_and_the_next_cuts_and_orders_anew() -> None:
     tokens = np.arange(103, dtype=np.uint16)
     n_windows = 103 // 8 - 1
-    batches = [data.epoch_batch(tokens, 8, 3, seed=5, step=step) for step in range(2 * n_windows)]
+    batches = [texts.epoch_batch(tokens, 8, 3, seed=5, step=step) for step in range(2 * n_windows)]
     starts = np.concatenate([batch["tokens"][:, 0] for batch in batches])
     epochs = starts.reshape(6, n_windows)
     for epoch in epochs:
@@ -104,27 +104,28 @@ def test_an_epoch_takes_every_window_once_and_the_next_cuts_and_orders_anew() ->
 @pytest.mark.parametrize("n_tokens", [9, 15, 16, 17, 24, 31])
 def test_epochs_of_a_text_hardly_longer_than_a_window(n_tokens: int) -> None:
     """Windows stay inside, and over many epochs every token but the first is a target."""
-    batches = [data.epoch_batch(np.arange(n_tokens), 8, 5, seed=1, step=s) for s in range(60)]
+    batches = [texts.epoch_batch(np.arange(n_tokens), 8, 5, seed=1, step=s) for s in range(60)]
     targets = np.concatenate([batch["targets"].ravel() for batch in batches])
     assert set(targets) == set(range(1, n_tokens))
 
 
-@pytest.mark.parametrize("n_batches", [1, 3, 4, 7])
-def test_the_sampled_split_is_the_same_every_time(
-    monkeypatch: pytest.MonkeyPatch, n_batches: int
-) -> None:
-    monkeypatch.setattr(data, "EVALUATION_TOKENS", 3 * 4 * 8)  # groups of three batches
-    tokens = np.arange(500, dtype=np.uint16)
-    groups = list(data.sampled_split(tokens, 8, 4, seed=7, n_batches=n_batches))
-    again = list(data.sampled_split(tokens, 8, 4, seed=7, n_batches=n_batches))
-    for group, other in zip(groups, again, strict=True):
-        for name, leaf in group.items():
+def test_the_sampled_validation_is_the_same_every_time() -> None:
+    text = text_data(np.arange(500, dtype=np.uint16))
+    train = TrainConfig(batch_size=4, eval_batches=3)
+    config = Config(BigramConfig(8), train=train, seed=7)
+    batches, again = (list(text.sampled_validation(config)) for _ in range(2))
+    for batch, other in zip(batches, again, strict=True):
+        for name, leaf in batch.items():
             np.testing.assert_array_equal(leaf, other[name])
-    weights = joined(groups, "weights")
-    assert weights.sum() == n_batches * 4 * 8
-    assert len({group["tokens"].shape for group in groups}) == 1
-    training = data.random_batch(tokens, 8, 4, 7, data.TRAINING, 0)
-    assert not np.array_equal(groups[0]["tokens"][0], training["tokens"])
+    assert joined(batches, "weights").sum() == 3 * 4 * 8
+    assert {batch["tokens"].shape for batch in batches} == {(1, 4, 8)}
+    training = texts.random_batch(text.val, 8, 4, 7, texts.TRAINING, 0)
+    assert not np.array_equal(batches[0]["tokens"][0], training["tokens"])
+
+
+def text_data(tokens: np.ndarray) -> TextData:
+    """These tokens as both splits."""
+    return TextData(tokens, tokens, tokenizer.ByteTokenizer(), "a test", "")
 
 
 def joined(groups: Iterable[Batch], name: str) -> np.ndarray:
@@ -138,9 +139,9 @@ def joined(groups: Iterable[Batch], name: str) -> np.ndarray:
 def test_the_whole_split_counts_every_token_but_the_first_once(
     monkeypatch: pytest.MonkeyPatch, block_size: int, batch_size: int, length: int
 ) -> None:
-    monkeypatch.setattr(data, "EVALUATION_TOKENS", 70)  # so that most lengths need several groups
+    monkeypatch.setattr(texts, "EVALUATION_TOKENS", 70)  # so that most lengths need several groups
     tokens = np.arange(length, dtype=np.uint16)
-    groups = list(data.whole_split(tokens, block_size, batch_size))
+    groups = list(texts.whole_split(tokens, block_size, batch_size))
     counted = joined(groups, "weights") == 1
     targets = joined(groups, "targets")[counted]
     assert sorted(targets.tolist()) == list(range(1, length))
@@ -158,7 +159,7 @@ def test_the_whole_split_counts_every_token_but_the_first_once(
 
 
 def test_load_splits_at_the_end_and_hashes_the_bytes(text_file: Path) -> None:
-    loaded = data.load(DataConfig(path=text_file, val_fraction=0.25), block_size=8)
+    loaded = texts.load(DataConfig(path=text_file, val_fraction=0.25), block_size=8)
     n_train = int(len(TEXT) * 0.75)
     assert loaded.tokenizer.decode(loaded.train) == TEXT[:n_train]
     assert loaded.tokenizer.decode(loaded.val) == TEXT[n_train:]
@@ -169,7 +170,7 @@ def test_load_splits_at_the_end_and_hashes_the_bytes(text_file: Path) -> None:
 
 def test_a_byte_order_mark_is_no_text(text_file: Path) -> None:
     text_file.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
-    text, sha256 = data.read_text(text_file)
+    text, sha256 = texts.read_text(text_file)
     assert text == TEXT
     assert sha256 == hashlib.sha256(b"\xef\xbb\xbf" + TEXT.encode()).hexdigest()
 
@@ -180,16 +181,16 @@ def test_a_split_too_short_for_a_window_is_refused(
 ) -> None:
     config = DataConfig(path=text_file, val_fraction=val_fraction)
     with pytest.raises(UserError, match=f"the {split} split has . tokens, fewer than --model.bl"):
-        data.load(config, block_size=8)
+        texts.load(config, block_size=8)
 
 
 def test_the_shortest_text_that_works() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "read_text", lambda path: ("abcdefghi" * 2, "sha"))
         config = DataConfig(path=Path("any.txt"), val_fraction=0.5)
-        assert len(data.load(config, block_size=8).val) == 9
+        assert len(texts.load(config, block_size=8).val) == 9
         with pytest.raises(UserError, match="split has 9 tokens"):
-            data.load(config, block_size=9)
+            texts.load(config, block_size=9)
 
 
 # --- token files
@@ -201,21 +202,21 @@ def test_prepare_equals_encoding_all_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, piece: int
 ) -> None:
     """Pieces of a few bytes cut through characters, words and blank lines."""
-    monkeypatch.setattr(data, "PREPARE_PIECE", piece)
-    texts = [TEXT, "€" * 9, "\n \n" + TEXT[:40]]
+    monkeypatch.setattr(texts, "PREPARE_PIECE", piece)
+    corpus = [TEXT, "€" * 9, "\n \n" + TEXT[:40]]
     files = []
-    for i, text in enumerate(texts):
+    for i, text in enumerate(corpus):
         files.append(tmp_path / f"{i}.txt")
         files[-1].write_bytes(text.encode())
-    whole = "".join(texts)
+    whole = "".join(corpus)
     out = tmp_path / "out"
-    data.prepare(Prepare(tuple(files), out, kind, vocab_size=300, val_fraction=0.25))
+    texts.prepare(Prepare(tuple(files), out, kind, vocab_size=300, val_fraction=0.25))
 
     tok = tokenizer.train(kind, whole, 300)
-    prepared = data.load(DataConfig(path=out), block_size=8)
+    prepared = texts.load(DataConfig(path=out), block_size=8)
     assert prepared.tokenizer.to_dict() == tok.to_dict()
     # Files are encoded one by one: a token does not reach from one into the next.
-    ids = np.concatenate([tok.encode(text) for text in texts])
+    ids = np.concatenate([tok.encode(text) for text in corpus])
     np.testing.assert_array_equal(np.concatenate([prepared.train, prepared.val]), ids)
     assert len(prepared.train) == int(len(ids) * 0.75)
     assert prepared.sha256 == hashlib.sha256(whole.encode()).hexdigest()
@@ -230,14 +231,14 @@ def test_prepare_equals_encoding_all_at_once(
 def test_token_files_are_memory_mapped_and_batched_like_text(
     tmp_path: Path, text_file: Path
 ) -> None:
-    data.prepare(Prepare((text_file,), tmp_path / "out", "char", val_fraction=0.2))
-    mapped = data.load(DataConfig(path=tmp_path / "out"), block_size=8)
-    in_memory = data.load(DataConfig(path=text_file, val_fraction=0.2), block_size=8)
+    texts.prepare(Prepare((text_file,), tmp_path / "out", "char", val_fraction=0.2))
+    mapped = texts.load(DataConfig(path=tmp_path / "out"), block_size=8)
+    in_memory = texts.load(DataConfig(path=text_file, val_fraction=0.2), block_size=8)
     assert isinstance(mapped.train, np.memmap)
     assert isinstance(mapped.val, np.memmap)
     assert not mapped.train.flags.writeable
-    one = data.random_batch(mapped.train, 8, 4, seed=1, stream=0, step=3)
-    other = data.random_batch(in_memory.train, 8, 4, seed=1, stream=0, step=3)
+    one = texts.random_batch(mapped.train, 8, 4, seed=1, stream=0, step=3)
+    other = texts.random_batch(in_memory.train, 8, 4, seed=1, stream=0, step=3)
     np.testing.assert_array_equal(one["tokens"], other["tokens"])
     assert type(one["tokens"]) is np.ndarray
 
@@ -245,12 +246,12 @@ def test_token_files_are_memory_mapped_and_batched_like_text(
 def test_prepare_drops_byte_order_marks_as_a_text_file_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "PREPARE_PIECE", 2)
+    monkeypatch.setattr(texts, "PREPARE_PIECE", 2)
     files = tmp_path / "a.txt", tmp_path / "b.txt"
     for path in files:
         path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
-    data.prepare(Prepare(files, tmp_path / "out", "char"))
-    prepared = data.load(DataConfig(path=tmp_path / "out"), block_size=8)
+    texts.prepare(Prepare(files, tmp_path / "out", "char"))
+    prepared = texts.load(DataConfig(path=tmp_path / "out"), block_size=8)
     assert prepared.tokenizer.decode([*prepared.train, *prepared.val]) == TEXT * 2
 
 
@@ -274,12 +275,12 @@ def test_the_offset_of_a_byte_that_is_not_utf8_is_exact(
     offset: int,
     byte: str,
 ) -> None:
-    monkeypatch.setattr(data, "PREPARE_PIECE", piece)
+    monkeypatch.setattr(texts, "PREPARE_PIECE", piece)
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
     good.write_text("€ fine\n", encoding="utf-8")
     bad.write_bytes(raw)
     with pytest.raises(UserError, match=f"bad.txt is not UTF-8: byte 0x{byte} at offset {offset};"):
-        data.prepare(Prepare((good, bad), tmp_path / "out", kind))
+        texts.prepare(Prepare((good, bad), tmp_path / "out", kind))
     assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "bad.txt"}
 
 
@@ -291,7 +292,7 @@ def test_an_empty_or_missing_file_leaves_nothing_behind(tmp_path: Path, kind: Ki
     empty.touch()
     for path, words in ((empty, "is empty"), (tmp_path / "none.txt", "No such file or directory")):
         with pytest.raises(UserError, match=f"{path.name}.*{words}; name a UTF-8 text file"):
-            data.prepare(Prepare((good, path), tmp_path / "out", kind))
+            texts.prepare(Prepare((good, path), tmp_path / "out", kind))
         assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "empty.txt"}
 
 
@@ -300,21 +301,21 @@ def test_prepare_does_not_touch_a_folder_that_exists(tmp_path: Path, text_file: 
     out.mkdir()
     (out / "precious").write_text("mine")
     with pytest.raises(UserError, match=f"--out {out} exists; name a new folder"):
-        data.prepare(Prepare((text_file,), out, "byte"))
+        texts.prepare(Prepare((text_file,), out, "byte"))
     assert [path.name for path in out.iterdir()] == ["precious"]
 
 
 def test_prepare_into_a_place_that_cannot_be_written(text_file: Path) -> None:
     out = text_file / "out"  # below a file: not even root can make that folder
     with pytest.raises(UserError, match=r"--out .*Not a directory; name a writable folder"):
-        data.prepare(Prepare((text_file,), out, "byte"))
+        texts.prepare(Prepare((text_file,), out, "byte"))
 
 
 def test_prepare_on_the_command_line(
     tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    data.main(["prepare", "--out", str(out), "--tokenizer", "byte", str(text_file)])
+    texts.main(["prepare", "--out", str(out), "--tokenizer", "byte", str(text_file)])
     n = len(TEXT.encode())
     n_train = int(n * 0.9)
     printed = capsys.readouterr().out
@@ -326,8 +327,8 @@ def test_prepare_on_the_command_line(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "usage: python -m gptjax.data prepare"),
-        (["tokenize"], "usage: python -m gptjax.data prepare"),
+        ([], "usage: python -m gptjax.texts prepare"),
+        (["tokenize"], "usage: python -m gptjax.texts prepare"),
         (["prepare", "--out", "OUT"], "at least one text file"),
         (["prepare", "--out", "OUT", "TEXT", "--val-fraction", "1"], "--val-fraction is 1.0"),
         (["prepare", "--out", "OUT", "TEXT", "--tokeniser", "byte"], "--tokenizer"),
@@ -343,7 +344,7 @@ def test_a_bad_command_line_is_one_line(
 ) -> None:
     places = {"OUT": str(tmp_path / "out"), "TEXT": str(text_file)}
     with pytest.raises(SystemExit) as stop:
-        data.main([places.get(argument, argument) for argument in argv])
+        texts.main([places.get(argument, argument) for argument in argv])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -368,10 +369,10 @@ def test_a_folder_that_is_not_whole_is_refused(
     tmp_path: Path, text_file: Path, name: str, content: bytes | None
 ) -> None:
     out = tmp_path / "out"
-    data.prepare(Prepare((text_file,), out, "char"))
+    texts.prepare(Prepare((text_file,), out, "char"))
     if content is None:
         (out / name).unlink()
     else:
         (out / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"is not a folder of token files .*gptjax.data prepare"):
-        data.load(DataConfig(path=out), block_size=8)
+    with pytest.raises(UserError, match=r"is not a folder of token files .*gptjax.texts prepare"):
+        texts.load(DataConfig(path=out), block_size=8)

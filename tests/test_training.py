@@ -12,15 +12,17 @@ import optax
 import pytest
 from conftest import MODERN, TINY, VOCAB_SIZE
 
-from gptjax import data, models, optim, training
+from gptjax import data, models, optim, texts, training
 from gptjax.config import BigramConfig, Config, GPTConfig, OptimConfig, TrainConfig
+from gptjax.tokenizer import ByteTokenizer
 
 TEXT = np.random.default_rng(0).integers(0, VOCAB_SIZE, 1000).astype(np.uint16)
+DATA = texts.TextData(TEXT, TEXT, ByteTokenizer(), "random", "")
 
 
 def batches(n: int, capacity: int, batch_size: int = 4, block_size: int = 16) -> training.Batch:
     config = Config(BigramConfig(block_size), train=TrainConfig(batch_size=batch_size), seed=1)
-    return data.training_batches(TEXT, config, range(n), capacity)
+    return data.training_batches(DATA, config, range(n), capacity)
 
 
 def start(config: GPTConfig, optimizer: optax.GradientTransformation) -> training.TrainState:
@@ -38,7 +40,7 @@ def run(config: GPTConfig, micro: int, dispatches: list[int], optimizer=None):
     state, losses, step = start(config, optimizer), [], 0
     for n in dispatches:
         whole = Config(config, train=TrainConfig(batch_size=4), seed=1)
-        chunk = data.training_batches(TEXT, whole, range(step, step + n), capacity=8)
+        chunk = data.training_batches(DATA, whole, range(step, step + n), capacity=8)
         state, metrics = train_steps(state, chunk, n)
         losses.extend(np.asarray(metrics.loss)[:n])
         step += n
@@ -139,21 +141,21 @@ def test_evaluation_is_exact_over_the_whole_split():
         total -= logp[np.arange(len(window) - 1), window[1:]].sum()
     evaluate = training.make_evaluate(model)
     for batch_size in (1, 3, 64):
-        loss = evaluate(params, data.whole_split(text, 16, batch_size))
+        loss = evaluate(params, texts.whole_split(text, 16, batch_size))
         assert loss == pytest.approx(total / 210, rel=1e-6)
 
 
 EVALUATE_ON_ALL_DEVICES = """
 import json, sys
 import jax, numpy as np
-from gptjax import data, devices, models, training
+from gptjax import devices, models, texts, training
 from gptjax.config import GPTConfig
 config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16)
 model = models.GPT(config, 20)
 text = np.random.default_rng(0).integers(0, 20, 1003).astype(np.uint16)
 sharding, replicated = devices.data_parallel(8)
 params = jax.device_put(models.init(model, seed=1), replicated)
-groups = (jax.device_put(g, sharding) for g in data.whole_split(text, 16, 8))
+groups = (jax.device_put(g, sharding) for g in texts.whole_split(text, 16, 8))
 print(json.dumps([sharding.mesh.size, training.make_evaluate(model)(params, groups)]))
 """
 

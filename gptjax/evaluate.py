@@ -1,0 +1,163 @@
+"""How good a trained run is, on sources that it never saw.
+
+    python -m gptjax.evaluate RUN [--split test] [--json]
+
+A run on pairs is measured in the errors of what it writes, greedily unless there is a beam: the
+share of sources for which that equals none of the targets listed (word error rate), and the
+errors per token of the nearest one (phoneme error rate). A run on text has a loss.
+"""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from gptjax import checkpoint, data, devices, models, search, training
+from gptjax.config import parse_command
+from gptjax.errors import UserError, exit_codes
+from gptjax.models import EncoderDecoder
+from gptjax.pairs import PairData, Pairs
+
+N_CONFUSIONS = 50
+NOTHING = "-"
+"""Stands for the other side of an insertion or a deletion."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained run on its validation or test split."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory that train.py made."""
+    split: Literal["val", "test"] = "test"
+    """Of pairs; a text has only val."""
+    beam: int = 1
+    """Targets that beam search keeps; 1 is greedy."""
+    length_penalty: float = 1.0
+    """Beams are ranked by log-probability / length ** this."""
+    step: str = "best"
+    """Which checkpoint: best, latest or a step."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def evaluate(command: Evaluate) -> dict[str, Any]:
+    """Raises UserError for a folder that is no run, and when its data is not there any more."""
+    devices.require_backend()
+    config = checkpoint.read_config(command.run)
+    dataset = data.load(config)
+    checkpoint.check_same_data(command.run, dataset)
+    dtype = devices.compute_dtype(config.train)
+    model = models.build(config.model, dataset.tokenizer, dtype)
+    step, params = checkpoint.load_params(command.run, model, command.step)
+    record = {"run": str(command.run), "step": step, "parameters": models.count(params)}
+    if isinstance(dataset, PairData):
+        pairs = dataset.test if command.split == "test" else dataset.val
+        if not pairs:
+            raise UserError(f"{command.run} has no pairs in its {command.split} split")
+        assert isinstance(model, EncoderDecoder)
+        sources = list(pairs)
+        search.check(command.beam, command.length_penalty)
+        found = search.transduce(
+            model, params, dataset.tokenizer, sources, command.beam, command.length_penalty
+        )
+        written = {source: best[0].text for source, best in zip(sources, found, strict=True)}
+        record |= {"split": command.split, "beam": command.beam, **errors(pairs, written)}
+    else:
+        batch_size = devices.micro_batch_size(
+            config.train, config.model, dataset.tokens_per_sequence(config)
+        )
+        mean_loss = training.make_evaluate(model)
+        record["val_loss"] = mean_loss(params, dataset.validation(config, batch_size))
+    return record
+
+
+def errors(pairs: Pairs, written: dict[str, str]) -> dict[str, Any]:
+    """Error rates of what was written for each source, as shares of 1, and what was confused.
+
+    `wer`: sources whose text equals none of their targets. `per`: substituted, deleted and
+    inserted tokens against the nearest target, per token of it (Levenshtein, by jiwer). The
+    same with `_single_reference` against the first target alone. `confusions`: the most frequent
+    (right, written, count) of the nearest targets.
+    """
+    jiwer = _jiwer()
+    texts = list(written.values())
+    first = [pairs[source][0] for source in written]
+
+    def nearest(source: str) -> str:
+        """The first target that is nearest to what was written."""
+        targets = pairs[source]
+        if len(targets) == 1:
+            return targets[0]
+        compared = [jiwer.process_words(target, written[source]) for target in targets]
+        mistakes = [c.substitutions + c.deletions + c.insertions for c in compared]
+        return targets[mistakes.index(min(mistakes))]
+
+    references = [nearest(source) for source in written]
+    compared = jiwer.process_words(references, texts)
+    confusions: Counter[tuple[str, str]] = Counter()
+    for right, wrong, chunks in zip(
+        compared.references, compared.hypotheses, compared.alignments, strict=True
+    ):
+        for chunk in chunks:
+            if chunk.type == "equal":
+                continue
+            of_right = right[chunk.ref_start_idx : chunk.ref_end_idx]
+            of_wrong = wrong[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            confusions.update(zip_longest(of_right, of_wrong, fillvalue=NOTHING))
+    n_wrong = sum(written[source] not in pairs[source] for source in written)
+    n_wrong_single = sum(a != b for a, b in zip(first, texts, strict=True))
+    return {
+        "sources": len(written),
+        "wer": n_wrong / len(written),
+        "per": compared.wer,
+        "wer_single_reference": n_wrong_single / len(written),
+        "per_single_reference": jiwer.wer(first, texts),
+        "confusions": [[*pair, n] for pair, n in confusions.most_common(N_CONFUSIONS)],
+    }
+
+
+def _jiwer() -> Any:
+    try:
+        import jiwer
+    except ImportError:
+        raise UserError("evaluation of pairs needs the package jiwer: pip install jiwer") from None
+    return jiwer
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record in words and tables, for people."""
+    lines = [f"{record['run']} step {record['step']}, {record['parameters']:,} parameters"]
+    if "val_loss" in record:
+        return "\n".join([*lines, f"val_loss {record['val_loss']:.4f}"])
+    lines += [
+        f"{record['sources']:,} sources of the {record['split']} split, "
+        + ("greedy" if record["beam"] == 1 else f"beam of {record['beam']}"),
+        "",
+        "                          any listed target   the first alone",
+        f"word error rate (WER)     {record['wer']:17.2%} {record['wer_single_reference']:17.2%}",
+        f"phoneme error rate (PER)  {record['per']:17.2%} {record['per_single_reference']:17.2%}",
+        "",
+        f"most frequent confusions, right > written ({NOTHING}: nothing there):",
+    ]
+    cells = [f"{right} > {wrong} {n}" for right, wrong, n in record["confusions"]]
+    width = max(map(len, cells), default=0) + 3
+    for first in range(0, len(cells), 5):
+        lines.append("".join(cell.ljust(width) for cell in cells[first : first + 5]).rstrip())
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    with exit_codes():
+        command = parse_command(Evaluate, argv, "python -m gptjax.evaluate")
+        record = evaluate(command)
+        print(json.dumps(record, ensure_ascii=False) if command.json else report(record))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
