@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from gptjax.config import check, load_file, parse
+from gptjax.config import EncoderDecoderConfig, check, load_file, parse
 from gptjax.errors import UserError, exit_codes
 
 PARTS = {"parity": "parity", "race": "race", "train": "quality", "sample": "decode"}
@@ -43,6 +43,11 @@ def main(argv: list[str] | None = None) -> None:
         if importlib.util.find_spec("torch") is None:
             raise UserError("PyTorch is not installed; pip install -e '.[torch]'")
         config = parse(rest)
+        if isinstance(config.model, EncoderDecoderConfig):
+            raise UserError(
+                "this compares language models; tests/test_encoder_decoder.py holds an "
+                "encoder-decoder against torch.nn.Transformer"
+            )
         for recipe in arguments.recipe:
             check(load_file(recipe))  # refused now rather than after the measuring
         if arguments.json:

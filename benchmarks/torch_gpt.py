@@ -223,7 +223,9 @@ class TunedGPT(nn.Module):
             self.register_buffer("rotary", rotary, persistent=False)
         self.blocks = nn.ModuleList([TunedBlock(c) for _ in range(c.n_layer)])
         self.final_norm = _norm(c)
-        self.head = nn.Linear(c.n_embd, vocab_size, bias=c.bias)
+        self.head = nn.Linear(c.n_embd, vocab_size, bias=c.bias and not c.tie_embeddings)
+        if c.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
         c = self.config
@@ -347,16 +349,16 @@ def matmul_rate(dtype: torch.dtype, device: str, size: int = 2048) -> float:
 # --- weights, both ways
 
 
-def _tensors(arrays: dict[str, Any]) -> dict[str, Tensor]:
+def tensors(arrays: dict[str, Any]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(a, np.float32)) for name, a in arrays.items()}
 
 
 def bigram_weights(params: Any) -> dict[str, Tensor]:
     """gptjax parameters of a Bigram -> state_dict of a TorchBigram."""
-    return _tensors({"token_embedding_table.weight": params["table"]["table"]})
+    return tensors({"token_embedding_table.weight": params["table"]["table"]})
 
 
-def _affine(torch_name: str, params: Any) -> dict[str, Any]:
+def affine(torch_name: str, params: Any) -> dict[str, Any]:
     """A Linear or a Norm: PyTorch keeps W as (out, in) and calls a gain a weight."""
     weight = params["kernel"].T if "kernel" in params else params["scale"]
     bias = {f"{torch_name}.bias": params["bias"]} if "bias" in params else {}
@@ -373,19 +375,23 @@ def tuned_weights(params: Any) -> dict[str, Tensor]:
         attention = block["attention"]
         qkv = [np.asarray(attention[name]["kernel"]).T for name in ("query", "key", "value")]
         arrays[f"{to}.query_key_value.weight"] = np.concatenate(qkv)
-        arrays |= _affine(f"{to}.attention_output", attention["output"])
+        arrays |= affine(f"{to}.attention_output", attention["output"])
         hidden = [block["mlp"][name] for name in ("hidden", "gate") if name in block["mlp"]]
         hidden = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-1), *hidden)
-        arrays |= _affine(f"{to}.mlp_hidden", hidden)
-        arrays |= _affine(f"{to}.mlp_output", block["mlp"]["output"])
-        arrays |= _affine(f"{to}.attention_norm", block["attention_norm"])
-        arrays |= _affine(f"{to}.mlp_norm", block["mlp_norm"])
+        arrays |= affine(f"{to}.mlp_hidden", hidden)
+        arrays |= affine(f"{to}.mlp_output", block["mlp"]["output"])
+        arrays |= affine(f"{to}.attention_norm", block["attention_norm"])
+        arrays |= affine(f"{to}.mlp_norm", block["mlp_norm"])
         for name in ("attention_input", "mlp_input"):
             if name in block:
                 for j in range(1, len(block[name]) + 1):
                     arrays[f"{to}.{name}.w.{j - 1}"] = block[name][f"w_{j}"]
-    arrays |= _affine("final_norm", params["final_norm"]) | _affine("head", params["head"])
-    return _tensors(arrays)
+    arrays |= affine("final_norm", params["final_norm"])
+    if "head" in params:
+        arrays |= affine("head", params["head"])
+    else:
+        arrays["head.weight"] = params["token_embedding"]["table"]
+    return tensors(arrays)
 
 
 def seed_weights(params: Any, config: GPTConfig) -> dict[str, Tensor]:
@@ -402,13 +408,13 @@ def seed_weights(params: Any, config: GPTConfig) -> dict[str, Tensor]:
             for h, weight in enumerate(heads):
                 arrays[f"{to}.sa.heads.{h}.{name}.weight"] = weight
                 arrays[f"{to}.sa.heads.{h}.tril"] = tril
-        arrays |= _affine(f"{to}.sa.proj", block["attention"]["output"])
-        arrays |= _affine(f"{to}.ffwd.net.0", block["mlp"]["hidden"])
-        arrays |= _affine(f"{to}.ffwd.net.2", block["mlp"]["output"])
-        arrays |= _affine(f"{to}.ln1", block["attention_norm"])
-        arrays |= _affine(f"{to}.ln2", block["mlp_norm"])
-    arrays |= _affine("ln_f", params["final_norm"]) | _affine("lm_head", params["head"])
-    return _tensors(arrays)
+        arrays |= affine(f"{to}.sa.proj", block["attention"]["output"])
+        arrays |= affine(f"{to}.ffwd.net.0", block["mlp"]["hidden"])
+        arrays |= affine(f"{to}.ffwd.net.2", block["mlp"]["output"])
+        arrays |= affine(f"{to}.ln1", block["attention_norm"])
+        arrays |= affine(f"{to}.ln2", block["mlp_norm"])
+    arrays |= affine("ln_f", params["final_norm"]) | affine("lm_head", params["head"])
+    return tensors(arrays)
 
 
 def params_from_seed(state_dict: dict[str, Tensor]) -> tuple[GPTConfig, Any]:

@@ -30,10 +30,11 @@ from gptjax.tokenizer import CharTokenizer  # noqa: E402
 
 GELU = dataclasses.replace(TINY, activation="gelu", bias=False)
 GATED = dataclasses.replace(MODERN, activation="swiglu", bias=True)
+TIED = dataclasses.replace(TINY, tie_embeddings=True)
 LONG = dataclasses.replace(MODERN, block_size=100)  # attention in chunks, on a CPU
-CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU, GATED, LONG]
+CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU, GATED, TIED, LONG]
 ROOT = Path(__file__).parent.parent
-IDS = ["bigram", "seed", "modern", "gelu", "gated", "long"]
+IDS = ["bigram", "seed", "modern", "gelu", "gated", "tied", "long"]
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 2000).astype(np.int32)
 DATA = TextData(TOKENS, TOKENS, CharTokenizer("abcdefghijklmnopqrst"), "random", "")
 
