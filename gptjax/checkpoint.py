@@ -228,11 +228,12 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
             continue
         fixed = knob not in FREE and any(knob == f or knob.startswith(f + ".") for f in FIXED)
         (refused if fixed else allowed).append(change)
-    had_tokenizer = read_tokenizer(folder)
-    if had_tokenizer.to_dict() != data.tokenizer.to_dict():
-        sizes = had_tokenizer.vocab_size, data.tokenizer.vocab_size
-        refused.append(f"vocabulary of {sizes[0]} tokens -> another of {sizes[1]}")
-    refused += _data_changes(folder, data)
+    if not refused:  # or it is a consequence
+        had_tokenizer = read_tokenizer(folder)
+        if had_tokenizer.to_dict() != data.tokenizer.to_dict():
+            sizes = had_tokenizer.vocab_size, data.tokenizer.vocab_size
+            refused.append(f"vocabulary of {sizes[0]} tokens -> another of {sizes[1]}")
+        refused += _data_changes(folder, data)
     if refused:
         raise UserError(
             f"{folder} holds another run, which cannot continue so: {'; '.join(refused)}; undo "

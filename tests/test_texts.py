@@ -186,7 +186,7 @@ def test_a_split_too_short_for_a_window_is_refused(
 
 def test_the_shortest_text_that_works() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "read_text", lambda path: ("abcdefghi" * 2, "sha"))
+        patch.setattr(texts, "read_text", lambda path: ("abcdefghi" * 2, "sha"))
         config = DataConfig(path=Path("any.txt"), val_fraction=0.5)
         assert len(texts.load(config, block_size=8).val) == 9
         with pytest.raises(UserError, match="split has 9 tokens"):
