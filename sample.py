@@ -211,7 +211,7 @@ def _draw_attention(
     tokens = np.concatenate([[tok.boundary], best.ids])[: model.config.block_size]
     weights = alignment.cross_attention(model, params, source_ids, tokens)
     target = [tok.target.decode([i]) for i in best.ids] + ["end"]
-    title = "where cross-attention looks"
+    title = "cross-attention, mean over layers and heads"
     alignment.draw(
         weights.mean((0, 1)),
         [tok.source.decode([i]) for i in source_ids],

@@ -1,9 +1,10 @@
 """Runs the shipped configurations and records what they reach: docs/benchmarks/expected-*.json.
 
-    python -m benchmarks.expected bigram gpt_cpu gpt_first_steps
+    python -m benchmarks.expected bigram gpt_cpu gpt_first_steps g2p_cpu
 
 Each part is a training run of its own process, so that its wall-clock includes starting Python,
-compiling, evaluating and plotting: what a user waits for. gpt_first_steps is the start of
+compiling, evaluating and plotting: what a user waits for. What was trained on pairs is also
+measured on its test split, and draws what it looks at for one word. gpt_first_steps is the start of
 configs/gpt.py, all that a CPU can do of it: two evaluations and 20 steps, next to the same steps
 of the PyTorch original (extra: torch) on the same batches, from its own initial weights.
 """
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import processor
-from gptjax.config import GPTConfig, load_file
+from gptjax.config import EncoderDecoderConfig, GPTConfig, load_file
+from gptjax.evaluate import Evaluate, evaluate
 from gptjax.report import read_metrics
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
@@ -33,8 +35,13 @@ PARTS = {
     "gpt": ["configs/gpt.py"],
     "gpt_fast": ["configs/gpt_fast.py"],
     **{f"gpt_best-{seed}": ["configs/gpt_best.py", "--seed", seed] for seed in "123"},
+    "g2p_cpu": ["configs/g2p_cpu.py"],
+    "g2p": ["configs/g2p.py"],
     "debug": ["configs/debug.py"],
+    "g2p_debug": ["configs/g2p_cpu.py", "--train.max-steps", "20", "--train.eval-interval", "20"],
 }
+BEAM = 4
+ATTENTION_WORD = "philharmonic"
 
 
 def run(name: str) -> dict[str, Any]:
@@ -68,6 +75,11 @@ def run(name: str) -> dict[str, Any]:
     samples = sorted((folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
     if samples:
         record["sample"] = samples[-1].read_text()
+    if isinstance(load_file(Path(config)).model, EncoderDecoderConfig):
+        for beam in (1, BEAM):
+            record[f"test_beam_{beam}"] = evaluate(Evaluate(folder, beam=beam))
+        picture = ["--source", ATTENTION_WORD, "--attention", str(folder / "attention.png")]
+        subprocess.run([sys.executable, "sample.py", str(folder), *picture], check=True)
     return record
 
 
@@ -109,6 +121,8 @@ def main(parts: list[str]) -> None:
         path.write_text(json.dumps(record, indent=1) + "\n")
         if part != "gpt_first_steps":
             shutil.copy(RUNS / part / "loss.png", FOLDER / f"{part}.png")
+        if (RUNS / part / "attention.png").exists():
+            shutil.copy(RUNS / part / "attention.png", FOLDER / f"{part}-attention.png")
         print(f"{path}: val_loss {record['val_loss']:.4f} after {record['seconds']:.0f} s")
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure that wants a GPU, part by part; each writes JSON under docs/benchmarks/ (or $OUT).
 #
-#   benchmarks/gpu.sh env|parity|race|recipe|best|ablate|decode|all
+#   benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|decode|all
 #
 # TINY=1 runs the same commands at sizes that a CPU finishes in a minute, to try the script.
 set -euo pipefail
@@ -16,6 +16,7 @@ rounds=7
 tokens=255
 recipes=(--recipe configs/gpt_fast.py --recipe configs/gpt_best.py)
 best=(gpt_fast gpt_best-1 gpt_best-2 gpt_best-3)
+g2p=(g2p)
 ladder=(gpu)
 if [ -n "${TINY:-}" ]; then
   tag=tiny
@@ -26,6 +27,7 @@ if [ -n "${TINY:-}" ]; then
   tokens=16
   recipes=(--recipe configs/debug.py)
   best=(debug)
+  g2p=(g2p_debug)
   ladder=(short --steps 3)
 fi
 compare() { "$python" -m benchmarks.compare "$@" --config configs/gpt.py "${small[@]}"; }
@@ -45,9 +47,10 @@ part() {
         "${recipes[@]}"
       ;;
     best) "$python" -m benchmarks.expected "${best[@]}" ;;
+    g2p) "$python" -m benchmarks.expected "${g2p[@]}" ;;
     ablate) "$python" -m benchmarks.ablate "${ladder[@]}" --json "$out/ablate-$tag.json" ;;
-    all) for name in env parity race decode recipe best ablate; do part "$name"; done ;;
-    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|best|ablate|decode|all" >&2; exit 2 ;;
+    all) for name in env parity race decode recipe best g2p ablate; do part "$name"; done ;;
+    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|decode|all" >&2; exit 2 ;;
   esac
 }
 mkdir -p "$out"

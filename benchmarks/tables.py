@@ -25,6 +25,7 @@ OPEN_ON_A_GPU = {
     "decode-gpu": "tokens per second of sampling, batch 1 and 32 (`benchmarks/gpu.sh decode`)",
     "quality-gpt-gpu": "`configs/gpt.py` against `gpt_fast.py` and `gpt_best.py`: validation loss, "
     "steps and seconds to the seed's best, 1.4994 (`benchmarks/gpu.sh recipe`)",
+    "expected-g2p": "`configs/g2p.py`: word and phoneme error rates (`benchmarks/gpu.sh g2p`)",
     "ablate-gpu": "the ladder of [recipe.md](recipe.md) at the seed's size (`benchmarks/gpu.sh "
     "ablate`)",
 }
@@ -60,6 +61,33 @@ def expected_table() -> str:
     ]
     where = f"Measured on {machine(gpt_cpu)}, compiling included"
     return "\n".join(rows) + f"\n\n{where}; `gpt_cpu_10min.py` in the race of the recipes."
+
+
+def g2p_table(part: str = "g2p_cpu") -> str:
+    """Error rates of grapheme-to-phoneme conversion, next to what was published."""
+    record = load(part)
+    rows = [
+        "| | parameters | WER, any variant | PER, any variant | WER, first variant | PER, first |",
+        "|---|---|---|---|---|---|",
+    ]
+    for beam in (1, 4):
+        test = record[f"test_beam_{beam}"]
+        how = "greedy" if beam == 1 else f"beam of {beam}"
+        rates = [test[k] for k in ("wer", "per", "wer_single_reference", "per_single_reference")]
+        cells = " | ".join(f"{rate:.1%}" for rate in rates)
+        rows.append(f"| `{part}.py`, {how} | {test['parameters']:,} | {cells} |")
+    test = record["test_beam_1"]
+    return "\n".join(rows) + (
+        f"\n\n{test['sources']:,} words of the test split, phones without stress. "
+        f"{record['evaluations'][-1]['step']:,} steps, {record['seconds'] / 60:.1f} minutes in "
+        f"all. Measured on {machine(record)}, by `python -m benchmarks.expected {part}`."
+    )
+
+
+def confusions(part: str = "g2p_cpu") -> str:
+    """What is most often taken for what, right > written."""
+    cells = [f"{a} > {b} ({n})" for a, b, n in load(part)["test_beam_1"]["confusions"]]
+    return ", ".join(cells)
 
 
 def machine(record: dict[str, Any]) -> str:
@@ -246,6 +274,7 @@ def readme(text: str) -> str:
         "race": headline(),
         "writing": writing(),
         "learning": learning(),
+        "g2p": g2p_table(),
     }
     for name, content in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"

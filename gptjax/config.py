@@ -185,7 +185,7 @@ class Config:
 def check(config: Config) -> None:
     """Raises UserError for the first value that cannot work, naming it and the fix."""
     model, optim, train = config.model, config.optim, config.train
-    tokenizer = config.data.tokenizer
+    is_encoder_decoder = isinstance(model, EncoderDecoderConfig)
 
     def require(ok: bool, flag: str, value: Any, rule: str) -> None:
         if not ok:
@@ -195,11 +195,12 @@ def check(config: Config) -> None:
     positive["train"] += ("steps_per_dispatch", "eval_interval", "log_interval", "keep_checkpoints")
     if isinstance(model, GPTConfig):
         positive["model"] += ("n_layer", "n_head", "n_embd")
-        if isinstance(model, EncoderDecoderConfig):
+        if is_encoder_decoder:
             positive["model"] += ("n_encoder_layer", "source_block_size")
-            alike = not model.share_embeddings or config.data.source_tokenizer == tokenizer
-            one = f"as --data.tokenizer {tokenizer} for --model.share-embeddings"
-            require(alike, "data.source-tokenizer", config.data.source_tokenizer, one)
+            kind, source_kind = config.data.tokenizer, config.data.source_tokenizer
+            alike = not model.share_embeddings or source_kind == kind
+            one = f"{kind}, as --data.tokenizer, for --model.share-embeddings"
+            require(alike, "data.source-tokenizer", source_kind, one)
         require(0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)")
         fits = model.short_conv == 0 or model.short_conv >= 2
         require(fits, "model.short-conv", model.short_conv, "0, or at least 2")
@@ -237,9 +238,10 @@ def check(config: Config) -> None:
     require(
         0 < optim.decay_fraction <= 1, "optim.decay-fraction", optim.decay_fraction, "in (0, 1]"
     )
-    require(
-        0 < config.data.val_fraction < 1, "data.val-fraction", config.data.val_fraction, "in (0, 1)"
-    )
+    # Of pairs, as many are held out for test.
+    most, rule = (0.5, "in (0, 0.5)") if is_encoder_decoder else (1, "in (0, 1)")
+    fraction = config.data.val_fraction
+    require(0 < fraction < most, "data.val-fraction", fraction, rule)
     require(0 <= config.seed < 2**32, "seed", config.seed, "in [0, 2**32)")
 
 
