@@ -13,7 +13,7 @@ config = Config(
         n_embd=128,
         block_size=32,
         source_block_size=32,
-        dropout=0.1,
+        dropout=0.0,
         position="rotary",
         norm="rmsnorm",
         activation="relu2",
@@ -34,5 +34,5 @@ config = Config(
         beta2=0.95,
         weight_decay=0.1,
     ),
-    train=TrainConfig(max_steps=3000, batch_size=128, eval_interval=500, eval_batches=0),
+    train=TrainConfig(max_steps=6000, batch_size=128, eval_interval=1000, eval_batches=0),
 )
