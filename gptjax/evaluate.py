@@ -22,6 +22,7 @@ from gptjax.config import parse_command
 from gptjax.errors import UserError, exit_codes
 from gptjax.models import EncoderDecoder
 from gptjax.pairs import PairData, Pairs
+from gptjax.tokenizer import TextTokenizer
 
 N_CONFUSIONS = 50
 NOTHING = "-"
@@ -49,6 +50,7 @@ class Evaluate:
 def evaluate(command: Evaluate) -> dict[str, Any]:
     """Raises UserError for a folder that is no run, and when its data is not there any more."""
     devices.require_backend()
+    search.check(command.beam, command.length_penalty)
     config = checkpoint.read_config(command.run)
     dataset = data.load(config)
     checkpoint.check_same_data(command.run, dataset)
@@ -61,12 +63,13 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
         if not pairs:
             raise UserError(f"{command.run} has no pairs in its {command.split} split")
         assert isinstance(model, EncoderDecoder)
-        sources = list(pairs)
-        search.check(command.beam, command.length_penalty)
+        sources, tok = list(pairs), dataset.tokenizer
         found = search.transduce(
-            model, params, dataset.tokenizer, sources, command.beam, command.length_penalty
+            model, params, tok, sources, command.beam, command.length_penalty
         )
         written = {source: best[0].text for source, best in zip(sources, found, strict=True)}
+        pairs = {source: [spelled(tok.target, t) for t in pairs[source]] for source in pairs}
+        written = {source: spelled(tok.target, text) for source, text in written.items()}
         record |= {"split": command.split, "beam": command.beam, **errors(pairs, written)}
     else:
         batch_size = devices.micro_batch_size(
@@ -77,8 +80,20 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
     return record
 
 
+def spelled(tok: TextTokenizer, text: str) -> str:
+    """The tokens of a text with one blank between them, for jiwer to compare."""
+
+    def name(i: int) -> str:
+        shown = tok.decode([i]).replace(" ", "␣")
+        return shown if shown and "\ufffd" not in shown else f"<{i}>"  # a part of a character
+
+    return " ".join(map(name, tok.encode(text)))
+
+
 def errors(pairs: Pairs, written: dict[str, str]) -> dict[str, Any]:
     """Error rates of what was written for each source, as shares of 1, and what was confused.
+
+    Both are texts whose tokens blanks part.
 
     `wer`: sources whose text equals none of their targets. `per`: substituted, deleted and
     inserted tokens against the nearest target, per token of it (Levenshtein, by jiwer). The

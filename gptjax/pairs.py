@@ -103,7 +103,7 @@ class PairData:
         return self.buckets[bucket].batch(rows)
 
     def steps_alike(self, config: Config, steps: range) -> range:
-        """The first of these steps, as many as have batches of one shape."""
+        """The first of these steps, as many as have batches of one bucket, so of one shape."""
         first = self._plan(config, steps[0])[0]
         others = (step for step in steps if self._plan(config, step)[0] != first)
         return range(steps[0], next(others, steps[-1] + 1))
@@ -167,7 +167,7 @@ def load(config: Config) -> PairData:
     path = c.path or datasets.fetch("cmudict")
     text, sha256 = read_text(path)
     if path.suffix == ".dict":
-        pairs = parse_cmudict(text, stress=c.name == "cmudict_stress")
+        pairs = parse_cmudict(text, path, stress=c.name == "cmudict_stress")
     else:
         pairs = parse_tsv(text, path)
     tok = _tokenizer(config, pairs)
@@ -187,11 +187,18 @@ def load(config: Config) -> PairData:
     return PairData(train, val, test, buckets, val_buckets, tok, source, sha256)
 
 
-def parse_cmudict(text: str, stress: bool) -> Pairs:
-    """Words and pronunciations of CMUdict; without stress, phones lose their digit."""
+def parse_cmudict(text: str, path: Path, stress: bool) -> Pairs:
+    """Words and pronunciations of CMUdict; without stress, phones lose their digit.
+
+    Raises UserError for a word without phones.
+    """
     pairs: Pairs = {}
-    for line in text.splitlines():
-        word, *phones = line.partition("#")[0].split()
+    for number, line in enumerate(text.splitlines(), 1):
+        word, *phones = line.partition("#")[0].split() or [""]
+        if not word:
+            continue
+        if not phones:
+            raise UserError(f"--data.path {path}, line {number}: {word!r} has no pronunciation")
         word = re.sub(r"\(\d+\)$", "", word)  # the number of a variant
         target = " ".join(phones if stress else (phone.rstrip("012") for phone in phones))
         targets = pairs.setdefault(word, [])

@@ -1,0 +1,563 @@
+"""Every pair is read, is in one split, and is taken as often as it should be."""
+
+import dataclasses
+import hashlib
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from gptjax import data, datasets, pairs
+from gptjax.config import Config, DataConfig, EncoderDecoderConfig, GPTConfig, TrainConfig
+from gptjax.errors import UserError
+from gptjax.pairs import Bucket, PairData, Pairs
+from gptjax.texts import Batch
+from gptjax.tokenizer import CharTokenizer, PairTokenizer, WordTokenizer
+
+MODEL = EncoderDecoderConfig(
+    n_layer=1, n_head=2, n_embd=16, block_size=12, n_encoder_layer=1, source_block_size=16
+)
+Kind = Literal["char", "word", "byte"]
+
+CMUDICT = """\
+abandon AH0 B AE1 N D AH0 N
+aalborg AO1 L B AO0 R G # place, danish
+aalborg(2) AA1 L B AO0 R G
+abstract AE0 B S T R AE1 K T
+abstract(2) AE1 B S T R AE2 K T
+abstract(10) AH0 B S T R AE1 K T
+a(b AH0
+"""
+
+
+def random_pairs(n: int) -> Pairs:
+    """Sources of 1 to 15 letters, most of them short, whose targets are about two thirds as long.
+
+    Every third has a second target.
+    """
+    rng = random.Random(0)
+    made: Pairs = {}
+    while len(made) < n:
+        source = "".join(rng.choices("abcdef", k=min(1 + int(rng.expovariate(0.3)), 15)))
+        n_targets = 2 if len(made) % 3 == 0 else 1
+        length = 1 + len(source) * 2 // 3 - rng.randrange(2)
+        targets = {" ".join(rng.choices("XYZ", k=max(1, length))) for _ in range(n_targets)}
+        if source not in made and len(targets) == n_targets:
+            made[source] = sorted(targets)
+    return made
+
+
+def as_tsv(of: Pairs) -> str:
+    return "".join(f"{source}\t{target}\n" for source in of for target in of[source])
+
+
+@pytest.fixture
+def tsv(tmp_path: Path) -> Path:
+    """500 sources, of which a tenth is held out twice."""
+    path = tmp_path / "pairs.tsv"
+    path.write_text(as_tsv(random_pairs(500)))
+    return path
+
+
+def make_config(path: Path | None = None, batch_size: int = 16, seed: int = 7) -> Config:
+    data_config = DataConfig(path=path, name="cmudict", tokenizer="word")
+    return Config(MODEL, data_config, train=TrainConfig(batch_size=batch_size), seed=seed)
+
+
+@pytest.fixture
+def config(tsv: Path) -> Config:
+    return make_config(tsv)
+
+
+@pytest.fixture
+def dataset(config: Config) -> PairData:
+    return pairs.load(config)
+
+
+def rows_of(batch: Batch, tok: PairTokenizer) -> list[tuple[str, str]]:
+    """The pairs of the rows of a batch that weigh something."""
+    rows = []
+    for source, mask, target, weights in zip(
+        *(batch[name] for name in ("source", "source_mask", "targets", "weights")), strict=True
+    ):
+        if weights.any():
+            ids = target[weights > 0]
+            assert ids[-1] == tok.boundary
+            rows.append((tok.source.decode(source[mask]), tok.target.decode(ids[:-1])))
+    return rows
+
+
+def listed(of: Pairs) -> Counter[tuple[str, str]]:
+    return Counter((source, target) for source in of for target in of[source])
+
+
+# --- reading
+
+
+def test_a_pronouncing_dictionary_with_stress() -> None:
+    assert pairs.parse_cmudict(CMUDICT, Path("x.dict"), stress=True) == {
+        "abandon": ["AH0 B AE1 N D AH0 N"],
+        "aalborg": ["AO1 L B AO0 R G", "AA1 L B AO0 R G"],
+        "abstract": ["AE0 B S T R AE1 K T", "AE1 B S T R AE2 K T", "AH0 B S T R AE1 K T"],
+        "a(b": ["AH0"],
+    }
+
+
+def test_variants_that_differ_in_stress_alone_are_one_without() -> None:
+    assert pairs.parse_cmudict(CMUDICT, Path("x.dict"), stress=False) == {
+        "abandon": ["AH B AE N D AH N"],
+        "aalborg": ["AO L B AO R G", "AA L B AO R G"],
+        "abstract": ["AE B S T R AE K T", "AH B S T R AE K T"],
+        "a(b": ["AH"],
+    }
+
+
+@pytest.mark.parametrize("line", ["", "   ", "# a comment, alone"])
+def test_lines_of_a_dictionary_that_say_nothing_are_skipped(line: str) -> None:
+    assert pairs.parse_cmudict(f"a AH0\n{line}\nb B IY1\n", Path("x.dict"), stress=False) == {
+        "a": ["AH"],
+        "b": ["B IY"],
+    }
+
+
+def test_a_word_without_a_pronunciation_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.dict"
+    path.write_text("a AH0\nb B IY1\nnothing\nc S IY1\nd D IY1\n")
+    config = make_config(path)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, val_fraction=0.3))
+    with pytest.raises(UserError, match=r"mine\.dict.*'nothing'"):
+        pairs.load(config)
+
+
+def test_lines_of_source_tab_target() -> None:
+    text = "b\tX Y\n\n a b \t Y \n  \nb\tZ\nb\tX Y\nc c\tü é\n"
+    assert pairs.parse_tsv(text, Path("x.tsv")) == {
+        "b": ["X Y", "Z"],
+        "a b": ["Y"],
+        "c c": ["ü é"],
+    }
+
+
+@pytest.mark.parametrize("line", ["ab XY", "a\tb\tc", "a\t", "\tb", "a\t  ", "\t"])
+def test_a_line_that_is_no_pair_is_refused_with_its_number(line: str) -> None:
+    text = f"a\tX\n\nb\tY\n{line}\nc\tZ\n"
+    if not line.strip():
+        assert len(pairs.parse_tsv(text, Path("x.tsv"))) == 3  # as good as empty
+        return
+    with pytest.raises(UserError) as caught:
+        pairs.parse_tsv(text, Path("x.tsv"))
+    assert str(caught.value).startswith("--data.path x.tsv, line 4: ")
+    assert repr(line) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["\n", " \n\t\n"])
+def test_a_file_without_pairs_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"x\.tsv has no pairs; a line is source, TAB, target"):
+        pairs.parse_tsv(text, Path("x.tsv"))
+
+
+# --- splitting
+
+
+@pytest.mark.parametrize(("n", "fraction", "n_held_out"), [(100, 0.1, 10), (37, 0.2, 7)])
+def test_the_splits_share_no_source_and_have_their_sizes(
+    n: int, fraction: float, n_held_out: int
+) -> None:
+    all_pairs = random_pairs(n)
+    splits = pairs.split(all_pairs, fraction)
+    assert [len(part) for part in splits] == [n - 2 * n_held_out, n_held_out, n_held_out]
+    # Every source once, and with every target that it has.
+    assert sum(map(listed, splits), Counter()) == listed(all_pairs)
+    assert len({source for part in splits for source in part}) == n
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_file() -> None:
+    all_pairs = random_pairs(200)
+    shuffled = list(all_pairs.items())
+    random.Random(1).shuffle(shuffled)
+    for ours, theirs in zip(
+        pairs.split(all_pairs, 0.1), pairs.split(dict(shuffled), 0.1), strict=True
+    ):
+        assert list(ours.items()) == list(theirs.items())
+    # Nor does it take the first or the last ones, or those of some length.
+    _, val, test = pairs.split(all_pairs, 0.1)
+    order = list(all_pairs)
+    for part in (val, test):
+        places = [order.index(source) for source in part]
+        assert 60 < np.mean(places) < 140
+        assert len({len(source) for source in part}) > 2
+
+
+def test_sources_stay_where_they_are_when_others_are_added() -> None:
+    """But at the edges: they keep their order, in which the splits are cut."""
+    had = random_pairs(400)
+    more = had | {f"new{i}": ["X"] for i in range(40)}
+    before, after = pairs.split(had, 0.1), pairs.split(more, 0.1)
+    old_order = [source for i in (2, 1, 0) for source in before[i]]
+    new_order = [source for i in (2, 1, 0) for source in after[i]]
+    assert [source for source in new_order if source in had] == old_order
+    moved = sum(len(old.keys() - new.keys()) for old, new in zip(before, after, strict=True))
+    assert moved < 12
+    # The new ones go everywhere.
+    assert [len(part.keys() - had.keys()) > 0 for part in after] == [True] * 3
+
+
+# --- buckets
+
+
+def tokenizer_of(of: Pairs) -> PairTokenizer:
+    targets = [target for several in of.values() for target in several]
+    return PairTokenizer(CharTokenizer.train("".join(of)), WordTokenizer.train("\n".join(targets)))
+
+
+def pairs_in(bucket: Bucket, tok: PairTokenizer) -> Counter[tuple[str, str]]:
+    return Counter(rows_of(bucket.batch(np.arange(len(bucket.source_NS))), tok))
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 150, 1000])
+def test_every_pair_is_in_one_bucket_with_no_more_padding_than_it_needs(batch_size: int) -> None:
+    of = random_pairs(300)
+    tok = tokenizer_of(of)
+    buckets = pairs.make_buckets(of, tok, MODEL, batch_size, "mine")
+    assert sum((pairs_in(bucket, tok) for bucket in buckets), Counter()) == listed(of)
+    n_pairs = listed(of).total()
+    assert n_pairs == 400
+    assert len(buckets) == {1: 4, 16: 3, 150: 2, 1000: 1}[batch_size]
+    longest = 0
+    for bucket in buckets:
+        assert len(bucket.source_NS) >= min(batch_size, n_pairs)
+        assert bucket.source_NS.dtype == bucket.target_NT.dtype == np.int32
+        # The longest source and the longest target touch the edge.
+        assert bucket.source_NS.shape[1] == bucket.source_length_N.max()
+        assert bucket.target_NT.shape[1] == bucket.target_length_N.max() + 1
+        lengths = np.maximum(bucket.source_length_N, bucket.target_length_N)
+        assert lengths.min() >= longest  # the buckets do not overlap
+        longest = lengths.max()
+
+
+def test_buckets_hold_what_the_tokenizer_made_between_boundaries() -> None:
+    of = {"abc": ["X", "Y Z Y"], "d": ["Z"]}
+    tok = tokenizer_of(of)
+    assert tok.boundary == 3
+    (bucket,) = pairs.make_buckets(of, tok, MODEL, 8, "mine")
+    rows = {
+        (tuple(source[:n].tolist()), tuple(target[: m + 1].tolist()))
+        for source, n, target, m in zip(
+            bucket.source_NS,
+            bucket.source_length_N,
+            bucket.target_NT,
+            bucket.target_length_N,
+            strict=True,
+        )
+    }
+    assert rows == {((0, 1, 2), (3, 0, 3)), ((0, 1, 2), (3, 1, 2, 1, 3)), ((3,), (3, 2, 3))}
+    assert bucket.source_NS.shape == (3, 3)
+    assert bucket.target_NT.shape == (3, 5)
+
+
+def test_the_longest_pair_that_fits_and_one_more() -> None:
+    """A target of block_size tokens has no room for its end."""
+    fits = {"a" * 16: [" ".join("X" * 11)]}
+    (bucket,) = pairs.make_buckets(fits, tokenizer_of(fits), MODEL, 1, "mine")
+    assert bucket.batch(np.arange(1))["tokens"].shape == (1, 12)
+    assert bucket.batch(np.arange(1))["weights"].sum() == 12
+    for of, side, flag in (
+        ({"a" * 17: ["X"]}, "source", "--model.source-block-size 16 holds"),
+        ({"a": [" ".join("X" * 12)]}, "target", "--model.block-size 12 holds"),
+    ):
+        with pytest.raises(UserError) as caught:
+            pairs.make_buckets(of, tokenizer_of(of), MODEL, 1, "mine")
+        (source,) = of
+        (n,) = {17, 12} & {len(source), len(of[source][0].split())}
+        assert f"mine: the {side} of {source!r} has {n} tokens" in str(caught.value)
+        assert flag in str(caught.value)
+
+
+# --- batches
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step(tsv: Path) -> None:
+    def batch(seed: int, step: int) -> bytes:
+        np.random.seed(len(seen))  # noqa: NPY002 - the global generator must not matter
+        random.seed(len(seen))
+        made = pairs.load(make_config(tsv, seed=seed)).batch(make_config(tsv, seed=seed), step)
+        return b"".join(made[name].tobytes() for name in sorted(made))
+
+    seen: dict[tuple[int, int], bytes] = {}
+    arguments = [(seed, step) for seed in (0, 1) for step in (0, 1, 2, 100, 2**20)]
+    for key in arguments:
+        seen[key] = batch(*key)
+    assert {key: batch(*key) for key in reversed(arguments)} == seen
+    assert len(set(seen.values())) == len(arguments)
+
+
+def test_a_batch_says_what_follows_what_and_weighs_targets_and_their_end(
+    dataset: PairData, config: Config
+) -> None:
+    tok = dataset.tokenizer
+    longest = 0
+    for step in range(40):
+        batch = dataset.batch(config, step)
+        tokens, targets, weights = batch["tokens"], batch["targets"], batch["weights"]
+        assert tokens.shape == targets.shape == weights.shape
+        assert batch["source"].shape == batch["source_mask"].shape
+        assert len(tokens) == len(batch["source"]) == 16
+        assert tokens.dtype == targets.dtype == batch["source"].dtype == np.int32
+        assert weights.dtype == np.float32
+        assert batch["source_mask"].dtype == bool
+        assert (tokens[:, 0] == tok.boundary).all()
+        np.testing.assert_array_equal(tokens[:, 1:], targets[:, :-1])
+        # Weights are ones up to the boundary, the second one and the last of the row.
+        n_B = (targets == tok.boundary).argmax(1) + 1
+        np.testing.assert_array_equal(weights, np.arange(weights.shape[1]) < n_B[:, None])
+        assert ((targets == tok.boundary).sum(1) == 1).all()
+        # Masks are true at the source and before all padding.
+        lengths = batch["source_mask"].sum(1)
+        np.testing.assert_array_equal(
+            batch["source_mask"], np.arange(batch["source"].shape[1]) < lengths[:, None]
+        )
+        longest = max(longest, weights.sum(1).max())
+        for source, target in rows_of(batch, tok):
+            assert target in dataset.train[source]
+    assert longest == 12  # a target of eleven tokens was there, and its end
+
+
+def steps_per_epoch(dataset: PairData, batch_size: int) -> int:
+    return sum(math.ceil(len(bucket.source_NS) / batch_size) for bucket in dataset.buckets)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 30])
+def test_an_epoch_takes_every_pair_and_the_next_orders_anew(tsv: Path, batch_size: int) -> None:
+    config = make_config(tsv, batch_size)
+    dataset = pairs.load(config)
+    n_steps = steps_per_epoch(dataset, batch_size)
+    wanted = listed(dataset.train)
+    assert dataset.sizes["train_pairs"] == wanted.total()
+    epochs = []
+    for epoch in range(3):
+        batches = [dataset.batch(config, epoch * n_steps + step) for step in range(n_steps)]
+        epochs.append([rows_of(batch, dataset.tokenizer) for batch in batches])
+        taken = Counter(row for rows in epochs[-1] for row in rows)
+        assert taken.keys() == wanted.keys()
+        assert taken.total() == n_steps * batch_size
+        # What fills up the last batch of a bucket is little, and none of it comes three times.
+        assert taken.total() - wanted.total() < batch_size * len(dataset.buckets)
+        assert max(taken.values()) <= 2
+        # Long ones and short ones come mixed.
+        widths = [batch["tokens"].shape[1] for batch in batches]
+        assert len(set(widths)) == 1 or widths != sorted(widths)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    # The batches differ, not only their order.
+    composed = [{frozenset(rows) for rows in epoch} for epoch in epochs]
+    assert batch_size == 1 or len(composed[0] & composed[1]) < n_steps / 4
+
+
+def shapes(batch: Batch) -> dict[str, Any]:
+    return {name: leaf.shape for name, leaf in batch.items()}
+
+
+def test_steps_alike_are_the_longest_beginning_of_one_shape(
+    dataset: PairData, config: Config
+) -> None:
+    lengths = Counter[int]()
+    for first in range(80):
+        for n in (1, 2, 10):
+            steps = dataset.steps_alike(config, range(first, first + n))
+            assert steps.start == first
+            assert 1 <= len(steps) <= n
+            of_first = shapes(dataset.batch(config, first))
+            assert all(shapes(dataset.batch(config, step)) == of_first for step in steps)
+            if len(steps) < n:
+                assert shapes(dataset.batch(config, steps.stop)) != of_first
+            lengths[len(steps)] += n == 10
+    assert len(+lengths) > 2
+
+
+def test_training_batches_stack_steps_alike_and_pad_with_weight_zero(
+    dataset: PairData, config: Config
+) -> None:
+    steps = max((dataset.steps_alike(config, range(s, s + 10)) for s in range(80)), key=len)
+    assert len(steps) > 2
+    capacity = len(steps) + 2
+    stacked = data.training_batches(dataset, config, steps, capacity)
+    for i, step in enumerate(steps):
+        alone = dataset.batch(config, step)
+        assert stacked.keys() == alone.keys()
+        for name, leaf in alone.items():
+            np.testing.assert_array_equal(stacked[name][i], leaf)
+            assert stacked[name].dtype == leaf.dtype
+    assert {len(leaf) for leaf in stacked.values()} == {capacity}
+    assert not stacked["weights"][len(steps) :].any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 64, 1000])
+def test_validation_counts_every_pair_once(
+    dataset: PairData, config: Config, batch_size: int
+) -> None:
+    counted: Counter[tuple[str, str]] = Counter()
+    seen = set()
+    for batch in dataset.validation(config, batch_size):
+        assert {leaf.shape[:2] for leaf in batch.values()} == {(1, batch_size)}
+        rows = rows_of({name: leaf[0] for name, leaf in batch.items()}, dataset.tokenizer)
+        counted.update(rows)
+        assert batch["weights"].sum() == sum(len(target.split()) + 1 for _, target in rows)
+        assert batch["source_mask"].any(-1).all()  # what is padding still attends to something
+        seen.add(tuple(shapes(batch).values()))
+    assert counted == listed(dataset.val)
+    assert counted.total() == dataset.sizes["val_pairs"] > 50
+    assert len(seen) <= len(dataset.val_buckets)
+
+
+def test_the_seed_s_protocol_is_not_for_pairs(dataset: PairData, config: Config) -> None:
+    assert list(dataset.sampled_validation(config)) == []
+
+
+def test_tokens_per_sequence_is_the_mean_of_what_is_no_padding(
+    dataset: PairData, config: Config
+) -> None:
+    lengths = [
+        len(source) + len(target.split()) + 1
+        for source, targets in dataset.train.items()
+        for target in targets
+    ]
+    assert dataset.tokens_per_sequence(config) == pytest.approx(np.mean(lengths))
+
+
+# --- loading
+
+
+def test_a_file_is_split_and_hashed(tsv: Path, config: Config) -> None:
+    loaded = data.load(config)
+    assert isinstance(loaded, PairData)
+    assert (loaded.train, loaded.val, loaded.test) == pairs.split(random_pairs(500), 0.1)
+    assert loaded.source == str(tsv)
+    assert loaded.sha256 == hashlib.sha256(tsv.read_bytes()).hexdigest()
+    splits = (loaded.train, loaded.val, loaded.test)
+    assert [len(part) for part in splits] == [400, 50, 50]
+    names = ("train_pairs", "val_pairs", "test_pairs")
+    assert loaded.sizes == {
+        name: listed(part).total() for name, part in zip(names, splits, strict=True)
+    }
+    assert sum(loaded.sizes.values()) == 667
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "n_source", "n_target"),
+    [
+        # Characters: a, b, " "; X, Y, " ". Words: a, ab, b, ba; X, XY, Y, YX.
+        ("char", "char", 3, 3),
+        ("char", "word", 3, 4),
+        ("word", "char", 4, 3),
+        ("word", "word", 4, 4),
+        ("byte", "word", 256, 4),
+    ],
+)
+def test_a_tokenizer_for_each_side(
+    tmp_path: Path, source: Kind, target: Kind, n_source: int, n_target: int
+) -> None:
+    path = tmp_path / "pairs.tsv"
+    of = {"a ab": ["X XY"], "ab b": ["XY Y"], "ba": ["YX"], "b": ["Y"], "a": ["X", "Y X"]}
+    path.write_text(as_tsv(of))
+    data_config = DataConfig(path=path, source_tokenizer=source, tokenizer=target, val_fraction=0.2)
+    tok = pairs.load(Config(MODEL, data_config, train=TrainConfig(batch_size=2))).tokenizer
+    assert tok.source.vocab_size == tok.source_vocab_size == n_source
+    assert tok.target.vocab_size == tok.boundary == tok.vocab_size - 1 == n_target
+    for text, targets in of.items():
+        assert tok.source.decode(tok.source.encode(text)) == text
+        assert [tok.target.decode(tok.target.encode(t)) for t in targets] == targets
+
+
+def test_shared_embeddings_share_the_vocabulary(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("abc\tcx\nb\ty\nca\tz\nd\tx\ne\tx\n")
+    data_config = DataConfig(path=path, val_fraction=0.2)
+    for share in (True, False):
+        model = dataclasses.replace(MODEL, share_embeddings=share)
+        tok = pairs.load(Config(model, data_config, train=TrainConfig(batch_size=2))).tokenizer
+        assert (tok.source is tok.target) == share
+        sizes = (tok.source_vocab_size, tok.vocab_size)
+        # a b c d e x y z and the boundary; or a b c d e, and c x y z and the boundary.
+        assert sizes == ((9, 9) if share else (5, 5))
+    assert tok.source.encode("abcde").tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "words"),
+    [
+        ("tinyshakespeare", MODEL, "--data.name tinyshakespeare is a text"),
+        ("cmudict", GPTConfig(), "--data.name cmudict is pairs"),
+        ("cmudict_stress", GPTConfig(), "--data.name cmudict_stress is pairs"),
+    ],
+)
+def test_the_data_of_another_model_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    name: Literal["tinyshakespeare", "cmudict", "cmudict_stress"],
+    model: GPTConfig,
+    words: str,
+) -> None:
+    def fetch(name: str) -> Path:
+        raise AssertionError(f"{name} was fetched")
+
+    monkeypatch.setattr(datasets, "fetch", fetch)
+    with pytest.raises(UserError) as caught:
+        data.load(Config(model, DataConfig(name=name)))
+    assert words in str(caught.value)
+    assert "--data.path" in str(caught.value)
+
+
+@pytest.mark.parametrize("stress", [True, False])
+def test_a_dictionary_of_one_s_own(tmp_path: Path, stress: bool) -> None:
+    path = tmp_path / "mine.dict"
+    path.write_text(CMUDICT)
+    name: Any = "cmudict_stress" if stress else "cmudict"
+    data_config = DataConfig(name=name, path=path, tokenizer="word", val_fraction=0.25)
+    loaded = pairs.load(Config(MODEL, data_config, train=TrainConfig(batch_size=2)))
+    assert loaded.train | loaded.val | loaded.test == pairs.parse_cmudict(CMUDICT, path, stress)
+    assert [len(part) for part in (loaded.train, loaded.val, loaded.test)] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction", "split"), [(4, 0.1, "validation"), (4, 0.5, "training"), (1, 0.1, "val")]
+)
+def test_a_split_without_pairs_is_refused(
+    tmp_path: Path, n: int, fraction: float, split: str
+) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{source}\tX\n" for source in "abcd"[:n]))
+    with pytest.raises(UserError) as caught:
+        pairs.load(Config(MODEL, DataConfig(path=path, val_fraction=fraction)))
+    assert f"{path}: {n} sources leave none for {split}" in str(caught.value)
+    assert f"--data.val-fraction {fraction}" in str(caught.value)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_pair_that_is_too_long_is_refused_in_whatever_split_it_is(
+    tmp_path: Path, place: int
+) -> None:
+    of = random_pairs(50)
+    (source, *_) = pairs.split(of, 0.2)[place]
+    path = tmp_path / "pairs.tsv"
+    path.write_text(as_tsv(of | {source: [" ".join("X" * 12)]}))
+    with pytest.raises(UserError, match=rf"the target of '{source}' has 12 tokens"):
+        pairs.load(Config(MODEL, DataConfig(path=path, tokenizer="word", val_fraction=0.2)))
+
+
+def test_the_cmu_pronouncing_dictionary() -> None:
+    """The facts that others publish of it, where it can be had."""
+    try:
+        path = datasets.fetch("cmudict")
+    except UserError as error:
+        pytest.skip(str(error))
+    text = path.read_text(encoding="utf-8")
+    for stress, n_phones in ((False, 39), (True, 69)):
+        of = pairs.parse_cmudict(text, path, stress)
+        assert len(of) == 126_052
+        phones = {phone for targets in of.values() for t in targets for phone in t.split()}
+        assert len(phones) == n_phones
+        assert all(len(set(targets)) == len(targets) for targets in of.values())
+    assert of["abandon"] == ["AH0 B AE1 N D AH0 N"]
+    assert of["aalborg"] == ["AO1 L B AO0 R G", "AA1 L B AO0 R G"]

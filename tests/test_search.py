@@ -1,0 +1,432 @@
+"""Beam search finds what a search without cache, padding and neighbours finds."""
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+from conftest import MODERN, TINY
+
+from gptjax import alignment, models, search
+from gptjax.config import EncoderDecoderConfig, GPTConfig
+from gptjax.errors import UserError
+from gptjax.models import EncoderDecoder
+from gptjax.tokenizer import CharTokenizer, PairTokenizer
+
+TOKENIZER = PairTokenizer(CharTokenizer("abcdefgh"), CharTokenizer("tuvwxyz"))
+TWO_LETTERS = PairTokenizer(CharTokenizer("abcdefgh"), CharTokenizer("xy"))
+SOURCES = ["hgf", "a", "cabbagedeaf", "bed", "hhgghhgg", "abcdefghabcd"]
+BLOCK_SIZE, SOURCE_BLOCK_SIZE = 8, 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, its parameters, and (logits, log-probabilities) without a cache."""
+
+    tok: PairTokenizer
+    model: EncoderDecoder
+    params: Any
+    forward: Callable[..., Any]
+
+    def log_p(self, source: str, ids: list[int]) -> np.ndarray:
+        """Log-probabilities of what follows the boundary and each of these tokens."""
+        block_size = self.model.config.block_size
+        source_1S, mask_1S = padded(self.tok, [source], SOURCE_BLOCK_SIZE)
+        tokens = [self.tok.boundary, *ids][:block_size]
+        tokens_1T = np.pad([tokens], ((0, 0), (0, block_size - len(tokens))))
+        log_p_1TV = self.forward(self.params, tokens_1T, source_1S, mask_1S)[1]
+        return np.asarray(log_p_1TV)[0, : len(tokens)]
+
+    def log_probability(self, source: str, ids: list[int]) -> float:
+        """Of a target by teacher forcing: its tokens and, where it ends, its boundary."""
+        ended = [*ids, self.tok.boundary][: self.model.config.block_size]
+        log_p_TV = self.log_p(source, list(ids))
+        return float(sum(log_p_TV[t, token] for t, token in enumerate(ended)))
+
+    def transduce(self, sources: list[str], **options: Any) -> list[list[search.Hypothesis]]:
+        return search.transduce(self.model, self.params, self.tok, sources, **options)
+
+
+def make_case(base: GPTConfig, tok: PairTokenizer, **fields: Any) -> Case:
+    """Random parameters, far from zero, so that every part of the model has its say."""
+    config = EncoderDecoderConfig(
+        **dataclasses.asdict(base) | {"block_size": BLOCK_SIZE} | fields,
+        n_encoder_layer=1,
+        source_block_size=SOURCE_BLOCK_SIZE,
+    )
+    model = models.build(config, tok)
+    assert isinstance(model, EncoderDecoder)
+    rng = np.random.default_rng(2)
+
+    def perturbed(p: jax.Array) -> np.ndarray:
+        noise = 0.3 * rng.choice([-1, 1], p.shape) if p.ndim == 1 else 0
+        return np.asarray(2 * p + noise, np.float32)
+
+    params = jax.tree.map(perturbed, models.init(model, seed=2))
+    assert all(leaf.any() for leaf in jax.tree.leaves(params))
+
+    @jax.jit
+    def forward(params: Any, tokens: Any, source: Any, mask: Any) -> Any:
+        logits, _ = model.apply({"params": params}, tokens, source=source, source_mask=mask)
+        return logits, jax.nn.log_softmax(logits)
+
+    return Case(tok, model, params, forward)
+
+
+@pytest.fixture(scope="module", params=[TINY, MODERN], ids=["seed", "modern"])
+def case(request: pytest.FixtureRequest) -> Case:
+    """The seed's architecture and the modern one, both tiny."""
+    return make_case(request.param, TOKENIZER)
+
+
+@pytest.fixture(scope="module", params=[TINY, MODERN], ids=["seed", "modern"])
+def small(request: pytest.FixtureRequest) -> Case:
+    """The same with so few targets that they can be listed."""
+    return make_case(request.param, TWO_LETTERS, block_size=4)
+
+
+def padded(
+    tok: PairTokenizer, sources: list[str], width: int, filling: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(source, source_mask), both (B, width)."""
+    ids = [tok.source.encode(source) for source in sources]
+    source_BS = np.stack(
+        [np.pad(row, (0, width - len(row)), constant_values=filling) for row in ids]
+    )
+    return source_BS, np.arange(width) < np.array([len(row) for row in ids])[:, None]
+
+
+def greedy(case: Case, source: str) -> tuple[list[int], float]:
+    """(tokens with the boundary that ends them, log-probability), by whole forward passes."""
+    ids: list[int] = []
+    total = 0.0
+    while len(ids) < case.model.config.block_size and case.tok.boundary not in ids:
+        log_p_V = case.log_p(source, ids)[-1]
+        second, first = np.sort(log_p_V)[-2:]
+        assert first - second > 1e-3  # far from a tie
+        ids.append(int(log_p_V.argmax()))
+        total += float(log_p_V.max())
+    return ids, total
+
+
+def listed_beam_search(
+    case: Case, source: str, beam_size: int, penalty: float
+) -> list[tuple[float, float, list[int]]]:
+    """(score, log-probability, tokens), best first: the textbook's search, with lists."""
+    boundary = case.tok.boundary
+    beams: list[tuple[float, float, list[int]]] = [(0.0, 0.0, [])]
+    for _ in range(case.model.config.block_size):
+        extended = []
+        for score, total, ids in beams:
+            if ids[-1:] == [boundary]:
+                extended.append((score, total, ids))
+                continue
+            for token, log_p in enumerate(case.log_p(source, ids)[-1].tolist()):
+                longer = [*ids, token]
+                extended.append(((total + log_p) / len(longer) ** penalty, total + log_p, longer))
+        beams = sorted(extended, reverse=True)[:beam_size]
+    return beams
+
+
+def tokens_of(case: Case, found: search.Hypothesis) -> list[int]:
+    """With the boundary at the end, which only a target of block_size tokens may lack."""
+    return [*found.ids.tolist(), case.tok.boundary][: case.model.config.block_size]
+
+
+# --- one beam
+
+
+@pytest.mark.parametrize("n_sources", [1, 3])
+def test_a_beam_of_one_is_greedy_decoding_without_a_cache(case: Case, n_sources: int) -> None:
+    sources = SOURCES[:n_sources]
+    source_BS, mask_BS = padded(case.tok, sources, SOURCE_BLOCK_SIZE)
+    beams = search.beam_search(case.model, case.params, source_BS, mask_BS, case.tok.boundary)
+    assert beams.tokens_BNT.shape == (n_sources, 1, BLOCK_SIZE)
+    for b, source in enumerate(sources):
+        ids, log_probability = greedy(case, source)
+        length = int(beams.length_BN[b, 0])
+        assert beams.tokens_BNT[b, 0, :length].tolist() == ids
+        assert float(beams.log_probability_BN[b, 0]) == pytest.approx(log_probability, abs=1e-3)
+
+
+def test_what_is_decoded_depends_on_the_source(case: Case) -> None:
+    """Else the comparisons here would say nothing about the encoder."""
+    made = [greedy(case, source)[0] for source in SOURCES]
+    assert len({tuple(ids) for ids in made}) >= 4
+    assert len({len(ids) for ids in made}) >= 2
+    assert any(len(set(ids)) > 3 for ids in made)
+
+
+# --- the cache
+
+
+@pytest.mark.parametrize("n_sources", [1, 3])
+def test_a_cache_needs_the_source_once(case: Case, n_sources: int) -> None:
+    """Later calls have neither the source nor the weights that read it, and say the same."""
+    model = case.model
+    source_BS, mask_BS = padded(case.tok, SOURCES[:n_sources], SOURCE_BLOCK_SIZE)
+    tokens_BT = np.random.default_rng(0).integers(0, model.vocab_size, (n_sources, BLOCK_SIZE))
+    expected, _ = case.forward(case.params, tokens_BT, source_BS, mask_BS)
+
+    decoder = {**case.params["decoder"]}
+    for i in range(model.config.n_layer):
+        attention = {**decoder[f"block_{i}"]["cross_attention"]}
+        del attention["key"], attention["value"]
+        decoder[f"block_{i}"] = {**decoder[f"block_{i}"], "cross_attention": attention}
+    without = {"decoder": decoder}  # and without the encoder
+
+    @jax.jit
+    def one_more(tokens: Any, cache: Any) -> Any:
+        return model.apply({"params": without}, tokens, cache, source_mask=mask_BS)
+
+    logits, cache = jax.jit(model.apply)(
+        {"params": case.params},
+        tokens_BT[:, :3],
+        model.init_cache(n_sources),
+        source=source_BS,
+        source_mask=mask_BS,
+    )
+    np.testing.assert_allclose(logits, expected[:, :3], rtol=1e-3, atol=1e-3)
+    for t in range(3, BLOCK_SIZE):
+        logits, cache = one_more(tokens_BT[:, t : t + 1], cache)
+        np.testing.assert_allclose(logits[:, 0], expected[:, t], rtol=1e-3, atol=1e-3)
+
+
+def test_a_search_encodes_each_source_once(case: Case) -> None:
+    """Counted while it is traced: the loop over tokens is traced apart from what precedes it."""
+    calls: Counter[str] = Counter()
+
+    def count(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if context.method_name == "__call__":
+            path = context.module.path
+            calls["encoder"] += path == ("encoder",)
+            calls["decoder"] += path == ("decoder",)
+            calls["keys"] += path == ("decoder", "block_1", "cross_attention", "key")
+            if path == ("encoder",):
+                assert args[0].shape == (3, SOURCE_BLOCK_SIZE)  # of sources, not of beams
+        return next_fun(*args, **kwargs)
+
+    source_BS, mask_BS = padded(case.tok, SOURCES[:3], SOURCE_BLOCK_SIZE)
+    with nn.intercept_methods(count):
+        jax.eval_shape(
+            lambda params: search.beam_search.__wrapped__(
+                case.model, params, jnp.asarray(source_BS), jnp.asarray(mask_BS), 7, beam_size=4
+            ),
+            case.params,
+        )
+    assert calls["decoder"] >= 2
+    assert calls["encoder"] == calls["keys"] == 1
+
+
+# --- many beams
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("beam_size", [3])
+def test_the_search_is_the_textbook_s(case: Case, beam_size: int, penalty: float) -> None:
+    found = case.transduce(SOURCES, beam_size=beam_size, length_penalty=penalty)
+    for source, ours in zip(SOURCES, found, strict=True):
+        theirs = listed_beam_search(case, source, beam_size, penalty)
+        assert [tokens_of(case, h) for h in ours] == [ids for _, _, ids in theirs]
+        scores = [(h.score, h.log_probability) for h in ours]
+        np.testing.assert_allclose(scores, [t[:2] for t in theirs], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("source", ["a", "bed", "hgf", "cafe", "hhgghhgg"])
+def test_a_beam_wide_enough_lists_every_target(small: Case, source: str) -> None:
+    """Of two letters: 15 targets that end within four tokens, 16 that do not; more there are not.
+
+    More beginnings than that there never are, so nothing is ever dropped and the list is exact;
+    the places that are left over stay empty.
+    """
+    targets = [list(ids) for length in range(5) for ids in itertools.product([0, 1], repeat=length)]
+    assert len(targets) == 31
+    log_probabilities = [small.log_probability(source, ids) for ids in targets]
+    best = {}
+    for penalty in (0.0, 1.0):
+        expected = sorted(
+            (
+                (log_p / min(len(ids) + 1, 4) ** penalty, log_p, ids)
+                for log_p, ids in zip(log_probabilities, targets, strict=True)
+            ),
+            reverse=True,
+        )
+        (found,) = small.transduce([source], beam_size=35, length_penalty=penalty)
+        assert [h.ids.tolist() for h in found] == [ids for _, _, ids in expected]
+        assert [h.text for h in found] == ["".join("xy"[i] for i in ids) for _, _, ids in expected]
+        scores = [(h.score, h.log_probability) for h in found]
+        np.testing.assert_allclose(scores, [e[:2] for e in expected], rtol=1e-3, atol=1e-3)
+        assert sum(np.exp(h.log_probability) for h in found) == pytest.approx(1, abs=1e-4)
+        best[penalty] = [h.text for h in found]
+    assert best[0.0] != best[1.0]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
+def test_the_n_best_are_sorted_distinct_and_scored_by_their_probability(
+    case: Case, penalty: float
+) -> None:
+    for source, best in zip(
+        SOURCES, case.transduce(SOURCES, beam_size=4, length_penalty=penalty), strict=True
+    ):
+        assert len(best) == 4
+        scores = [h.score for h in best]
+        assert scores == sorted(scores, reverse=True)
+        assert len({tuple(tokens_of(case, h)) for h in best}) == 4
+        for h in best:
+            assert case.tok.boundary not in h.ids
+            assert h.text == case.tok.target.decode(h.ids)
+            expected = case.log_probability(source, h.ids.tolist())
+            assert h.log_probability == pytest.approx(expected, rel=1e-3, abs=1e-3)
+            length = len(tokens_of(case, h))
+            assert h.score == pytest.approx(h.log_probability / length**penalty, rel=1e-5)
+
+
+# --- neighbours and padding
+
+
+def test_neither_padding_nor_what_it_holds_matters(case: Case) -> None:
+    """The rows of a batch are alone; of one source that needs no padding, there is none."""
+
+    def searched(sources: list[str], width: int, filling: int) -> search.Beams:
+        batch = padded(case.tok, sources, width, filling)
+        return search.beam_search(case.model, case.params, *batch, case.tok.boundary, beam_size=3)
+
+    sources = SOURCES[:3]
+    wide, other = (searched(sources, SOURCE_BLOCK_SIZE, filling) for filling in (0, 5))
+    for a, b in zip(wide, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    alone = searched(sources[:1], len(sources[0]), 0)
+    for a, b in zip(alone, wide, strict=True):
+        np.testing.assert_allclose(a[0], b[0], rtol=1e-3, atol=1e-3)
+
+
+def test_targets_come_in_the_order_asked_for(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although sources of like length are decoded side by side, and the last batch is filled up."""
+    monkeypatch.setattr(search, "BATCH_SIZE", 2)
+    asked = [*SOURCES, SOURCES[1]]
+    found = case.transduce(asked)
+    assert len(found) == len(asked)
+    for source, (best,) in zip(asked, found, strict=True):
+        ids, log_probability = greedy(case, source)
+        assert tokens_of(case, best) == ids
+        assert best.score == pytest.approx(log_probability / len(ids), rel=1e-3, abs=1e-3)
+
+
+def test_no_source_has_no_target(case: Case) -> None:
+    assert case.transduce([]) == []
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("", "the source '' has 0 tokens; the model reads 1 to 12"),
+        ("a" * 13, "has 13 tokens; the model reads 1 to 12"),
+        ("abQ", "'Q' at 2"),
+    ],
+    ids=["empty", "too-long", "unknown"],
+)
+def test_sources_that_cannot_be_read_are_refused(case: Case, source: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        case.transduce(["abc", source])
+    assert words in str(caught.value)
+
+
+def test_the_longest_source_is_read(case: Case) -> None:
+    ((best,),) = case.transduce(["a" * SOURCE_BLOCK_SIZE])
+    ids, _ = greedy(case, "a" * SOURCE_BLOCK_SIZE)
+    assert tokens_of(case, best) == ids
+
+
+@pytest.mark.parametrize(
+    ("beam_size", "penalty", "words"),
+    [
+        (0, 1.0, "--beam is 0, but must be in [1, 100]"),
+        (101, 1.0, "--beam is 101, but must be in [1, 100]"),
+        (1, -0.1, "--length-penalty is -0.1, but must be finite and >= 0"),
+        (1, float("nan"), "--length-penalty is nan"),
+        (1, float("inf"), "--length-penalty is inf"),
+    ],
+)
+def test_values_out_of_range_are_refused(beam_size: int, penalty: float, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        search.check(beam_size, penalty)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("beam_size", [1, 100])
+def test_the_limits_themselves_are_allowed(beam_size: int) -> None:
+    search.check(beam_size, 0.0)
+
+
+# --- what cross-attention looks at
+
+
+def test_cross_attention_is_a_distribution_over_the_source_for_every_token(case: Case) -> None:
+    model, params = case.model, case.params
+    source_S = case.tok.source.encode("cabbage")
+    tokens_T = np.array([case.tok.boundary, 1, 4, 0, 2])
+    weights = alignment.cross_attention(model, params, source_S, tokens_T)
+    assert weights.shape == (model.config.n_layer, model.config.n_head, 5, 7)
+    assert weights.dtype == np.float32
+    assert (weights >= 0).all()
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    assert np.ptp(weights, axis=-1).max() > 0.1  # it looks somewhere
+
+    # A later token changes only what is looked for from it on; another source changes all.
+    changed = alignment.cross_attention(model, params, source_S, np.array([*tokens_T[:-1], 5]))
+    np.testing.assert_allclose(changed[..., :-1, :], weights[..., :-1, :], atol=1e-4)
+    assert not np.allclose(changed[..., -1, :], weights[..., -1, :], atol=1e-3)
+    other = alignment.cross_attention(model, params, source_S[::-1], tokens_T)
+    assert not np.allclose(other, weights, atol=1e-3)
+
+
+def test_cross_attention_equals_its_definition(case: Case) -> None:
+    """softmax(q k / sqrt(K)) in the last layer, made of what the model itself hands on."""
+    model, c = case.model, case.model.config
+    source_S, tokens_T = case.tok.source.encode("cabbage"), np.array([case.tok.boundary, 1, 4])
+    _, sown = model.apply(
+        {"params": case.params},
+        tokens_T[None],
+        source=source_S[None],
+        source_mask=np.ones((1, 7), bool),
+        capture_intermediates=True,
+        mutable="intermediates",
+    )
+    attention = sown["intermediates"]["decoder"]["block_1"]["cross_attention"]
+    q, k = (
+        np.asarray(attention[name]["__call__"][0][0])
+        .reshape(-1, c.n_head, c.n_embd // c.n_head)
+        .swapaxes(0, 1)
+        for name in ("query", "key")
+    )
+    if c.qk_norm:
+        q, k = (x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) for x in (q, k))
+    scores = q @ k.swapaxes(1, 2) / np.sqrt(c.n_embd // c.n_head)
+    expected = np.asarray(jax.nn.softmax(scores))
+    weights = alignment.cross_attention(model, case.params, source_S, tokens_T)
+    np.testing.assert_allclose(weights[1], expected, atol=1e-4)
+
+
+def test_a_map_is_drawn_as_a_png(tmp_path: Path) -> None:
+    weights_TS = np.eye(3, 5, dtype=np.float32)
+    path = tmp_path / "map.png"
+    alignment.draw(weights_TS, list("abcde"), ["x", "y", "end"], "a title", path)
+    image = matplotlib.image.imread(path)
+    height, width = image.shape[:2]
+    assert width > height > 100
+    assert image[..., :3].min() < 0.2 < 0.9 < image[..., :3].max()
+    assert [p.name for p in tmp_path.iterdir()] == ["map.png"]
+    # It is the weights that are drawn.
+    alignment.draw(weights_TS[::-1], list("abcde"), ["x", "y", "end"], "a title", path)
+    assert not np.array_equal(matplotlib.image.imread(path), image)
