@@ -200,7 +200,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
             raise
         finally:
             checkpoints.close()
-        report.say(_closing_words(folder))
+        report.say(_closing_words(folder, dataset.sample_flags))
 
 
 def _headline(config: Config, n_params: int, tokens_per_step: float, step: int) -> str:
@@ -224,13 +224,13 @@ def _advice(folder: Path) -> str:
     )
 
 
-def _closing_words(folder: Path) -> str:
+def _closing_words(folder: Path, sample_flags: str) -> str:
     """The latest sample, and where to find everything."""
     samples = sorted((folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
     text = samples[-1].read_text(encoding="utf-8").strip() if samples else ""
     return (
         f"{text}\n\n" if text else ""
-    ) + f"loss plot: {folder}/loss.png\nsample more: python sample.py {folder}"
+    ) + f"loss plot: {folder}/loss.png\nsample more: python sample.py {folder}{sample_flags}"
 
 
 if __name__ == "__main__":

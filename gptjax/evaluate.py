@@ -62,11 +62,10 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
         pairs = dataset.test if command.split == "test" else dataset.val
         if not pairs:
             raise UserError(f"{command.run} has no pairs in its {command.split} split")
+        _jiwer()  # missing? Better said now
         assert isinstance(model, EncoderDecoder)
         sources, tok = list(pairs), dataset.tokenizer
-        found = search.transduce(
-            model, params, tok, sources, command.beam, command.length_penalty
-        )
+        found = search.transduce(model, params, tok, sources, command.beam, command.length_penalty)
         written = {source: best[0].text for source, best in zip(sources, found, strict=True)}
         pairs = {source: [spelled(tok.target, t) for t in pairs[source]] for source in pairs}
         written = {source: spelled(tok.target, text) for source, text in written.items()}
@@ -141,7 +140,7 @@ def _jiwer() -> Any:
     try:
         import jiwer
     except ImportError:
-        raise UserError("evaluation of pairs needs the package jiwer: pip install jiwer") from None
+        raise UserError("error rates need the package jiwer: pip install jiwer") from None
     return jiwer
 
 

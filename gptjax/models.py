@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gptjax.blocks import Block, BlockCache, rotary_angles
 from gptjax.config import BigramConfig, EncoderDecoderConfig, GPTConfig, ModelConfig
-from gptjax.layers import Block, BlockCache, Embed, Linear, Norm, rotary_angles
+from gptjax.layers import Embed, Linear, Norm
 from gptjax.tokenizer import PairTokenizer, Tokenizer
 
 Cache = tuple[BlockCache, ...]

@@ -81,6 +81,11 @@ class PairData:
     """Of the file's bytes: a run refuses to continue on other pairs."""
 
     @property
+    def sample_flags(self) -> str:
+        """What sample.py wants besides the run."""
+        return f' --source "{next(iter(self.val))}"'
+
+    @property
     def sizes(self) -> dict[str, int]:
         splits = {"train": self.train, "val": self.val, "test": self.test}
         return {

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from gptjax.blocks import BlockCache
 from gptjax.errors import UserError
-from gptjax.layers import BlockCache
 from gptjax.models import EncoderDecoder
 from gptjax.tokenizer import PairTokenizer
 

@@ -53,6 +53,9 @@ class TextData:
     sha256: str
     """Of the text's bytes: a run refuses to continue on another text."""
 
+    sample_flags = ""
+    """What sample.py wants besides the run."""
+
     @property
     def sizes(self) -> dict[str, int]:
         return {"train_tokens": len(self.train), "val_tokens": len(self.val)}

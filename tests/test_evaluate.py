@@ -164,7 +164,7 @@ def test_a_target_written_token_by_token_is_right_whatever_its_blanks() -> None:
 
 
 def test_the_tokens_that_are_compared_are_the_model_s() -> None:
-    assert spelled(CharTokenizer("ab "), "ab b") == "a b ␣ b"
+    assert spelled(CharTokenizer(" ab"), "ab b") == "a b ␣ b"
     assert spelled(ByteTokenizer(), "aü") == "a <195> <188>"
 
 

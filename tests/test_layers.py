@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import MODERN, TINY
 
-from gptjax import layers
-from gptjax.layers import Attention, BlockCache, Dropout, Embed, Linear, Norm, ShortConv
+from gptjax import blocks, layers
+from gptjax.blocks import Attention, BlockCache, ShortConv
+from gptjax.layers import Dropout, Embed, Linear, Norm
 
 KEY = jax.random.key(0)
 
@@ -151,7 +152,7 @@ def test_short_conv_adds_weighted_neighbours_of_the_past(width):
 def test_causal_attention_in_chunks_is_attention_under_the_causal_mask(n_target):
     x = normal(2, n_target, 16)
     attention = Attention(TINY)
-    mask = layers.causal_mask(jnp.arange(n_target), n_target)
+    mask = blocks.causal_mask(jnp.arange(n_target), n_target)
     (masked, _), variables = attention.init_with_output(KEY, x, mask=mask)
     causal, _ = attention.apply(variables, x, causal=True)
     np.testing.assert_allclose(causal, masked, rtol=1e-5, atol=1e-6)
@@ -161,14 +162,14 @@ def test_rotary_scores_depend_on_the_distance_alone():
     q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8, seed=2)
 
     def score(t: int, s: int) -> float:
-        turned_q = layers.rotate(q, *layers.rotary_angles(jnp.array([t]), 8))
-        turned_k = layers.rotate(k, *layers.rotary_angles(jnp.array([s]), 8))
+        turned_q = blocks.rotate(q, *blocks.rotary_angles(jnp.array([t]), 8))
+        turned_k = blocks.rotate(k, *blocks.rotary_angles(jnp.array([s]), 8))
         return float((turned_q * turned_k).sum())
 
     assert score(9, 4) == pytest.approx(score(105, 100), rel=1e-4)
     assert score(9, 4) != pytest.approx(score(9, 5), rel=1e-2)
     # A rotation keeps lengths.
-    turned = layers.rotate(q, *layers.rotary_angles(jnp.array([77]), 8))
+    turned = blocks.rotate(q, *blocks.rotary_angles(jnp.array([77]), 8))
     assert np.linalg.norm(turned) == pytest.approx(np.linalg.norm(q), rel=1e-5)
 
 
