@@ -555,4 +555,4 @@ def test_jiwer_missing_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jiwer", None)
     line = refused(evaluate.main, trained)
-    assert "evaluation of pairs needs the package jiwer: pip install jiwer" in line
+    assert "error rates need the package jiwer: pip install jiwer" in line
