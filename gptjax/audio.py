@@ -1,0 +1,133 @@
+"""Sound: reading files, log-mel spectrograms, and three ways to vary them in training.
+
+Samples are float32 in [-1, 1] at 16 kHz, one channel. What varies them is a pure function of its
+arguments, a random generator or key among them.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gptjax.errors import UserError
+
+SAMPLE_RATE = 16_000
+WINDOW, HOP = 400, 160
+"""25 ms and 10 ms, in samples."""
+N_MELS = 80
+
+
+def read(path: Path) -> np.ndarray:
+    """The samples (N,) of a sound file, its channels averaged, resampled to 16 kHz.
+
+    WAV, FLAC, OGG, and whatever else libsndfile knows. Raises UserError for a file that is
+    missing, broken, empty, or has samples that are no numbers.
+    """
+    soundfile, soxr = _import("soundfile"), _import("soxr")
+    if not path.is_file():
+        raise UserError(f"{path} is no file; name a WAV, FLAC, OGG or MP3")
+    try:
+        samples_NC, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise UserError(
+            f"{path} cannot be read as sound ({error.error_string}); convert it to WAV or FLAC"
+        ) from None
+    if not len(samples_NC):
+        raise UserError(f"{path} has no samples; leave it out")
+    if not np.isfinite(samples_NC).all():
+        raise UserError(f"{path} has samples that are no numbers; convert it again")
+    return soxr.resample(samples_NC.mean(1), rate, SAMPLE_RATE).astype(np.float32)
+
+
+@functools.cache
+def mel_filters(n_mels: int = N_MELS) -> np.ndarray:
+    """Triangles (WINDOW / 2 + 1, M) that sum the power of frequencies into mel bands.
+
+    On Slaney's scale (Auditory Toolbox 1998): linear up to 1 kHz, then 27 bands an e-fold of 6.4;
+    each triangle has an area of one.
+    """
+    step = np.log(6.4) / 27
+
+    def to_hz(mel: np.ndarray) -> np.ndarray:
+        return np.where(mel < 15, 200 / 3 * mel, 1000 * np.exp(step * (mel - 15)))
+
+    nyquist = SAMPLE_RATE / 2
+    edges = to_hz(np.linspace(0, 15 + np.log(nyquist / 1000) / step, n_mels + 2))
+    frequency_F1 = np.linspace(0, nyquist, WINDOW // 2 + 1)[:, None]
+    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
+    rising = (frequency_F1 - low) / (middle - low)
+    falling = (high - frequency_F1) / (high - middle)
+    triangles_FM = np.maximum(0, np.minimum(rising, falling))
+    return (triangles_FM * 2 / (high - low)).astype(np.float32)
+
+
+def log_mel(samples_BN: Array, n_mels: int = N_MELS) -> Array:
+    """Log-mel spectrogram (B, T, M) of samples (B, N), T = N // HOP, as Whisper's.
+
+    Frame t is centred on sample HOP * t of the clip, mirrored at its ends. log10 of the power,
+    cut off at a factor 1e-8 under the loudest of the clip, then (x + 4) / 4.
+    """
+    n_frames = samples_BN.shape[-1] // HOP
+    mirrored_BN = jnp.pad(samples_BN, ((0, 0), (WINDOW // 2, WINDOW // 2)), mode="reflect")
+    index_TW = HOP * np.arange(n_frames)[:, None] + np.arange(WINDOW)
+    hann_W = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+    frames_BTW = mirrored_BN[:, index_TW] * hann_W.astype(np.float32)
+    power_BTF = jnp.abs(jnp.fft.rfft(frames_BTW)) ** 2
+    # HIGHEST: a GPU would round the power to 10 bits of mantissa.
+    mel_BTM = jnp.matmul(power_BTF, mel_filters(n_mels), precision=jax.lax.Precision.HIGHEST)
+    log_BTM = jnp.log10(jnp.maximum(mel_BTM, 1e-10))
+    loudest_B11 = log_BTM.max((1, 2), keepdims=True)
+    return (jnp.maximum(log_BTM, loudest_B11 - 8) + 4) / 4
+
+
+def spec_augment(
+    mel_BTM: Array, key: Array, n_times: int, most_frames: int, n_bands: int, most_bands: int
+) -> Array:
+    """Replaces stretches of time and of frequency by the clip's mean (Park et al. 2019).
+
+    In every clip n_times stretches of up to most_frames frames and n_bands of up to most_bands
+    bands, each of a random length at a random place.
+    """
+    n_batch, n_frames, n_mels = mel_BTM.shape
+
+    def stretches(key: Array, n: int, size: int, most: int) -> Array:
+        """(B, size), true in n random stretches."""
+        length_key, start_key = jax.random.split(key)
+        length_BN1 = jax.random.randint(length_key, (n_batch, n, 1), 0, min(most, size) + 1)
+        room_BN1 = size - length_BN1 + 1
+        start_BN1 = jnp.floor(jax.random.uniform(start_key, (n_batch, n, 1)) * room_BN1)
+        at = jnp.arange(size)
+        return ((start_BN1 <= at) & (at < start_BN1 + length_BN1)).any(1)
+
+    time_key, band_key = jax.random.split(key)
+    hidden_BT1 = stretches(time_key, n_times, n_frames, most_frames)[:, :, None]
+    hidden_B1M = stretches(band_key, n_bands, n_mels, most_bands)[:, None, :]
+    mean_B11 = mel_BTM.mean((1, 2), keepdims=True)
+    return jnp.where(hidden_BT1 | hidden_B1M, mean_B11, mel_BTM)
+
+
+def change_speed(samples_N: np.ndarray, factor: float) -> np.ndarray:
+    """The clip `factor` times as fast, its pitch as much higher (Ko et al. 2015)."""
+    return _import("soxr").resample(samples_N, SAMPLE_RATE * factor, SAMPLE_RATE)
+
+
+def add_noise(samples_N: np.ndarray, rng: np.random.Generator, ratio_db: float) -> np.ndarray:
+    """White noise under the clip, ratio_db decibels weaker than its mean power.
+
+    Silence stays silent.
+    """
+    power = np.mean(samples_N.astype(np.float64) ** 2) / 10 ** (ratio_db / 10)
+    noise = rng.standard_normal(len(samples_N), np.float32)
+    return samples_N + np.float32(np.sqrt(power)) * noise
+
+
+def _import(module: str) -> Any:
+    """An optional package, or one line that says how to get it."""
+    try:
+        return __import__(module)
+    except ImportError:
+        raise UserError(f"sound needs the package {module}: pip install {module}") from None

@@ -1,0 +1,167 @@
+"""Sound: files as they are read, features as librosa makes them, variations that repeat."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gptjax import audio
+from gptjax.errors import UserError
+
+soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
+pytest.importorskip("soxr", reason="an extra: pip install -e '.[speech]'")
+
+RECORDINGS = Path(__file__).parents[2] / "shared/speech/fsdd/recordings"
+
+
+def tone(seconds: float = 0.5, rate: int = 16_000, frequency: float = 440) -> np.ndarray:
+    time = np.arange(int(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * frequency * time)).astype(np.float32)
+
+
+def write(path: Path, samples: np.ndarray, rate: int = 16_000, **options: str) -> Path:
+    soundfile.write(path, samples, rate, **options)
+    return path
+
+
+# --- reading
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("a.wav", 1e-4), ("a.flac", 1e-4), ("a.ogg", 0.05), ("a.mp3", 0.05)]
+)
+def test_every_format_gives_the_same_samples(tmp_path: Path, name: str, tolerance: float) -> None:
+    samples = audio.read(write(tmp_path / name, tone()))
+    assert samples.dtype == np.float32
+    assert abs(len(samples) - 8000) <= 1200  # an MP3 is padded
+    middle = slice(2000, 6000)
+    np.testing.assert_allclose(samples[middle], tone()[middle], atol=tolerance)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 44_100, 48_000])
+def test_every_rate_becomes_16_khz_with_the_same_pitch(tmp_path: Path, rate: int) -> None:
+    samples = audio.read(write(tmp_path / "a.wav", tone(rate=rate), rate))
+    assert abs(len(samples) - 8000) <= 1
+    middle = slice(500, 7500)  # a filter rings at the ends
+    np.testing.assert_allclose(samples[middle], tone()[middle], atol=2e-3)
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    both = np.stack([tone(), np.zeros_like(tone())], axis=1)
+    samples = audio.read(write(tmp_path / "a.wav", both, subtype="FLOAT"))
+    np.testing.assert_allclose(samples, tone() / 2, atol=1e-6)
+
+
+def test_what_is_no_sound_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("not sound")
+    write(tmp_path / "empty.wav", np.zeros(0, np.float32))
+    write(tmp_path / "nan.wav", np.array([0, np.nan], np.float32), subtype="FLOAT")
+    whole = write(tmp_path / "whole.flac", tone()).read_bytes()
+    (tmp_path / "cut.flac").write_bytes(whole[:30])
+    for name, words in (
+        ("missing.wav", "is no file"),
+        (".", "is no file"),
+        ("text.wav", "cannot be read as sound"),
+        ("cut.flac", "cannot be read as sound"),
+        ("empty.wav", "has no samples"),
+        ("nan.wav", "are no numbers"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            audio.read(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+# --- features
+
+
+def clips() -> list[np.ndarray]:
+    """Noise, a tone that begins in silence and, where they are, real recordings."""
+    rng = np.random.default_rng(0)
+    made = [rng.standard_normal(16_000).astype(np.float32) * 0.1]
+    made.append(np.concatenate([np.zeros(4000, np.float32), tone()]))
+    return made + [audio.read(path) for path in sorted(RECORDINGS.glob("*_7.wav"))[::10]]
+
+
+def test_log_mel_equals_librosas() -> None:
+    librosa = pytest.importorskip("librosa", reason="in the test extra: pip install -e '.[test]'")
+    sizes = {"sr": 16_000, "n_fft": audio.WINDOW}
+    filters = librosa.filters.mel(n_mels=80, **sizes).T
+    np.testing.assert_allclose(audio.mel_filters(), filters, atol=1e-7)
+    if not RECORDINGS.is_dir():
+        print(f"without the recordings: {RECORDINGS} is not there")
+    for samples in clips():
+        n_frames = len(samples) // audio.HOP
+        power = librosa.feature.melspectrogram(
+            y=samples.astype(np.float64),
+            hop_length=audio.HOP,
+            pad_mode="reflect",
+            n_mels=80,
+            **sizes,
+        ).T[:n_frames]
+        log = np.log10(np.maximum(power, 1e-10))
+        expected = (np.maximum(log, log.max() - 8) + 4) / 4
+        ours = audio.log_mel(samples[None])
+        assert ours.shape == (1, n_frames, 80)
+        np.testing.assert_allclose(ours[0], expected, atol=1e-4)
+
+
+def test_a_tone_lights_the_band_that_it_lies_in() -> None:
+    centres = audio.mel_filters().argmax(0) * 16_000 / audio.WINDOW
+    for frequency in (300, 1000, 4000):
+        mel = audio.log_mel(tone(frequency=frequency)[None])[0].mean(0)
+        assert abs(centres[int(mel.argmax())] - frequency) < 0.06 * frequency + 40
+
+
+def test_silence_has_features_too() -> None:
+    mel = audio.log_mel(np.zeros((1, 1600), np.float32))
+    assert mel.shape == (1, 10, 80)
+    assert np.unique(mel).size == 1
+
+
+# --- variations
+
+KEY = jax.random.key(3)
+
+
+def test_spec_augment_hides_stretches_of_time_and_frequency() -> None:
+    mel = jax.random.normal(KEY, (200, 50, 80)) + 3
+    hidden = audio.spec_augment(mel, KEY, n_times=2, most_frames=10, n_bands=1, most_bands=20)
+    np.testing.assert_array_equal(hidden, audio.spec_augment(mel, KEY, 2, 10, 1, 20))
+    assert (hidden != audio.spec_augment(mel, jax.random.key(4), 2, 10, 1, 20)).any()
+    changed = np.asarray(hidden != mel)
+    np.testing.assert_allclose(
+        hidden[changed], np.broadcast_to(mel.mean((1, 2))[:, None, None], mel.shape)[changed]
+    )
+    frames, bands = changed.all(2), changed.all(1)
+    np.testing.assert_array_equal(changed, frames[:, :, None] | bands[:, None, :])
+    assert frames.sum(1).max() <= 20
+    assert bands.sum(1).max() <= 20
+    # Each length from 0 to most is as likely; overlaps take a little.
+    assert 8 < frames.sum(1).mean() <= 11
+    assert 8 < bands.sum(1).mean() < 12
+    assert frames.any(0).all()  # every frame is hidden in one clip or another
+    np.testing.assert_array_equal(audio.spec_augment(mel, KEY, 0, 10, 0, 20), mel)
+    all_of_it = audio.spec_augment(mel[:, :5], KEY, 1, 100, 0, 1)  # more than there is
+    assert np.isfinite(all_of_it).all()
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
+def test_speed_changes_length_and_pitch(factor: float) -> None:
+    fast = audio.change_speed(tone(), factor)
+    assert len(fast) == pytest.approx(8000 / factor, abs=1)
+    spectrum = np.abs(np.fft.rfft(fast * np.hanning(len(fast))))
+    assert spectrum.argmax() * 16_000 / len(fast) == pytest.approx(440 * factor, abs=3)
+
+
+def test_noise_is_as_loud_as_asked_for_and_repeats() -> None:
+    clip = tone()
+    noisy, again = (audio.add_noise(clip, np.random.default_rng(5), 20) for _ in range(2))
+    np.testing.assert_array_equal(noisy, again)
+    assert noisy.dtype == np.float32
+    noise = noisy - clip
+    ratio = 10 * np.log10(np.mean(clip**2) / np.mean(noise**2))
+    assert ratio == pytest.approx(20, abs=0.3)
+    silence = np.zeros(100, np.float32)
+    np.testing.assert_array_equal(audio.add_noise(silence, np.random.default_rng(0), 20), 0)
