@@ -79,8 +79,9 @@ class Sample:
     """Draw what cross-attention looks at for one source: a .png, .svg or .pdf."""
 
 
-ENCODER_DECODER_ONLY = ("source", "source_file", "beam", "n_best", "attention")
-LANGUAGE_MODEL_ONLY = ("prompt", "prompt_file", "num_samples", "greedy", "exact_window")
+ENCODER_DECODER_ONLY = ("source", "source_file", "beam", "n_best", "length_penalty", "attention")
+LANGUAGE_MODEL_ONLY = ("prompt", "prompt_file", "max_new_tokens", "temperature", "top_k", "top_p")
+LANGUAGE_MODEL_ONLY += ("greedy", "num_samples", "exact_window")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -124,7 +125,8 @@ def _converse(command: Sample, name: str, answer: Callable[[str], None]) -> None
         try:
             line = input("" if command.json else f"{name}> ").replace("\\n", "\n")
         except (EOFError, KeyboardInterrupt):
-            print()
+            if not command.json:
+                print()
             return
         except UnicodeDecodeError as error:
             print(f"error: the {name} is not UTF-8 at byte {error.start}", file=sys.stderr)
@@ -149,8 +151,8 @@ def transduce(command: Sample, run_config: Config, tok: PairTokenizer) -> None:
             raise UserError(f"--attention draws one source, not {len(sources)}; give one --source")
         if command.attention.suffix not in (".png", ".svg", ".pdf"):
             raise UserError(f"--attention {command.attention} must end in .png, .svg or .pdf")
-        if not command.attention.parent.is_dir():
-            raise UserError(f"--attention {command.attention}: there is no such folder")
+        if not command.attention.parent.is_dir() or command.attention.is_dir():
+            raise UserError(f"--attention {command.attention} must be a file in a folder there is")
     longest = run_config.model.source_block_size  # pyright: ignore[reportAttributeAccessIssue]
     for source in sources:  # refused before the model is loaded
         tok.encode_source(source, longest)

@@ -123,8 +123,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
         n = min(capacity, c.eval_interval - step % c.eval_interval, c.max_steps - step)
         if devices.on_cpu():  # where any number of steps runs without compiling anew
             n = max(1, min(n, int(DISPATCH_SECONDS / seconds_per_step)))
-        steps = dataset.steps_alike(config, range(step, step + n))
-        return len(steps), feeder.submit(load_batches, steps)
+        return n, feeder.submit(load_batches, range(step, step + n))
 
     def load_batches(steps: range) -> training.Batch:
         batches = data.training_batches(dataset, config, steps, capacity)
@@ -157,7 +156,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
             raise TrainingDiverged(f"step {step}: a parameter is not finite; {_advice(folder)}")
         checkpoints.save(state, val_loss)
 
-    capacity = min(c.steps_per_dispatch, c.max_steps)
+    capacity = min(c.steps_per_dispatch, c.max_steps) if dataset.one_shape else 1
     seconds_per_step = DISPATCH_SECONDS  # until measured: the first dispatch is one step
     saved_at = time.monotonic()
     with report, ThreadPoolExecutor(1) as feeder:

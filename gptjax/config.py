@@ -147,7 +147,7 @@ class TrainConfig:
     micro_batch_size: int = 0
     """Sequences per forward-backward pass; gradients accumulate to batch_size. 0: by device."""
     steps_per_dispatch: int = 50
-    """Most steps that run on the device before the host looks again."""
+    """Most steps that run on the device before the host looks again; of pairs it is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations and matmuls; weights stay float32. auto: bfloat16 on GPU and TPU."""
     eval_interval: int = 500

@@ -97,7 +97,7 @@ class GPT(nn.Module):
 
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache of block_size positions for every layer."""
-        return (BlockCache.empty(batch_size, self.config, self.dtype),) * self.config.n_layer
+        return empty_cache(self.config, batch_size, self.dtype)
 
 
 class Encoder(nn.Module):
@@ -157,7 +157,12 @@ class EncoderDecoder(nn.Module):
 
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache of block_size positions for every layer of the decoder."""
-        return (BlockCache.empty(batch_size, self.config, self.dtype),) * self.config.n_layer
+        return empty_cache(self.config, batch_size, self.dtype)
+
+
+def empty_cache(config: GPTConfig, batch_size: int, dtype: Any) -> Cache:
+    """Room for block_size positions in every layer of a decoder."""
+    return (BlockCache.empty(batch_size, config, dtype),) * config.n_layer
 
 
 def token_embedding(config: GPTConfig, vocab_size: int, dtype: Any) -> Embed:

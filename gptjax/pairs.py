@@ -80,6 +80,9 @@ class PairData:
     sha256: str
     """Of the file's bytes: a run refuses to continue on other pairs."""
 
+    one_shape = False
+    """Batches of different buckets cannot share a dispatch."""
+
     @property
     def sample_flags(self) -> str:
         """What sample.py wants besides the run."""
@@ -106,12 +109,6 @@ class PairData:
         """
         bucket, rows = self._plan(config, step)
         return self.buckets[bucket].batch(rows)
-
-    def steps_alike(self, config: Config, steps: range) -> range:
-        """The first of these steps, as many as have batches of one bucket, so of one shape."""
-        first = self._plan(config, steps[0])[0]
-        others = (step for step in steps if self._plan(config, step)[0] != first)
-        return range(steps[0], next(others, steps[-1] + 1))
 
     def _plan(self, config: Config, step: int) -> tuple[int, np.ndarray]:
         """Bucket and rows of a step's batch."""
@@ -200,9 +197,9 @@ def parse_cmudict(text: str, path: Path, stress: bool) -> Pairs:
     pairs: Pairs = {}
     for number, line in enumerate(text.splitlines(), 1):
         word, *phones = line.partition("#")[0].split() or [""]
-        if not word:
+        if not word or word.startswith(";;;"):  # an older edition's way to comment
             continue
-        if not phones:
+        if not phones or not all(phone.rstrip("012") for phone in phones):
             raise UserError(f"--data.path {path}, line {number}: {word!r} has no pronunciation")
         word = re.sub(r"\(\d+\)$", "", word)  # the number of a variant
         target = " ".join(phones if stress else (phone.rstrip("012") for phone in phones))
@@ -215,7 +212,7 @@ def parse_cmudict(text: str, path: Path, stress: bool) -> Pairs:
 def parse_tsv(text: str, path: Path) -> Pairs:
     """Lines of source, TAB, target. Skips empty ones; raises UserError for any other."""
     pairs: Pairs = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # U+2028 and its like end no line
         if not line.strip():
             continue
         source, *targets = (field.strip() for field in line.split("\t"))

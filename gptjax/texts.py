@@ -53,6 +53,8 @@ class TextData:
     sha256: str
     """Of the text's bytes: a run refuses to continue on another text."""
 
+    one_shape = True
+    """Every batch is like every other, so that many steps can share a dispatch."""
     sample_flags = ""
     """What sample.py wants besides the run."""
 
@@ -63,10 +65,6 @@ class TextData:
     def tokens_per_sequence(self, config: Config) -> float:
         """Every window has as many."""
         return config.model.block_size
-
-    def steps_alike(self, config: Config, steps: range) -> range:
-        """All of them: every batch has the same shape."""
-        return steps
 
     def batch(self, config: Config, step: int) -> Batch:
         """The training batch of a step, leaves (B, T); config.data.windows says how it is cut."""
@@ -274,12 +272,17 @@ def prepare(command: Prepare) -> None:
 
 
 def _train_on_pieces(command: Prepare) -> TextTokenizer:
-    """A character vocabulary needs one pass over everything; a BPE a sample of the beginning."""
+    """Characters and words need one pass over everything; a BPE a sample of the beginning."""
     if command.tokenizer == "char":
         characters: set[str] = set()
         for text in _pieces(command.files):
             characters |= set(text)
         return tokenizer.CharTokenizer.train("".join(characters))
+    if command.tokenizer == "word":
+        words: set[str] = set()
+        for text in _pieces(command.files):
+            words |= set(text.split())
+        return tokenizer.WordTokenizer(sorted(words))
     sample = ""
     if command.tokenizer == "bpe":
         for text in _pieces(command.files):

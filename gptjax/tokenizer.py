@@ -162,8 +162,13 @@ class PairTokenizer:
         self.source_vocab_size = max(source.vocab_size, source is target and self.vocab_size)
 
     def encode_source(self, text: str, longest: int) -> np.ndarray:
-        """Raises UserError for an empty source and for one of more than `longest` tokens."""
-        ids = self.source.encode(text)
+        """Raises UserError for a source that is empty, too long, or of unknown tokens."""
+        try:
+            ids = self.source.encode(text)
+        except UnicodeEncodeError as error:
+            raise UserError(f"the source is not UTF-8 at position {error.start}") from None
+        except UserError as error:
+            raise UserError(f"the source {text[:40]!r}: {error}") from None
         if not 0 < len(ids) <= longest:
             raise UserError(
                 f"the source {text[:40]!r} has {len(ids)} tokens; the model reads 1 to {longest}"

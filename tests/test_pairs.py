@@ -116,7 +116,7 @@ def test_variants_that_differ_in_stress_alone_are_one_without() -> None:
     }
 
 
-@pytest.mark.parametrize("line", ["", "   ", "# a comment, alone"])
+@pytest.mark.parametrize("line", ["", "   ", "# a comment, alone", ";;; an old comment"])
 def test_lines_of_a_dictionary_that_say_nothing_are_skipped(line: str) -> None:
     assert pairs.parse_cmudict(f"a AH0\n{line}\nb B IY1\n", Path("x.dict"), stress=False) == {
         "a": ["AH"],
@@ -124,9 +124,10 @@ def test_lines_of_a_dictionary_that_say_nothing_are_skipped(line: str) -> None:
     }
 
 
-def test_a_word_without_a_pronunciation_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["nothing", "nothing 1", "nothing AH0 2 B"])
+def test_a_word_without_a_pronunciation_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "mine.dict"
-    path.write_text("a AH0\nb B IY1\nnothing\nc S IY1\nd D IY1\n")
+    path.write_text(f"a AH0\nb B IY1\n{line}\nc S IY1\nd D IY1\n")
     config = make_config(path)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, val_fraction=0.3))
     with pytest.raises(UserError, match=r"mine\.dict.*'nothing'"):
@@ -134,11 +135,11 @@ def test_a_word_without_a_pronunciation_is_refused(tmp_path: Path) -> None:
 
 
 def test_lines_of_source_tab_target() -> None:
-    text = "b\tX Y\n\n a b \t Y \n  \nb\tZ\nb\tX Y\nc c\tü é\n"
+    text = "b\tX Y\n\n a b \t Y \n  \nb\tZ\r\nb\tX Y\nc c\tü\u2028é\n"
     assert pairs.parse_tsv(text, Path("x.tsv")) == {
         "b": ["X Y", "Z"],
         "a b": ["Y"],
-        "c c": ["ü é"],
+        "c c": ["ü\u2028é"],
     }
 
 
@@ -356,42 +357,15 @@ def test_an_epoch_takes_every_pair_and_the_next_orders_anew(tsv: Path, batch_siz
     assert batch_size == 1 or len(composed[0] & composed[1]) < n_steps / 4
 
 
-def shapes(batch: Batch) -> dict[str, Any]:
-    return {name: leaf.shape for name, leaf in batch.items()}
-
-
-def test_steps_alike_are_the_longest_beginning_of_one_shape(
-    dataset: PairData, config: Config
-) -> None:
-    lengths = Counter[int]()
-    for first in range(80):
-        for n in (1, 2, 10):
-            steps = dataset.steps_alike(config, range(first, first + n))
-            assert steps.start == first
-            assert 1 <= len(steps) <= n
-            of_first = shapes(dataset.batch(config, first))
-            assert all(shapes(dataset.batch(config, step)) == of_first for step in steps)
-            if len(steps) < n:
-                assert shapes(dataset.batch(config, steps.stop)) != of_first
-            lengths[len(steps)] += n == 10
-    assert len(+lengths) > 2
-
-
-def test_training_batches_stack_steps_alike_and_pad_with_weight_zero(
-    dataset: PairData, config: Config
-) -> None:
-    steps = max((dataset.steps_alike(config, range(s, s + 10)) for s in range(80)), key=len)
-    assert len(steps) > 2
-    capacity = len(steps) + 2
-    stacked = data.training_batches(dataset, config, steps, capacity)
-    for i, step in enumerate(steps):
+def test_training_batches_add_the_axis_of_steps(dataset: PairData, config: Config) -> None:
+    assert not dataset.one_shape  # so train.py takes one step at a time
+    for step in range(20):
+        stacked = data.training_batches(dataset, config, range(step, step + 1), capacity=1)
         alone = dataset.batch(config, step)
         assert stacked.keys() == alone.keys()
         for name, leaf in alone.items():
-            np.testing.assert_array_equal(stacked[name][i], leaf)
+            np.testing.assert_array_equal(stacked[name], leaf[None])
             assert stacked[name].dtype == leaf.dtype
-    assert {len(leaf) for leaf in stacked.values()} == {capacity}
-    assert not stacked["weights"][len(steps) :].any()
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 64, 1000])
@@ -406,7 +380,7 @@ def test_validation_counts_every_pair_once(
         counted.update(rows)
         assert batch["weights"].sum() == sum(len(target.split()) + 1 for _, target in rows)
         assert batch["source_mask"].any(-1).all()  # what is padding still attends to something
-        seen.add(tuple(shapes(batch).values()))
+        seen.add(tuple(leaf.shape for leaf in batch.values()))
     assert counted == listed(dataset.val)
     assert counted.total() == dataset.sizes["val_pairs"] > 50
     assert len(seen) <= len(dataset.val_buckets)

@@ -14,7 +14,7 @@ from gptjax.config import BigramConfig, Config, DataConfig, TrainConfig
 from gptjax.errors import UserError
 from gptjax.texts import Batch, Prepare, TextData
 
-Kind = Literal["char", "byte", "gpt2", "bpe"]
+Kind = Literal["char", "word", "byte", "gpt2", "bpe"]
 
 # Blank lines, indents and characters of one to four bytes, so that any place to cut is a trap.
 TEXT = "First Citizen:\n\n  Speak, naïve friend.\n\n\n\tÜber 12 €? \U0001f600\n   \nAll:\n" * 5
@@ -197,7 +197,7 @@ def test_the_shortest_text_that_works() -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 16, 1000])
-@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+@pytest.mark.parametrize("kind", ["char", "word", "byte", "bpe"])
 def test_prepare_equals_encoding_all_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, piece: int
 ) -> None:
