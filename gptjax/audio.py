@@ -6,19 +6,19 @@ arguments, a random generator or key among them.
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gptjax.errors import UserError
+from gptjax.errors import UserError, import_extra
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP = 400, 160
 """25 ms and 10 ms, in samples."""
 N_MELS = 80
+NEEDS = "sound needs"
 
 
 def read(path: Path) -> np.ndarray:
@@ -27,7 +27,7 @@ def read(path: Path) -> np.ndarray:
     WAV, FLAC, OGG, and whatever else libsndfile knows. Raises UserError for a file that is
     missing, broken, empty, or has samples that are no numbers.
     """
-    soundfile, soxr = _import("soundfile"), _import("soxr")
+    soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
     if not path.is_file():
         raise UserError(f"{path} is no file; name a WAV, FLAC, OGG or MP3")
     try:
@@ -112,7 +112,7 @@ def spec_augment(
 
 def change_speed(samples_N: np.ndarray, factor: float) -> np.ndarray:
     """The clip `factor` times as fast, its pitch as much higher (Ko et al. 2015)."""
-    return _import("soxr").resample(samples_N, SAMPLE_RATE * factor, SAMPLE_RATE)
+    return import_extra("soxr", NEEDS).resample(samples_N, SAMPLE_RATE * factor, SAMPLE_RATE)
 
 
 def add_noise(samples_N: np.ndarray, rng: np.random.Generator, ratio_db: float) -> np.ndarray:
@@ -123,11 +123,3 @@ def add_noise(samples_N: np.ndarray, rng: np.random.Generator, ratio_db: float) 
     power = np.mean(samples_N.astype(np.float64) ** 2) / 10 ** (ratio_db / 10)
     noise = rng.standard_normal(len(samples_N), np.float32)
     return samples_N + np.float32(np.sqrt(power)) * noise
-
-
-def _import(module: str) -> Any:
-    """An optional package, or one line that says how to get it."""
-    try:
-        return __import__(module)
-    except ImportError:
-        raise UserError(f"sound needs the package {module}: pip install {module}") from None

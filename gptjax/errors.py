@@ -1,10 +1,12 @@
 """How a command of gptjax ends when something is wrong: one clear line, no traceback."""
 
+import importlib
 import io
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
@@ -21,6 +23,14 @@ class Interrupted(Exception):
     def __init__(self, signum: int):
         super().__init__(signum)
         self.signum = signum
+
+
+def import_extra(module: str, who_needs: str) -> Any:
+    """An optional package, or a UserError that says who needs it and how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{who_needs} the package {module}: pip install {module}") from None
 
 
 @contextmanager

@@ -19,12 +19,13 @@ import tyro
 
 from gptjax import checkpoint, data, devices, models, search, training
 from gptjax.config import parse_command
-from gptjax.errors import UserError, exit_codes
+from gptjax.errors import UserError, exit_codes, import_extra
 from gptjax.models import EncoderDecoder
 from gptjax.pairs import PairData, Pairs
 from gptjax.tokenizer import TextTokenizer
 
 N_CONFUSIONS = 50
+NEEDS = "error rates need"
 NOTHING = "-"
 """Stands for the other side of an insertion or a deletion."""
 
@@ -62,7 +63,7 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
         pairs = dataset.test if command.split == "test" else dataset.val
         if not pairs:
             raise UserError(f"{command.run} has no pairs in its {command.split} split")
-        _jiwer()  # missing? Better said now
+        import_extra("jiwer", NEEDS)  # missing? Better said now
         assert isinstance(model, EncoderDecoder)
         sources, tok = list(pairs), dataset.tokenizer
         found = search.transduce(model, params, tok, sources, command.beam, command.length_penalty)
@@ -99,7 +100,7 @@ def errors(pairs: Pairs, written: dict[str, str]) -> dict[str, Any]:
     same with `_single_reference` against the first target alone. `confusions`: the most frequent
     (right, written, count) of the nearest targets.
     """
-    jiwer = _jiwer()
+    jiwer = import_extra("jiwer", NEEDS)
     texts = list(written.values())
     first = [pairs[source][0] for source in written]
 
@@ -134,14 +135,6 @@ def errors(pairs: Pairs, written: dict[str, str]) -> dict[str, Any]:
         "per_single_reference": jiwer.wer(first, texts),
         "confusions": [[*pair, n] for pair, n in confusions.most_common(N_CONFUSIONS)],
     }
-
-
-def _jiwer() -> Any:
-    try:
-        import jiwer
-    except ImportError:
-        raise UserError("error rates need the package jiwer: pip install jiwer") from None
-    return jiwer
 
 
 def report(record: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@
 lays the curves of several runs over one another.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -22,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from gptjax.checkpoint import write_atomically
 from gptjax.config import Config, TrainConfig, parse_command
-from gptjax.errors import UserError, exit_codes
+from gptjax.errors import UserError, exit_codes, import_extra
 
 # Seconds between plain lines when no one watches a terminal; an evaluation always prints.
 PLAIN_LINE_SECONDS = 5.0
@@ -176,12 +175,7 @@ def check_trackers(config: TrainConfig) -> None:
     """Raises UserError when an optional tracker that the configuration asks for is missing."""
     for flag, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if getattr(config, flag):
-            try:
-                importlib.import_module(module)
-            except ImportError:
-                raise UserError(
-                    f"--train.{flag} needs the package {module}: pip install {module}"
-                ) from None
+            import_extra(module, f"--train.{flag} needs")
 
 
 def _external_writers(folder: Path, config: Config, first_step: int) -> list[_TensorBoard | _WandB]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.errors import UserError
+from gptjax.errors import UserError, import_extra
 
 
 class CharTokenizer:
@@ -100,7 +100,7 @@ class GPT2Tokenizer:
     """GPT-2's byte-pair encoding, by tiktoken (which fetches its 1 MB table once)."""
 
     def __init__(self) -> None:
-        tiktoken = _import("tiktoken", "gpt2")
+        tiktoken = import_extra("tiktoken", "--data.tokenizer gpt2 needs")
         try:
             self._encoding = tiktoken.get_encoding("gpt2")
         except (OSError, ValueError) as error:  # no answer, or one with another checksum
@@ -125,7 +125,9 @@ class BPETokenizer:
     """Byte-level byte-pair encoding trained on a text, by Hugging Face tokenizers."""
 
     def __init__(self, model_json: str):
-        self._tokenizer = _import("tokenizers", "bpe").Tokenizer.from_str(model_json)
+        self._tokenizer = import_extra(
+            "tokenizers", "--data.tokenizer bpe needs"
+        ).Tokenizer.from_str(model_json)
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.start = int(self.encode("\n")[0])
 
@@ -133,7 +135,7 @@ class BPETokenizer:
     def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
         if vocab_size < 257:
             raise UserError(f"--data.vocab-size is {vocab_size}, but a BPE needs at least 257")
-        trainer = _import("tokenizers", "bpe").ByteLevelBPETokenizer()
+        trainer = import_extra("tokenizers", "--data.tokenizer bpe needs").ByteLevelBPETokenizer()
         lines = text.splitlines(keepends=True)
         trainer.train_from_iterator(lines, vocab_size, show_progress=False)
         return cls(trainer.to_str())
@@ -222,13 +224,3 @@ def text_tokenizer(saved: dict[str, Any]) -> TextTokenizer:
         case {"type": "bpe", "model": model}:
             return BPETokenizer(model)
     raise UserError("tokenizer.json was not written by this version")
-
-
-def _import(module: str, kind: str) -> Any:
-    """An optional package, or one line that says how to get it."""
-    try:
-        return __import__(module)
-    except ImportError:
-        raise UserError(
-            f"--data.tokenizer {kind} needs the package {module}: pip install {module}"
-        ) from None
