@@ -2,10 +2,11 @@
 
     python sample.py runs/gpt_cpu --prompt "ROMEO:" --temperature 0.8 --top-k 40
     python sample.py runs/g2p_cpu --source "transformer"
+    python sample.py runs/digits_cpu --audio one.wav two.flac folder
 
 A language model continues a prompt: text streams as it is made; several samples are printed one
-after the other. A sequence-to-sequence model turns sources into targets. --help lists every
-option.
+after the other. A sequence-to-sequence model turns sources into targets, a speech recognizer sound
+into text. --help lists every option.
 """
 
 import json
@@ -18,16 +19,26 @@ from typing import Any
 import numpy as np
 import tyro
 
-from gptjax import alignment, checkpoint, config, devices, models, sampling, search
+from gptjax import (
+    alignment,
+    audio,
+    checkpoint,
+    config,
+    devices,
+    models,
+    sampling,
+    search,
+    transcribe,
+)
 from gptjax.config import Config
 from gptjax.errors import UserError, exit_codes
 from gptjax.models import EncoderDecoder
-from gptjax.tokenizer import PairTokenizer, TextTokenizer, Tokenizer
+from gptjax.tokenizer import PairTokenizer, SpeechTokenizer, TextTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Continue a prompt, or turn a source into a target, with a trained model."""
+    """Continue a prompt, turn a source into a target, or sound into text, with a trained model."""
 
     run: tyro.conf.Positional[Path]
     """Run directory that train.py made."""
@@ -76,10 +87,17 @@ class Sample:
     length_penalty: float = 1.0
     """Beams are ranked by log-probability / length ** this."""
     attention: Path | None = None
-    """Draw what cross-attention looks at for one source: a .png, .svg or .pdf."""
+    """Draw what cross-attention looks at for one source or sound: a .png, .svg or .pdf."""
+
+    # --- speech
+
+    audio: tuple[Path, ...] = ()
+    """Sound files, or folders of them; - is one on stdin."""
 
 
-ENCODER_DECODER_ONLY = ("source", "source_file", "beam", "n_best", "length_penalty", "attention")
+SPEECH_ONLY = ("audio",)
+PAIRS_ONLY = ("source", "source_file", "n_best")
+ENCODER_DECODER_ONLY = ("beam", "length_penalty", "attention")
 LANGUAGE_MODEL_ONLY = ("prompt", "prompt_file", "max_new_tokens", "temperature", "top_k", "top_p")
 LANGUAGE_MODEL_ONLY += ("greedy", "num_samples", "exact_window")
 
@@ -96,10 +114,16 @@ def sample(command: Sample) -> None:
     run_config = checkpoint.read_config(command.run)
     tok = checkpoint.read_tokenizer(command.run)
     if isinstance(tok, PairTokenizer):
-        _refuse(command, LANGUAGE_MODEL_ONLY, "turns sources into targets; give it --source")
+        others = LANGUAGE_MODEL_ONLY + SPEECH_ONLY
+        _refuse(command, others, "turns sources into targets; give it --source")
         transduce(command, run_config, tok)
+    elif isinstance(tok, SpeechTokenizer):
+        others = (*LANGUAGE_MODEL_ONLY, *PAIRS_ONLY, "interactive")
+        _refuse(command, others, "turns sound into text; give it --audio")
+        listen(command, run_config, tok)
     else:
-        _refuse(command, ENCODER_DECODER_ONLY, "is a language model; give it --prompt")
+        others = SPEECH_ONLY + PAIRS_ONLY + ENCODER_DECODER_ONLY
+        _refuse(command, others, "is a language model; give it --prompt")
         write(command, run_config, tok)
 
 
@@ -149,10 +173,7 @@ def transduce(command: Sample, run_config: Config, tok: PairTokenizer) -> None:
     if command.attention:
         if len(sources) != 1:
             raise UserError(f"--attention draws one source, not {len(sources)}; give one --source")
-        if command.attention.suffix not in (".png", ".svg", ".pdf"):
-            raise UserError(f"--attention {command.attention} must end in .png, .svg or .pdf")
-        if not command.attention.parent.is_dir() or command.attention.is_dir():
-            raise UserError(f"--attention {command.attention} must be a file in a folder there is")
+        _check_picture(command.attention)
     longest = run_config.model.source_block_size  # pyright: ignore[reportAttributeAccessIssue]
     for source in sources:  # refused before the model is loaded
         tok.encode_source(source, longest)
@@ -177,6 +198,13 @@ def transduce(command: Sample, run_config: Config, tok: PairTokenizer) -> None:
         _converse(command, "source", lambda line: answer([line]))
     else:
         answer(sources)
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--attention {path} must end in .png, .svg or .pdf")
+    if not path.parent.is_dir() or path.is_dir():
+        raise UserError(f"--attention {path} must be a file in a folder there is")
 
 
 def _read_sources(command: Sample) -> list[str]:
@@ -222,6 +250,87 @@ def _draw_attention(
         path,
     )
     print(f"attention: {path}", file=sys.stderr)
+
+
+# --- speech
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
+# Louder than this in more than this share of the samples: the recording was cut off at the top.
+CLIPPED, CLIPPED_SHARE = 0.999, 0.001
+
+
+def listen(command: Sample, run_config: Config, tok: SpeechTokenizer) -> None:
+    """Prints what is said in every sound, and when each word of it; a broken file says so.
+
+    A file that cannot be read does not keep the others from being heard; the exit code is 2 then.
+    """
+    search.check(command.beam, command.length_penalty)
+    paths = _sound_files(command.audio)
+    if command.attention:
+        if len(paths) != 1:
+            raise UserError(f"--attention draws one sound, not {len(paths)}; give one --audio")
+        _check_picture(command.attention)
+    if len(paths) == 1:
+        audio.read(paths[0])  # refused before the model is loaded
+    step, model, params = _load(command, run_config, tok)
+    failed = False
+    for first in range(0, len(paths), transcribe.BATCH_SIZE):
+        clips: dict[Path, np.ndarray] = {}
+        for path in paths[first : first + transcribe.BATCH_SIZE]:
+            try:
+                clips[path] = audio.read(path)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                failed = True
+                continue
+            if (np.abs(clips[path]) > CLIPPED).mean() > CLIPPED_SHARE:
+                print(f"{path} is clipped: too loud a recording, expect mistakes", file=sys.stderr)
+        found = transcribe.transcribe(
+            model, params, tok, list(clips.values()), command.beam, command.length_penalty
+        )
+        for path, heard in zip(clips, found, strict=True):
+            if heard.looped:
+                print(f"{path}: the model repeats itself without end; cut off", file=sys.stderr)
+            _show_transcript(command, path, heard, step, len(paths) > 1)
+        if command.attention:
+            ((path, samples_N),) = clips.items()
+            alignment.draw_speech(model, params, tok, samples_N, found[0], command.attention)
+            print(f"attention: {command.attention}", file=sys.stderr)
+    if failed:
+        raise UserError("some files could not be read; the others are above")
+
+
+def _sound_files(given: tuple[Path, ...]) -> list[Path]:
+    """The files that --audio names, those of a folder in the order of their names."""
+    if not given:
+        raise UserError("--audio is missing; give sound files, folders of them, or - for stdin")
+    paths: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SOUND_SUFFIXES]
+            if not inside:
+                raise UserError(f"--audio {path} has no sound files ({' '.join(SOUND_SUFFIXES)})")
+            paths += inside
+        else:
+            paths.append(path)
+    return paths
+
+
+def _show_transcript(
+    command: Sample, path: Path, heard: transcribe.Transcript, step: int, named: bool
+) -> None:
+    if command.json:
+        words = [
+            {"text": w.text, "start": round(w.start, 2), "end": round(w.end, 2)}
+            for w in heard.words
+        ]
+        fields = {"audio": str(path), "text": heard.text, "words": words}
+        fields |= {"seconds": round(heard.seconds, 3), "step": step}
+        print(json.dumps(fields, ensure_ascii=False), flush=True)
+        return
+    print(f"{path}\t" * named + heard.text)
+    for word in heard.words:
+        print(f"  {word.start:7.2f} {word.end:7.2f}  {word.text}")
 
 
 # --- language models

@@ -164,7 +164,7 @@ class TunedBlock(nn.Module):
         super().__init__()
         c = self.config = config
         self.attention_norm, self.mlp_norm = _norm(c), _norm(c)
-        self.query_key_value = nn.Linear(c.n_embd, 3 * c.n_embd, bias=False)
+        self.query_key_value = nn.Linear(c.n_embd, 3 * c.n_embd, bias=c.attention_bias)
         self.attention_output = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
         self.gated = c.activation == "swiglu"
         n_hidden = hidden_width(c)
@@ -194,8 +194,8 @@ class TunedBlock(nn.Module):
         match c.activation:
             case "relu":
                 h = functional.relu(h)
-            case "gelu":
-                h = functional.gelu(h, approximate="tanh")
+            case "gelu" | "gelu_tanh" as name:
+                h = functional.gelu(h, approximate="tanh" if name == "gelu_tanh" else "none")
             case "relu2":
                 h = functional.relu(h).square()
             case "swiglu":
@@ -373,8 +373,9 @@ def tuned_weights(params: Any) -> dict[str, Tensor]:
     for i in range(sum(name.startswith("block_") for name in params)):
         block, to = params[f"block_{i}"], f"blocks.{i}"
         attention = block["attention"]
-        qkv = [np.asarray(attention[name]["kernel"]).T for name in ("query", "key", "value")]
-        arrays[f"{to}.query_key_value.weight"] = np.concatenate(qkv)
+        qkv = [attention[name] for name in ("query", "key", "value")]
+        qkv = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-1), *qkv)
+        arrays |= affine(f"{to}.query_key_value", qkv)
         arrays |= affine(f"{to}.attention_output", attention["output"])
         hidden = [block["mlp"][name] for name in ("hidden", "gate") if name in block["mlp"]]
         hidden = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-1), *hidden)

@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from gptjax.models import EncoderDecoder
+from gptjax import transcribe
+from gptjax.audio import HOP, SAMPLE_RATE
+from gptjax.models import EncoderDecoder, SpeechRecognizer
+from gptjax.tokenizer import SpeechTokenizer
+from gptjax.transcribe import POSITION_SECONDS, Transcript
 
 
 def cross_attention(
@@ -46,6 +50,61 @@ def draw(
     axes.xaxis.tick_top()
     axes.set_xlabel(title, fontsize=9)
     axes.spines[:].set_visible(False)
+    _save(figure, path)
+
+
+def draw_speech(
+    model: SpeechRecognizer,
+    params: Any,
+    tok: SpeechTokenizer,
+    samples_N: np.ndarray,
+    heard: Transcript,
+    path: Path,
+) -> None:
+    """Draws a sound's log-mel spectrogram and, under it, where each token was looked for.
+
+    Of a sound longer than the model's window, the first window.
+    """
+    samples_N = samples_N[: 2 * model.config.source_block_size * HOP]
+    mel_BTM, mask_BT = transcribe.features([samples_N], model.config)
+    n_frames = max(1, min(len(samples_N) // HOP, mel_BTM.shape[1]))
+    seconds = n_frames * HOP / SAMPLE_RATE
+    ids = tok.target.encode(heard.text)[: model.config.block_size - len(tok.start_ids)]
+    weights_TS = transcribe.cross_attention(model, params, tok, mel_BTM, mask_BT, [ids])[0]
+    weights_TS = weights_TS[: len(ids) + 1, : (n_frames + 1) // 2]
+
+    size = (1.5 + 1.6 * max(3.0, seconds), 2.6 + 0.3 * len(weights_TS))
+    figure = Figure(figsize=(min(size[0], 16), size[1]), dpi=120, layout="constrained")
+    ratios = [2.0, 0.3 * len(weights_TS)]
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=ratios)
+    top = len(mel_BTM[0, 0])
+    above.imshow(
+        mel_BTM[0, :n_frames].T,
+        cmap="magma",
+        aspect="auto",
+        origin="lower",
+        extent=(0, seconds, 0, top),
+    )
+    above.set_ylabel("mel band", fontsize=9)
+    for word in heard.words:
+        above.axvline(word.start, color="white", linewidth=0.6, alpha=0.7)
+        middle = min((word.start + word.end) / 2, seconds)
+        above.text(middle, 1.02 * top, word.text, ha="center", parse_math=False, fontsize=9)
+    until = weights_TS.shape[1] * POSITION_SECONDS
+    extent = (0, until, len(weights_TS) - 0.5, -0.5)
+    below.imshow(weights_TS, cmap="Blues", aspect="auto", vmin=0, extent=extent)
+    names = [tok.target.decode([i]) for i in ids] + ["end"]
+    below.set_yticks(range(len(weights_TS)), names[: len(weights_TS)], parse_math=False)
+    below.set_xlabel("seconds; cross-attention, mean over layers and heads", fontsize=9)
+    below.set_xlim(0, seconds)
+    for axes in (above, below):
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes a picture whole or not at all."""
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format=path.suffix.removeprefix("."))
     part.replace(path)

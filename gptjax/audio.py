@@ -5,6 +5,8 @@ arguments, a random generator or key among them.
 """
 
 import functools
+import io
+import sys
 from pathlib import Path
 
 import jax
@@ -22,16 +24,19 @@ NEEDS = "sound needs"
 
 
 def read(path: Path) -> np.ndarray:
-    """The samples (N,) of a sound file, its channels averaged, resampled to 16 kHz.
+    """The samples (N,) of a sound file, its channels averaged, resampled to 16 kHz; - is stdin.
 
     WAV, FLAC, OGG, and whatever else libsndfile knows. Raises UserError for a file that is
     missing, broken, empty, or has samples that are no numbers.
     """
     soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
-    if not path.is_file():
+    source: Path | io.BytesIO = path
+    if path == Path("-"):
+        source = io.BytesIO(sys.stdin.buffer.read())
+    elif not path.is_file():
         raise UserError(f"{path} is no file; name a WAV, FLAC, OGG or MP3")
     try:
-        samples_NC, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples_NC, rate = soundfile.read(source, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise UserError(
             f"{path} cannot be read as sound ({error.error_string}); convert it to WAV or FLAC"
@@ -123,3 +128,14 @@ def add_noise(samples_N: np.ndarray, rng: np.random.Generator, ratio_db: float) 
     power = np.mean(samples_N.astype(np.float64) ** 2) / 10 ** (ratio_db / 10)
     noise = rng.standard_normal(len(samples_N), np.float32)
     return samples_N + np.float32(np.sqrt(power)) * noise
+
+
+def duration(path: Path) -> float:
+    """Seconds of a sound file, from its header alone. Raises UserError if that is broken."""
+    soundfile = import_extra("soundfile", NEEDS)
+    try:
+        return soundfile.info(path).duration
+    except soundfile.LibsndfileError as error:
+        raise UserError(
+            f"{path} cannot be read as sound ({error.error_string}); convert it to WAV or FLAC"
+        ) from None

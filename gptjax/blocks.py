@@ -105,7 +105,7 @@ class Attention(nn.Module):
         start = jnp.int32(0) if cache is None else cache.length
 
         def heads(name: str, x: Array) -> Array:
-            y = Linear(c.n_embd, bias=False, dtype=self.dtype, name=name)(x)
+            y = Linear(c.n_embd, c.attention_bias, dtype=self.dtype, name=name)(x)
             y = y.reshape(*x.shape[:-1], c.n_head, c.n_embd // c.n_head).swapaxes(1, 2)
             if c.qk_norm and name != "value":
                 y = rms_normalize(y)

@@ -44,6 +44,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of each file th
 # What a resumed run may not change: everything that the arrays in its checkpoints depend on.
 FIXED = ("model", "optim.name", "data")
 FREE = ("model.dropout", "data.path", "data.name", "data.vocab_size", "data.tokenizer")
+FREE += ("data.speed_change", "data.noise", "data.spec_masks")
 
 
 class Checkpoints:

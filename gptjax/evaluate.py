@@ -1,33 +1,51 @@
 """How good a trained run is, on sources that it never saw.
 
-    python -m gptjax.evaluate RUN [--split test] [--json]
+    python -m gptjax.evaluate RUN [--split test] [--data.path DIR] [--json]
 
 A run on pairs is measured in the errors of what it writes, greedily unless there is a beam: the
 share of sources for which that equals none of the targets listed (word error rate), and the
-errors per token of the nearest one (phoneme error rate). A run on text has a loss.
+errors per token of the nearest one (phoneme error rate). A run on speech is measured in the errors
+of words and characters; with --data.path on every clip of another folder. A run on text has a loss.
 """
 
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tyro
 
-from gptjax import checkpoint, data, devices, models, search, training
-from gptjax.config import parse_command
+from gptjax import checkpoint, data, devices, models, search, speech, training, transcribe
+from gptjax.config import Config, SpeechConfig, parse_command
 from gptjax.errors import UserError, exit_codes, import_extra
-from gptjax.models import EncoderDecoder
+from gptjax.models import EncoderDecoder, SpeechRecognizer
 from gptjax.pairs import PairData, Pairs
-from gptjax.tokenizer import TextTokenizer
+from gptjax.speech import Clip, Example, SpeechData
+from gptjax.tokenizer import SpeechTokenizer, TextTokenizer
 
 N_CONFUSIONS = 50
+N_WORST = 10
+N_RESAMPLED = 1000
+"""Test sets drawn anew for a confidence interval."""
+N_HELD = 256
+"""Clips in memory at once."""
 NEEDS = "error rates need"
 NOTHING = "-"
 """Stands for the other side of an insertion or a deletion."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Data that a run was not trained on."""
+
+    path: Path | None = None
+    """Of speech: a folder or manifest of which every clip is a test clip, as --data.path of
+    train.py."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,7 @@ class Evaluate:
     """Which checkpoint: best, latest or a step."""
     json: bool = False
     """Print one JSON object."""
+    data: Elsewhere = field(default_factory=Elsewhere)
 
 
 def evaluate(command: Evaluate) -> dict[str, Any]:
@@ -53,6 +72,10 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
     devices.require_backend()
     search.check(command.beam, command.length_penalty)
     config = checkpoint.read_config(command.run)
+    if isinstance(config.model, SpeechConfig):
+        return evaluate_speech(command, config)
+    if command.data.path:
+        raise UserError(f"--data.path is for speech, which {command.run} is not; leave it out")
     dataset = data.load(config)
     checkpoint.check_same_data(command.run, dataset)
     dtype = devices.compute_dtype(config.train)
@@ -78,6 +101,105 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
         mean_loss = training.make_evaluate(model)
         record["val_loss"] = mean_loss(params, dataset.validation(config, batch_size))
     return record
+
+
+def evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
+    """Errors on the clips of a split, or of another folder, and on strings made of them."""
+    import_extra("jiwer", NEEDS)
+    tok = checkpoint.read_tokenizer(command.run)
+    assert isinstance(tok, SpeechTokenizer)
+    if command.data.path:
+        clips, strings = tuple(speech.find_clips(command.data.path)), []
+    else:
+        dataset = data.load(config)
+        assert isinstance(dataset, SpeechData)
+        checkpoint.check_same_data(command.run, dataset)
+        clips = dataset.test if command.split == "test" else dataset.val
+        if not clips:
+            raise UserError(f"{command.run} has no clips in its {command.split} split")
+        with_strings = dataset.string_clips > 1 and command.split == "test"
+        assert isinstance(config.model, SpeechConfig)
+        strings = dataset.test_strings(config.model) if with_strings else []
+    model = models.build(config.model, tok, devices.compute_dtype(config.train))
+    assert isinstance(model, SpeechRecognizer)
+    step, params = checkpoint.load_params(command.run, model, command.step)
+
+    def heard(examples: Iterable[Example]) -> list[str]:
+        """What the model hears, a part of the examples after the other."""
+        texts, examples = [], iter(examples)
+        while part := [e.samples_N for e in islice(examples, N_HELD)]:
+            found = transcribe.transcribe(
+                model, params, tok, part, command.beam, command.length_penalty, times=False
+            )
+            texts += [transcript.text for transcript in found]
+        return texts
+
+    record = {"run": str(command.run), "step": step, "parameters": models.count(params)}
+    split = str(command.data.path) if command.data.path else command.split
+    record |= {"split": split, "beam": command.beam, "clips": len(clips)}
+    record |= speech_errors(clips, heard(speech.read_examples(clips)))
+    if strings:
+        of_strings = speech_errors(strings, heard(strings))
+        record["strings"] = {"strings": len(strings), **of_strings}
+    return record
+
+
+def speech_errors(said: Sequence[Clip | Example], written: Sequence[str]) -> dict[str, Any]:
+    """Error rates of transcripts, as shares of 1, whatever their case and punctuation.
+
+    `wer` and `cer`: substituted, deleted and inserted words or characters per one that was said
+    (Levenshtein, by jiwer); `wer_interval`: 95 % of test sets drawn anew from this one have a WER
+    in it (bootstrap over clips). `accuracy`: clips without any error. `per_speaker`: these three
+    and the number of clips. `worst`: the clips with most errors.
+    """
+    jiwer = import_extra("jiwer", NEEDS)
+    plain = jiwer.Compose(
+        [
+            jiwer.ToLowerCase(),
+            jiwer.RemovePunctuation(),
+            jiwer.RemoveMultipleSpaces(),
+            jiwer.Strip(),
+        ]
+    )
+    right, heard = [plain(one.text) for one in said], [plain(text) for text in written]
+    compared = [jiwer.process_words(r, h) for r, h in zip(right, heard, strict=True)]
+    mistakes = np.array([c.substitutions + c.deletions + c.insertions for c in compared])
+    n_words = np.array([c.hits + c.substitutions + c.deletions for c in compared])
+
+    def rates(rows: np.ndarray) -> dict[str, float]:
+        return {
+            "wer": float(mistakes[rows].sum() / n_words[rows].sum()),
+            "cer": jiwer.cer([right[i] for i in rows.tolist()], [heard[i] for i in rows.tolist()]),
+            "accuracy": float((mistakes[rows] == 0).mean()),
+        }
+
+    everything = np.arange(len(said))
+    drawn = np.random.default_rng(0).integers(len(said), size=(N_RESAMPLED, len(said)))
+    interval = np.quantile(mistakes[drawn].sum(1) / n_words[drawn].sum(1), (0.025, 0.975))
+    speakers = np.array([one.speaker for one in said])
+    per_speaker = {
+        str(name): {
+            "clips": int((speakers == name).sum()),
+            **rates(np.flatnonzero(speakers == name)),
+        }
+        for name in np.unique(speakers)
+    }
+    order = sorted(np.flatnonzero(mistakes).tolist(), key=lambda i: (-mistakes[i] / n_words[i], i))
+    worst = [
+        {
+            "audio": str(getattr(said[i], "path", f"string {i}")),
+            "said": said[i].text,
+            "written": written[i],
+            "errors": int(mistakes[i]),
+        }
+        for i in order[:N_WORST]
+    ]
+    return {
+        **rates(everything),
+        "wer_interval": [float(x) for x in interval],
+        "per_speaker": per_speaker,
+        "worst": worst,
+    }
 
 
 def spelled(tok: TextTokenizer, text: str) -> str:
@@ -142,6 +264,8 @@ def report(record: dict[str, Any]) -> str:
     lines = [f"{record['run']} step {record['step']}, {record['parameters']:,} parameters"]
     if "val_loss" in record:
         return "\n".join([*lines, f"val_loss {record['val_loss']:.4f}"])
+    if "cer" in record:
+        return "\n".join([*lines, *_speech_report(record)])
     lines += [
         f"{record['sources']:,} sources of the {record['split']} split, "
         + ("greedy" if record["beam"] == 1 else f"beam of {record['beam']}"),
@@ -157,6 +281,28 @@ def report(record: dict[str, Any]) -> str:
     for first in range(0, len(cells), 5):
         lines.append("".join(cell.ljust(width) for cell in cells[first : first + 5]).rstrip())
     return "\n".join(lines)
+
+
+def _speech_report(record: dict[str, Any]) -> list[str]:
+    greedy = "greedy" if record["beam"] == 1 else f"beam of {record['beam']}"
+    lines = [f"{record['clips']:,} clips ({record['split']}), {greedy}", ""]
+    lines.append(f"{'':16} {'clips':>6} {'WER':>8} {'CER':>8} {'all right':>10}")
+
+    def row(name: str, n: int, of: dict[str, Any]) -> str:
+        shares = f"{of['wer']:8.2%} {of['cer']:8.2%} {of['accuracy']:10.2%}"
+        return f"{name[:16]:16} {n:6,} {shares}"
+
+    for name, of in record["per_speaker"].items():
+        lines.append(row(name or "(unknown)", of["clips"], of))
+    lines.append(row("all", record["clips"], record))
+    if "strings" in record:
+        lines.append(row("strings of them", record["strings"]["strings"], record["strings"]))
+    low, high = record["wer_interval"]
+    lines += [f"95 % interval of WER: {low:.2%} to {high:.2%}", ""]
+    if record["worst"]:
+        lines.append("most errors: file, said > written")
+        lines += [f"  {w['audio']}  {w['said']} > {w['written']}" for w in record["worst"]]
+    return lines
 
 
 def main(argv: list[str]) -> None:

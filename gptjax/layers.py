@@ -2,7 +2,7 @@
 
 Array names end in their dimensions:
     B batch   T target position   S source position   V vocabulary
-    D model width   H heads   K head width   F hidden width of the MLP
+    D model width   H heads   K head width   F hidden width of the MLP   M mel band
 
 Modules are Flax Linen, used purely functionally: `model.init` makes a pytree of parameters and
 `model.apply` computes. Parameters are float32; `dtype` is that of activations and matmuls.
@@ -140,8 +140,8 @@ class MLP(nn.Module):
         match c.activation:
             case "relu":
                 h_BTF = jax.nn.relu(h_BTF)
-            case "gelu":
-                h_BTF = jax.nn.gelu(h_BTF)
+            case "gelu" | "gelu_tanh":
+                h_BTF = jax.nn.gelu(h_BTF, approximate=c.activation == "gelu_tanh")
             case "relu2":
                 h_BTF = jax.nn.relu(h_BTF) ** 2
             case "swiglu":

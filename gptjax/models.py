@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gptjax.blocks import Block, BlockCache, rotary_angles
-from gptjax.config import BigramConfig, EncoderDecoderConfig, GPTConfig, ModelConfig
+from gptjax.config import BigramConfig, EncoderDecoderConfig, GPTConfig, ModelConfig, SpeechConfig
 from gptjax.layers import Embed, Linear, Norm
 from gptjax.tokenizer import PairTokenizer, Tokenizer
 
@@ -160,6 +160,96 @@ class EncoderDecoder(nn.Module):
         return empty_cache(self.config, batch_size, self.dtype)
 
 
+class SpeechEncoder(nn.Module):
+    """Two convolutions over time, of which the second halves it, then Blocks.
+
+    (B, T, M) log-mel frames of 10 ms -> (B, S, D), S = ceil(T / 2). Frames where mask_BT is false
+    are padding, which may only be at the end of a row.
+    """
+
+    config: SpeechConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, mel_BTM: Array, mask_BT: Array | None, deterministic: bool = True) -> Array:
+        c, dtype = self.config, self.dtype
+
+        def convolve(x_BTC: Array, stride: int, name: str) -> Array:
+            """Frames 2 s - 1 ... 2 s + 1, zero outside the sound, in one matmul."""
+            if mask_BT is not None:
+                x_BTC = jnp.where(mask_BT[..., None], x_BTC, 0)
+            padded = jnp.pad(x_BTC, ((0, 0), (1, 1), (0, 0)))
+            n = x_BTC.shape[1]
+            window = jnp.concatenate([padded[:, j : j + n : stride] for j in range(3)], -1)
+            y = Linear(c.n_embd, dtype=dtype, name=name)(window)
+            return jax.nn.gelu(y, approximate=False)
+
+        x_BSD = convolve(convolve(mel_BTM.astype(dtype), 1, "conv_1"), 2, "conv_2")
+        mask_BS = None if mask_BT is None else half(mask_BT)
+        n_source = x_BSD.shape[1]
+        if n_source > c.source_block_size:
+            raise ValueError(f"{n_source} positions do not fit {c.source_block_size}")
+        rotary = None
+        if c.position == "rotary":
+            rotary = rotary_angles(jnp.arange(n_source), c.n_embd // c.n_head)
+        else:
+            x_BSD = x_BSD + sinusoids(n_source, c.n_embd).astype(dtype)
+        for i in range(c.n_encoder_layer):
+            x_BSD, _ = Block(c, dtype, name=f"block_{i}")(
+                x_BSD, mask_BS, rotary=rotary, deterministic=deterministic
+            )
+        return Norm(c, dtype, name="final_norm")(x_BSD)
+
+
+class SpeechRecognizer(nn.Module):
+    """Whisper (Radford et al. 2022): a SpeechEncoder, and a GPT that attends to its output.
+
+    `source` (B, T, M) is a log-mel spectrogram, which may be left out once a cache has seen it;
+    source_mask (B, T), true where there is sound, goes with every call.
+    """
+
+    config: SpeechConfig
+    vocab_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: Array,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+        source: Array | None = None,
+        source_mask: Array | None = None,
+    ) -> tuple[Array, Cache | None]:
+        c, dtype = self.config, self.dtype
+        memory_BSD = None
+        if source is not None:
+            encoder = SpeechEncoder(c, dtype, name="encoder")
+            memory_BSD = encoder(source, source_mask, deterministic)
+        mask_BS = None if source_mask is None else half(source_mask)
+        decoder = GPT(c, self.vocab_size, dtype, name="decoder")
+        return decoder(tokens_BT, cache, deterministic, memory_BSD, mask_BS)
+
+    def init_cache(self, batch_size: int) -> Cache:
+        """An empty cache of block_size positions for every layer of the decoder."""
+        return empty_cache(self.config, batch_size, self.dtype)
+
+
+def half(mask_BT: Array) -> Array:
+    """The mask of frames as one of the encoder's positions, each at an even frame."""
+    return mask_BT[:, ::2]
+
+
+def sinusoids(n_positions: int, width: int) -> Array:
+    """Fixed positions (S, D): sines, then cosines, of wavelengths 2 pi ... 10,000 * 2 pi.
+
+    In the order of Whisper; Vaswani et al. 2017, section 3.5, has them side by side.
+    """
+    frequency = 10_000.0 ** -jnp.linspace(0, 1, width // 2)
+    angle = jnp.arange(n_positions)[:, None] * frequency
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+
+
 def empty_cache(config: GPTConfig, batch_size: int, dtype: Any) -> Cache:
     """Room for block_size positions in every layer of a decoder."""
     return (BlockCache.empty(batch_size, config, dtype),) * config.n_layer
@@ -186,7 +276,7 @@ def add_positions(
     return x_BTD + embed(position_T), None
 
 
-Model = Bigram | GPT | EncoderDecoder
+Model = Bigram | GPT | EncoderDecoder | SpeechRecognizer
 
 
 def build(config: ModelConfig, vocabulary: Tokenizer | int, dtype: Any = jnp.float32) -> Model:
@@ -201,6 +291,8 @@ def build(config: ModelConfig, vocabulary: Tokenizer | int, dtype: Any = jnp.flo
         case EncoderDecoderConfig():
             assert isinstance(vocabulary, PairTokenizer)
             return EncoderDecoder(config, vocab_size, vocabulary.source_vocab_size, dtype)
+        case SpeechConfig():
+            return SpeechRecognizer(config, vocab_size, dtype)
         case GPTConfig():
             return GPT(config, vocab_size, dtype)
 
@@ -208,8 +300,13 @@ def build(config: ModelConfig, vocabulary: Tokenizer | int, dtype: Any = jnp.flo
 def init(model: Model, seed: int) -> Any:
     """Fresh parameters, a pure function of the model and the seed."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    source = {"source": tokens, "source_mask": tokens == 0}
-    inputs = source if isinstance(model, EncoderDecoder) else {}
+    match model:
+        case EncoderDecoder():
+            inputs = {"source": tokens}
+        case SpeechRecognizer():
+            inputs = {"source": jnp.zeros((1, 2, model.config.n_mels))}
+        case _:
+            inputs = {}
     return jax.jit(model.init)(jax.random.key(seed), tokens, **inputs)["params"]
 
 

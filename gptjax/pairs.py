@@ -115,7 +115,7 @@ class PairData:
         batch_size = config.train.batch_size
         sizes = tuple(len(bucket.source_NS) for bucket in self.buckets)
         epoch, number = divmod(step, sum(-(-size // batch_size) for size in sizes))
-        return _epoch(sizes, batch_size, config.seed, epoch)[number]
+        return epoch_batches(sizes, batch_size, config.seed, epoch)[number]
 
     def validation(self, config: Config, batch_size: int) -> Iterator[Batch]:
         """The whole validation split, leaves (1, B, S) and (1, B, T)."""
@@ -139,7 +139,7 @@ class PairData:
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch(
+def epoch_batches(
     sizes: tuple[int, ...], batch_size: int, seed: int, epoch: int
 ) -> list[tuple[int, np.ndarray]]:
     """(bucket, rows) of every batch of an epoch, in their order."""
@@ -161,9 +161,10 @@ def load(config: Config) -> PairData:
     """
     model, c = config.model, config.data
     assert isinstance(model, EncoderDecoderConfig)
-    if not c.path and c.name == "tinyshakespeare":
+    if not c.path and c.name in ("tinyshakespeare", "fsdd"):
+        what = "speech" if c.name == "fsdd" else "a text"
         raise UserError(
-            f"--data.name {c.name} is a text, but this model learns from pairs; name cmudict or "
+            f"--data.name {c.name} is {what}, but this model learns from pairs; name cmudict or "
             "cmudict_stress, or your own file with --data.path pairs.tsv"
         )
     path = c.path or datasets.fetch("cmudict")

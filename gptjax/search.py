@@ -11,8 +11,8 @@ from jax import Array, lax
 
 from gptjax.blocks import BlockCache
 from gptjax.errors import UserError
-from gptjax.models import EncoderDecoder
-from gptjax.tokenizer import PairTokenizer
+from gptjax.models import EncoderDecoder, SpeechRecognizer
+from gptjax.tokenizer import PairTokenizer, SpeechTokenizer
 
 # Sources decoded side by side, and the multiple that their length is padded to: every other
 # shape would compile anew.
@@ -44,22 +44,27 @@ class Hypothesis(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "beam_size"))
 def beam_search(
-    model: EncoderDecoder,
+    model: EncoderDecoder | SpeechRecognizer,
     params: Any,
-    source_BS: Array,
+    source: Array,
     source_mask_BS: Array,
     boundary: int,
     beam_size: int = 1,
     length_penalty: float = 1.0,
+    start_P: Array | None = None,
 ) -> Beams:
     """The beam_size best targets found by extending the beam_size best beginnings, token by token.
 
     A beginning that reaches the boundary stays in the beam while it scores among the best
     (Graves 2012; the length penalty is that of Wu et al. 2016 in its simplest form). A target has
-    at most block_size tokens. The encoder, and the keys and values that cross-attention reads,
-    are computed once per source.
+    at most as many tokens as fit block_size behind its start: start_P or, if None, the boundary
+    alone. `source` is the model's, (B, S) or (B, S, M). The encoder, and the keys and values that
+    cross-attention reads, are computed once per source.
     """
-    n_batch, n_beam, n_target = source_BS.shape[0], beam_size, model.config.block_size
+    if start_P is None:
+        start_P = jnp.full(1, boundary, jnp.int32)
+    n_batch, n_beam = source.shape[0], beam_size
+    n_target = model.config.block_size - len(start_P) + 1
     vocab_size = model.vocab_size
     first_of_source = jnp.arange(n_batch)[:, None] * n_beam
     mask_RS = jnp.repeat(source_mask_BS, n_beam, axis=0)  # R: every beam of every source
@@ -103,13 +108,12 @@ def beam_search(
             cache = tuple(_reordered(layer, parents_R) for layer in cache)
         return t + 1, beams, cache
 
-    start_B1 = jnp.full((n_batch, 1), boundary, jnp.int32)
     cache: Any
-    logits_B1V, cache = model.apply(
+    logits_BPV, cache = model.apply(
         {"params": params},
-        start_B1,
+        jnp.broadcast_to(start_P, (n_batch, len(start_P))),
         model.init_cache(n_batch),
-        source=source_BS,
+        source=source,
         source_mask=source_mask_BS,
     )
     repeated_R = jnp.repeat(jnp.arange(n_batch), n_beam)
@@ -122,7 +126,7 @@ def beam_search(
         jnp.where(jnp.arange(n_beam) == 0, 0.0, -jnp.inf) + jnp.zeros((n_batch, n_beam)),
         jnp.zeros((n_batch, n_beam)),
     )
-    beams, _ = step(jnp.int32(0), beams, logits_B1V[repeated_R, 0])
+    beams, _ = step(jnp.int32(0), beams, logits_BPV[repeated_R, -1])
     _, beams, _ = lax.while_loop(unfinished, extend, (jnp.int32(1), beams, cache))
     return beams
 
@@ -167,15 +171,21 @@ def transduce(
             beam_search(model, params, source_BS, mask_BS, tok.boundary, beam_size, length_penalty)
         )
         for b, i in enumerate(part):
-            for n in range(beam_size):
-                if np.isfinite(beams.log_probability_BN[b, n]):
-                    found[i].append(_hypothesis(tok, beams, (b, n)))
+            found[i] = hypotheses(tok, beams, b)
     return found
 
 
-def _hypothesis(tok: PairTokenizer, beams: Beams, at: tuple[int, int]) -> Hypothesis:
+def hypotheses(tok: PairTokenizer | SpeechTokenizer, beams: Beams, row: int) -> list[Hypothesis]:
+    """The targets of a row of the batch, best first; `beams` is on the host."""
+    finite_N = np.isfinite(beams.log_probability_BN[row])
+    return [_hypothesis(tok, beams, (row, n)) for n in np.flatnonzero(finite_N)]
+
+
+def _hypothesis(
+    tok: PairTokenizer | SpeechTokenizer, beams: Beams, at: tuple[int, Any]
+) -> Hypothesis:
     ids = np.asarray(beams.tokens_BNT[at][: beams.length_BN[at]])
-    if ids[-1] == tok.boundary:  # all but those that grew too long
+    if ids[-1] == tok.end:  # all but those that grew too long
         ids = ids[:-1]
     score, log_probability = float(beams.score_BN[at]), float(beams.log_probability_BN[at])
     return Hypothesis(tok.target.decode(ids), score, log_probability, ids)

@@ -103,6 +103,12 @@ def load(config: DataConfig, block_size: int) -> TextData:
         data = _load_prepared(config.path)
     else:
         if not config.path and config.name != "tinyshakespeare":
+            if config.name == "fsdd":
+                raise UserError(
+                    "--data.name fsdd is speech, which a SpeechRecognizer learns from, as in "
+                    "configs/digits_cpu.py; this model wants a text: tinyshakespeare, or "
+                    "--data.path FILE"
+                )
             raise UserError(
                 f"--data.name {config.name} is pairs, which an EncoderDecoder learns from, as in "
                 "configs/g2p_cpu.py; this model wants a text: tinyshakespeare, or --data.path FILE"

@@ -158,7 +158,8 @@ class PairTokenizer:
 
     def __init__(self, source: TextTokenizer, target: TextTokenizer):
         self.source, self.target = source, target
-        self.boundary = target.vocab_size
+        self.boundary = self.end = target.vocab_size
+        self.start_ids = (self.boundary,)
         self.vocab_size = target.vocab_size + 1
         # With one table of embeddings both sides have the target's number of rows.
         self.source_vocab_size = max(source.vocab_size, source is target and self.vocab_size)
@@ -182,7 +183,35 @@ class PairTokenizer:
         return {"type": "pair", "source": self.source.to_dict(), "target": target}
 
 
-Tokenizer = TextTokenizer | PairTokenizer
+class SpeechTokenizer:
+    """A tokenizer for transcripts, the tokens in front of every one, and the token that ends it.
+
+    Both are one new token unless they are given, as with Whisper's vocabulary, which has its own.
+    """
+
+    def __init__(
+        self,
+        target: TextTokenizer,
+        start_ids: Sequence[int] | None = None,
+        end: int | None = None,
+        vocab_size: int | None = None,
+    ):
+        self.target = target
+        self.end = target.vocab_size if end is None else end
+        self.start_ids = (self.end,) if start_ids is None else tuple(start_ids)
+        self.vocab_size = vocab_size or max(target.vocab_size, self.end + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "type": "speech",
+            "target": self.target.to_dict(),
+            "start_ids": list(self.start_ids),
+            "end": self.end,
+            "vocab_size": self.vocab_size,
+        }
+
+
+Tokenizer = TextTokenizer | PairTokenizer | SpeechTokenizer
 
 
 def train(kind: str, text: str, vocab_size: int) -> TextTokenizer:
@@ -207,6 +236,8 @@ def from_dict(saved: dict[str, Any]) -> Tokenizer:
         case {"type": "pair", "source": dict(source), "target": target}:
             one = text_tokenizer(source)
             return PairTokenizer(one, text_tokenizer(target) if target else one)
+        case {"type": "speech", "target": dict(target), "start_ids": start_ids, "end": end}:
+            return SpeechTokenizer(text_tokenizer(target), start_ids, end, saved.get("vocab_size"))
     return text_tokenizer(saved)
 
 

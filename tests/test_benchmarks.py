@@ -29,12 +29,13 @@ from gptjax.texts import TextData  # noqa: E402
 from gptjax.tokenizer import CharTokenizer  # noqa: E402
 
 GELU = dataclasses.replace(TINY, activation="gelu", bias=False)
+GPT2 = dataclasses.replace(TINY, activation="gelu_tanh", attention_bias=True, tie_embeddings=True)
 GATED = dataclasses.replace(MODERN, activation="swiglu", bias=True)
 TIED = dataclasses.replace(TINY, tie_embeddings=True)
 LONG = dataclasses.replace(MODERN, block_size=100)  # attention in chunks, on a CPU
-CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU, GATED, TIED, LONG]
+CONFIGS = [BigramConfig(block_size=16), TINY, MODERN, GELU, GPT2, GATED, TIED, LONG]
 ROOT = Path(__file__).parent.parent
-IDS = ["bigram", "seed", "modern", "gelu", "gated", "tied", "long"]
+IDS = ["bigram", "seed", "modern", "gelu", "gpt2", "gated", "tied", "long"]
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 2000).astype(np.int32)
 DATA = TextData(TOKENS, TOKENS, CharTokenizer("abcdefghijklmnopqrst"), "random", "")
 

@@ -1,0 +1,468 @@
+"""Speech and its transcripts as padded batches, each a pure function of (seed, step).
+
+A clip is a sound file, what is said in it, and by whom. Clips come from a folder laid out as
+LibriSpeech or as the Free Spoken Digit Dataset, or from a manifest: a .jsonl of objects with
+`audio`, `text` and perhaps `speaker` and `split`. Sound is read when a batch needs it, by a pool
+of threads and ahead of the step, so that a corpus may be larger than memory.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gptjax import audio, datasets, tokenizer, transcribe
+from gptjax.audio import HOP, SAMPLE_RATE
+from gptjax.config import Config, SpeechConfig
+from gptjax.errors import UserError
+from gptjax.pairs import epoch_batches
+from gptjax.texts import TRAINING, Batch
+from gptjax.tokenizer import SpeechTokenizer
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FSDD_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav")
+# FSDD's official split is by the number of the take: 0-4 is for test. The next three are our own.
+FSDD_TEST, FSDD_VAL = range(5), range(5, 8)
+
+# Strings of words that a validation is made of, and a test; the latter of so many words each.
+N_VAL_STRINGS, N_TEST_STRINGS, TEST_STRING_WORDS = 200, 300, (3, 5)
+PAUSE_SECONDS = (0.05, 0.4)
+"""Shortest and longest silence between two words of a string."""
+NOISE_DB = (5.0, 40.0)
+"""How much weaker than the speech added noise is."""
+# SpecAugment's longest stretches: of time as a share of the longest clip of a batch, of bands.
+TIME_SHARE, BAND_SHARE = 0.06, 0.15
+N_SAMPLES = 20
+N_READERS = 4
+
+
+class Clip(NamedTuple):
+    """A sound file, what is said in it, by whom; split is "train", "val", "test" or undecided."""
+
+    path: Path
+    text: str
+    speaker: str = ""
+    split: str = ""
+
+
+class Example(NamedTuple):
+    """Samples at 16 kHz (N,), what is said, and by whom."""
+
+    samples_N: np.ndarray
+    text: str
+    speaker: str
+
+
+@dataclass(frozen=True)
+class SpeechData:
+    """Clips in three splits, of which an example is one or, strung together, several."""
+
+    train: tuple[Clip, ...]
+    val: tuple[Clip, ...]
+    test: tuple[Clip, ...]
+    seconds: np.ndarray
+    """Of each training clip, (N,)."""
+    string_clips: int
+    tokenizer: SpeechTokenizer
+    source: str
+    """Where it came from, for people."""
+    sha256: str
+    """Of the files' names, sizes and texts: a run refuses to continue on other clips."""
+
+    one_shape = False
+    """Batches of different lengths cannot share a dispatch."""
+
+    @property
+    def sample_flags(self) -> str:
+        """What sample.py wants besides the run."""
+        return f" --audio {self.val[0].path}"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {f"{name}_clips": len(clips) for name, clips in splits.items()}
+
+    def tokens_per_sequence(self, config: Config) -> float:
+        """Mean number of the encoder's positions and of the decoder's."""
+        model = config.model
+        assert isinstance(model, SpeechConfig)
+        n_clips = (1 + self.string_clips) / 2
+        seconds = n_clips * self.seconds.mean() + (n_clips - 1) * np.mean(PAUSE_SECONDS)
+        positions = model.source_block_size
+        if not model.pad_source:
+            positions = min(seconds * SAMPLE_RATE / HOP / 2, positions)
+        some = self.train[:: max(1, len(self.train) // 100)]
+        lengths = [len(self.tokenizer.target.encode(clip.text)) for clip in some]
+        return float(positions + n_clips * np.mean(lengths) + 1)
+
+    def batch(self, config: Config, step: int) -> Batch:
+        """The training batch of a step: mel spectrograms (B, T, M), their masks, and texts.
+
+        Clips on their own come in epochs, each an order of its own, those of like length together;
+        strings are drawn at random, of one speaker and one number of clips in a batch.
+        """
+        c, model = config.data, config.model
+        assert isinstance(model, SpeechConfig)
+        rng = np.random.default_rng((config.seed, TRAINING, step))
+        longest = model.source_block_size * 2 * HOP
+        factors = 1 + rng.uniform(-c.speed_change, c.speed_change, config.train.batch_size)
+        if self.string_clips > 1:
+            strings = Strings(self.train, self.string_clips)
+            # Of like length, so that little of a batch is padding.
+            width = longest * rng.integers(1, transcribe.N_WIDTHS + 1) / transcribe.N_WIDTHS
+            fill = width * rng.uniform(0.4, 1, config.train.batch_size) * np.minimum(factors, 1)
+            examples = [strings.fill(rng, int(size)) for size in fill]
+        else:
+            clips = [self.train[i] for i in self._rows(config, step)]
+            examples = [
+                Example(samples_N, clip.text, clip.speaker)
+                for clip, samples_N in zip(clips, read(clips), strict=True)
+            ]
+        varied = []
+        for example, factor in zip(examples, factors, strict=True):
+            samples_N = example.samples_N
+            if c.speed_change:
+                samples_N = audio.change_speed(samples_N, factor)
+            if rng.random() < c.noise:
+                samples_N = audio.add_noise(samples_N, rng, rng.uniform(*NOISE_DB))
+            # A clip that was slowed down may have grown past the model's window by a little.
+            varied.append(example._replace(samples_N=samples_N[:longest]))
+        batch = make_batch(varied, model, self.tokenizer)
+        if c.spec_masks:
+            n_frames, n_bands = batch["source"].shape[1:]
+            most = round(TIME_SHARE * n_frames), round(BAND_SHARE * n_bands)
+            key = jax.random.fold_in(jax.random.key(config.seed), step)
+            masks = c.spec_masks, most[0], c.spec_masks, most[1]
+            batch["source"] = np.asarray(_spec_augment(batch["source"], key, *masks))
+        return batch
+
+    def _rows(self, config: Config, step: int) -> np.ndarray:
+        """Which training clips a step's batch takes."""
+        model, batch_size = config.model, config.train.batch_size
+        assert isinstance(model, SpeechConfig)
+        frames = np.minimum(self.seconds * SAMPLE_RATE // HOP, 2 * model.source_block_size)
+        width = np.array([transcribe.padded_frames(int(n), model) for n in frames])
+        buckets = [np.flatnonzero(width == w) for w in np.unique(width)]
+        sizes = tuple(map(len, buckets))
+        epoch, number = divmod(step, sum(-(-size // batch_size) for size in sizes))
+        bucket, rows = epoch_batches(sizes, batch_size, config.seed, epoch)[number]
+        return buckets[bucket][rows]
+
+    def validation(self, config: Config, batch_size: int) -> Iterator[Batch]:
+        """The validation split, leaves (1, B, ...): its strings, the same ones, or clips."""
+        model = config.model
+        assert isinstance(model, SpeechConfig)
+        examples: Iterator[Example]
+        if self.string_clips > 1:
+            drawn = _strings(self.val, 1, self.string_clips, N_VAL_STRINGS, model)
+            examples = iter(sorted(drawn, key=lambda e: len(e.samples_N)))
+        else:
+            examples = read_examples(self.val)
+        while part := list(itertools.islice(examples, batch_size)):
+            batch = make_batch(part + part[-1:] * (batch_size - len(part)), model, self.tokenizer)
+            batch["weights"][len(part) :] = 0
+            yield {name: leaf[None] for name, leaf in batch.items()}
+
+    def sampled_validation(self, config: Config) -> Iterator[Batch]:
+        """None: the seed's protocol is about texts."""
+        return iter(())
+
+    def sample(self, model: Any, params: Any, config: Config) -> str:
+        """What the model hears in some clips of the validation split, next to what is said."""
+        examples = list(itertools.islice(self._some(config), N_SAMPLES))
+        found = transcribe.transcribe(
+            model, params, self.tokenizer, [e.samples_N for e in examples], times=False
+        )
+        return "\n".join(f"{f.text}\t({e.text})" for f, e in zip(found, examples, strict=True))
+
+    def _some(self, config: Config) -> Iterator[Example]:
+        assert isinstance(config.model, SpeechConfig)
+        if self.string_clips == 1:
+            return read_examples(self.val[:: max(1, len(self.val) // N_SAMPLES)])
+        return iter(_strings(self.val, 1, self.string_clips, N_SAMPLES, config.model))
+
+    def test_strings(self, model: SpeechConfig) -> list[Example]:
+        """300 strings of three to five test clips of one speaker, always the same."""
+        return _strings(self.test, *TEST_STRING_WORDS, N_TEST_STRINGS, model)
+
+
+class Strings:
+    """Makes strings of a speaker's clips, as real as recordings of single words allow.
+
+    Between two words lies a pause of the first one's own quietest 20 ms, back and forth.
+    """
+
+    def __init__(self, clips: Sequence[Clip], most: int):
+        self._clips, self._most = clips, most
+        self._of_speaker: dict[str, list[Clip]] = {}
+        for clip in clips:
+            self._of_speaker.setdefault(clip.speaker, []).append(clip)
+
+    def fill(self, rng: np.random.Generator, size: int) -> Example:
+        """A string of one clip, and as many more as fit `size` samples."""
+        return self._join(rng, self._most, size)
+
+    def draw(self, rng: np.random.Generator, fewest: int, longest: int) -> Example:
+        """A string of fewest ... most clips, or of what fits `longest` samples."""
+        return self._join(rng, int(rng.integers(fewest, self._most + 1)), longest)
+
+    def _join(self, rng: np.random.Generator, n: int, size: int) -> Example:
+        first = self._clips[int(rng.integers(len(self._clips)))]
+        of_speaker = self._of_speaker[first.speaker]
+        clips = [first] + [of_speaker[int(i)] for i in rng.integers(len(of_speaker), size=n - 1)]
+        pauses = (rng.uniform(*PAUSE_SECONDS, n) * SAMPLE_RATE).astype(int)
+        samples_N, texts = read_word(first.path), [first.text]
+        for before, clip, pause in zip(clips, clips[1:], pauses, strict=False):
+            word_N = read_word(clip.path)
+            if len(samples_N) + pause + len(word_N) > size:
+                break
+            tone_N = room_tone(read_word(before.path), int(pause))
+            samples_N = np.concatenate([samples_N, tone_N, word_N])
+            texts.append(clip.text)
+        return Example(samples_N, " ".join(texts), first.speaker)
+
+
+def _strings(
+    clips: Sequence[Clip], fewest: int, most: int, n_strings: int, model: SpeechConfig
+) -> list[Example]:
+    """Strings that depend on the clips alone."""
+    strings, longest = Strings(clips, most), model.source_block_size * 2 * HOP
+    rngs = map(np.random.default_rng, range(n_strings))
+    return [strings.draw(rng, fewest, longest) for rng in rngs]
+
+
+def room_tone(samples_N: np.ndarray, size: int) -> np.ndarray:
+    """`size` samples of the clip's quietest 20 ms, played forwards and backwards in turn."""
+    n = min(SAMPLE_RATE // 50, len(samples_N))
+    power = np.concatenate([[0], np.cumsum(samples_N.astype(np.float64) ** 2)])
+    start = int((power[n:] - power[:-n]).argmin())
+    piece = samples_N[start : start + n]
+    both_ways = np.concatenate([piece, piece[::-1]])
+    return np.resize(both_ways, size)
+
+
+# Words are short, few, and wanted again and again; whole utterances stay on the disk.
+read_word = functools.lru_cache(maxsize=4096)(audio.read)
+_spec_augment = jax.jit(audio.spec_augment, static_argnums=(2, 3, 4, 5))
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(N_READERS)
+
+
+def read(clips: Sequence[Clip]) -> Iterator[np.ndarray]:
+    """The samples of clips, read by several threads."""
+    return _readers().map(audio.read, [clip.path for clip in clips])
+
+
+def read_examples(clips: Sequence[Clip]) -> Iterator[Example]:
+    """Each clip by itself, read a few ahead of where they are wanted."""
+    for first in range(0, len(clips), 2 * N_READERS):
+        part = clips[first : first + 2 * N_READERS]
+        for clip, samples_N in zip(part, read(part), strict=True):
+            yield Example(samples_N, clip.text, clip.speaker)
+
+
+def make_batch(
+    examples: Sequence[Example], model: SpeechConfig, tok: SpeechTokenizer
+) -> dict[str, np.ndarray]:
+    """The batch of these examples; texts padded to a multiple of a quarter of block_size."""
+    mel_BTM, mask_BT = transcribe.features([e.samples_N for e in examples], model)
+    start, n_start = list(tok.start_ids), len(tok.start_ids)
+    rows = [[*start, *tok.target.encode(e.text), tok.end] for e in examples]
+    quarter = -(-model.block_size // 4)
+    width = -(-(max(map(len, rows)) - 1) // quarter) * quarter
+    ids = np.full((len(rows), min(width, model.block_size) + 1), tok.end, np.int32)
+    weights = np.zeros((len(rows), ids.shape[1] - 1), np.float32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        weights[i, n_start - 1 : len(row) - 1] = 1
+    return {
+        "source": mel_BTM,
+        "source_mask": mask_BT,
+        "tokens": ids[:, :-1],
+        "targets": ids[:, 1:],
+        "weights": weights,
+    }
+
+
+def load(config: Config) -> SpeechData:
+    """Finds, or fetches, the clips that a configuration names, and splits them.
+
+    Clips that do not say where they belong are split by the hashes of their names, val_fraction
+    each for validation and test. Raises UserError for a folder without clips, a clip that is
+    broken or longer than the model's window, a text that does not fit, an empty split.
+    """
+    c, model = config.data, config.model
+    assert isinstance(model, SpeechConfig)
+    if not c.path and c.name != "fsdd":
+        raise UserError(
+            f"--data.name {c.name} is no speech; name fsdd, or your own recordings with "
+            "--data.path: a folder laid out as LibriSpeech, or a manifest .jsonl"
+        )
+    path = c.path or datasets.fetch_fsdd()
+    clips = find_clips(path)
+    source = str(c.path or c.name)
+    listing = [(clip.path.name, clip.path.stat().st_size, clip.text) for clip in clips]
+    sha256 = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    train, val, test = split(clips, c.val_fraction, c.hold_out, source)
+    for name, part in (("training", train), ("validation", val)):
+        if not part:
+            raise UserError(f"{source}: {len(clips)} clips leave none for {name}; use more")
+    texts = "\n".join(clip.text for clip in clips)
+    if c.tokenizer == "char":
+        texts = texts.replace("\n", " ")
+    tok = SpeechTokenizer(tokenizer.train(c.tokenizer, texts, c.vocab_size))
+    _check_texts((*train, *val), model, tok, c.string_clips)
+    seconds = np.array([audio.duration(clip.path) for clip in train])
+    longest = model.source_block_size * 2 * HOP / SAMPLE_RATE
+    i = int(seconds.argmax())
+    if seconds[i] > longest and c.string_clips == 1:
+        raise UserError(
+            f"{train[i].path} is {seconds[i]:.1f} s long, more than the {longest:.1f} s of "
+            f"--model.source-block-size {model.source_block_size}; raise that, or leave it out"
+        )
+    return SpeechData(train, val, test, seconds, c.string_clips, tok, source, sha256)
+
+
+def _check_texts(
+    clips: Sequence[Clip], model: SpeechConfig, tok: SpeechTokenizer, string_clips: int
+) -> None:
+    room = model.block_size - len(tok.start_ids)
+    for clip in clips:
+        n_tokens = len(tok.target.encode(" ".join([clip.text] * string_clips)))
+        if n_tokens > room:
+            raise UserError(
+                f"the text of {clip.path} has {n_tokens} tokens"
+                + (f" (said {string_clips} times)" if string_clips > 1 else "")
+                + f", but --model.block-size {model.block_size} holds {room}; raise that, or leave "
+                "the clip out"
+            )
+
+
+def split(
+    clips: Sequence[Clip], fraction: float, hold_out: str, source: str
+) -> tuple[tuple[Clip, ...], ...]:
+    """Training, validation and test clips; all of the speaker held out, and only they, are test."""
+    if hold_out:
+        speakers = sorted({clip.speaker for clip in clips})
+        if hold_out not in speakers:
+            raise UserError(f"--data.hold-out {hold_out} is no speaker of {source}: {speakers}")
+    parts: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
+    for clip in clips:
+        where = clip.split
+        if not where:
+            share = int(hashlib.sha256(clip.path.name.encode()).hexdigest()[:8], 16) / 16**8
+            where = "test" if share < fraction else "val" if share < 2 * fraction else "train"
+        if hold_out and clip.speaker == hold_out:
+            where = "test"
+        elif hold_out and where == "test":
+            continue  # what is test anyway stays unseen
+        parts[where].append(clip)
+    return tuple(tuple(parts[name]) for name in ("train", "val", "test"))
+
+
+# --- where clips come from
+
+
+def find_clips(path: Path) -> list[Clip]:
+    """The clips of a manifest or a folder, in the order of their names.
+
+    Raises UserError when there is no such path, and when it is laid out in no way that we know.
+    """
+    if path.is_file() and path.suffix == ".jsonl":
+        clips = _manifest(path)
+    elif (path / "manifest.jsonl").is_file():
+        clips = _manifest(path / "manifest.jsonl")
+    elif path.is_dir():
+        clips = _librispeech(path) or _fsdd(path)
+    else:
+        what = "is no .jsonl" if path.exists() else "does not exist"
+        raise UserError(f"--data.path {path} {what}; {LAYOUTS}")
+    if not clips:
+        raise UserError(f"--data.path {path} has no clips; {LAYOUTS}")
+    return clips
+
+
+LAYOUTS = (
+    "name a manifest .jsonl of audio and text, a folder with LibriSpeech's *.trans.txt, or one "
+    "with files such as 7_jackson_3.wav"
+)
+
+
+def _fsdd(folder: Path) -> list[Clip]:
+    clips = []
+    for path in sorted(folder.rglob("*.wav")):
+        if match := FSDD_NAME.fullmatch(path.name):
+            digit, speaker, take = int(match[1]), match[2], int(match[3])
+            where = "test" if take in FSDD_TEST else "val" if take in FSDD_VAL else "train"
+            clips.append(Clip(path, DIGITS[digit], speaker, where))
+    return clips
+
+
+def _librispeech(folder: Path) -> list[Clip]:
+    clips = []
+    for listing in sorted(folder.rglob("*.trans.txt")):
+        inside = listing.relative_to(folder).parts[:-1]
+        where = next((s for part in inside for s in [_subset(part)] if s), _subset(folder.name))
+        for number, line in enumerate(_text(listing).splitlines(), 1):
+            name, _, text = line.strip().partition(" ")
+            if not name:
+                continue
+            beside = (listing.parent / f"{name}{suffix}" for suffix in (".flac", ".wav"))
+            path = next((p for p in beside if p.is_file()), None)
+            if path is None or not text.strip():
+                what = "has no text" if path else f"has no {name}.flac beside it"
+                raise UserError(f"{listing}, line {number}: {line[:40]!r} {what}")
+            clips.append(Clip(path, text.strip(), name.partition("-")[0], where))
+    return clips
+
+
+def _subset(name: str) -> str:
+    """Of a LibriSpeech folder: train-clean-100, dev-other, test-clean."""
+    kind = {"train": "train", "dev": "val", "test": "test"}
+    return kind.get(name.partition("-")[0], "") if "-" in name else ""
+
+
+def _manifest(path: Path) -> list[Clip]:
+    clips = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            sound, text = path.parent / row["audio"], row["text"].strip()
+            clip = Clip(sound, text, str(row.get("speaker", "")), row.get("split", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{path}, line {number}: {line[:60]!r} is not "
+                '{"audio": "FILE", "text": "WORDS", "speaker": "NAME"}'
+            ) from None
+        wrong = ""
+        if not sound.is_file():
+            wrong = f"audio {row['audio']} is no file"
+        elif not text:
+            wrong = "text is empty"
+        elif clip.split not in ("", "train", "val", "test"):
+            wrong = f"split {clip.split} is none of train, val, test"
+        if wrong:
+            raise UserError(f"{path}, line {number}: {wrong}")
+        clips.append(clip)
+    return clips
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({error})") from None
