@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from gptjax.config import EncoderDecoderConfig, check, load_file, parse
+from gptjax.config import EncoderDecoderConfig, SpeechConfig, check, load_file, parse
 from gptjax.errors import UserError, exit_codes
 
 PARTS = {"parity": "parity", "race": "race", "train": "quality", "sample": "decode"}
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         if importlib.util.find_spec("torch") is None:
             raise UserError("PyTorch is not installed; pip install -e '.[torch]'")
         config = parse(rest)
-        if isinstance(config.model, EncoderDecoderConfig):
+        if isinstance(config.model, EncoderDecoderConfig | SpeechConfig):
             raise UserError(
                 "this compares language models; tests/test_encoder_decoder.py holds an "
                 "encoder-decoder against torch.nn.Transformer"

@@ -1,10 +1,12 @@
 """Runs the shipped configurations and records what they reach: docs/benchmarks/expected-*.json.
 
-    python -m benchmarks.expected bigram gpt_cpu gpt_first_steps g2p_cpu
+    python -m benchmarks.expected bigram gpt_cpu gpt_first_steps g2p_cpu digits_cpu
 
 Each part is a training run of its own process, so that its wall-clock includes starting Python,
 compiling, evaluating and plotting: what a user waits for. What was trained on pairs is also
-measured on its test split, and draws what it looks at for one word. gpt_first_steps is the start of
+measured on its test split, and draws what it looks at for one word; so is speech, which $FSDD
+names a folder of if it shall not be fetched. digits_cpu-without-NAME never hears a speaker whom it
+is then tested on. gpt_first_steps is the start of
 configs/gpt.py, all that a CPU can do of it: two evaluations and 20 steps, next to the same steps
 of the PyTorch original (extra: torch) on the same batches, from its own initial weights.
 """
@@ -19,13 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import processor
-from gptjax.config import EncoderDecoderConfig, GPTConfig, load_file
+from gptjax import speech
+from gptjax.audio import SAMPLE_RATE
+from gptjax.checkpoint import read_config
+from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig, load_file
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.report import read_metrics
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
 RUNS = Path("runs/expected")
 
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+TINY = ["--train.max-steps", "20", "--train.eval-interval", "20"]
 FIRST_STEPS = ["--train.max-steps", "20", "--train.eval-interval", "20", "--train.log-interval"]
 FIRST_STEPS += ["1", "--train.eval-batches", "0", "--train.sample-tokens", "0"]
 PARTS = {
@@ -37,16 +44,28 @@ PARTS = {
     **{f"gpt_best-{seed}": ["configs/gpt_best.py", "--seed", seed] for seed in "123"},
     "g2p_cpu": ["configs/g2p_cpu.py"],
     "g2p": ["configs/g2p.py"],
+    "digits_cpu": ["configs/digits_cpu.py"],
+    **{
+        f"digits_cpu-without-{name}": ["configs/digits_cpu.py", "--data.hold-out", name]
+        for name in SPEAKERS
+    },
+    "digits": ["configs/digits.py"],
     "debug": ["configs/debug.py"],
-    "g2p_debug": ["configs/g2p_cpu.py", "--train.max-steps", "20", "--train.eval-interval", "20"],
+    "g2p_debug": ["configs/g2p_cpu.py", *TINY],
+    "digits_debug": ["configs/digits_cpu.py", *TINY],
 }
 BEAM = 4
 ATTENTION_WORD = "philharmonic"
+ATTENTION_STRING = 7
+"""Number of the test string whose picture is drawn."""
 
 
 def run(name: str) -> dict[str, Any]:
     """Trains one part from scratch and returns its record."""
     config, *overrides = PARTS[name]
+    model = load_file(Path(config)).model
+    if isinstance(model, SpeechConfig) and "FSDD" in os.environ:
+        overrides += ["--data.path", os.environ["FSDD"]]
     folder = RUNS / name
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "train.py", "--config", config, *overrides, "--run-dir", str(folder)]
@@ -75,12 +94,30 @@ def run(name: str) -> dict[str, Any]:
     samples = sorted((folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
     if samples:
         record["sample"] = samples[-1].read_text()
-    if isinstance(load_file(Path(config)).model, EncoderDecoderConfig):
+    if isinstance(model, SpeechConfig):
+        record |= hear(folder)
+    if isinstance(model, EncoderDecoderConfig):
         for beam in (1, BEAM):
             record[f"test_beam_{beam}"] = evaluate(Evaluate(folder, beam=beam))
         picture = ["--source", ATTENTION_WORD, "--attention", str(folder / "attention.png")]
         subprocess.run([sys.executable, "sample.py", str(folder), *picture], check=True)
     return record
+
+
+def hear(folder: Path) -> dict[str, Any]:
+    """Measures a speech run on its test split, and draws how it hears one string of that."""
+    import soundfile
+
+    config = read_config(folder)
+    dataset = speech.load(config)
+    assert isinstance(config.model, SpeechConfig)
+    string = dataset.test_strings(config.model)[ATTENTION_STRING]
+    sound = folder / "string.wav"
+    soundfile.write(sound, string.samples_N, SAMPLE_RATE)
+    command = [sys.executable, "sample.py", str(folder), "--audio", str(sound)]
+    command += ["--attention", str(folder / "attention.png")]
+    heard = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {"test": evaluate(Evaluate(folder)), "said": string.text, "heard": heard}
 
 
 def torch_first_steps() -> dict[str, Any]:
@@ -119,9 +156,9 @@ def main(parts: list[str]) -> None:
             record |= torch_first_steps()
         path = FOLDER / f"expected-{part}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
-        if part != "gpt_first_steps":
+        if part != "gpt_first_steps" and "-without-" not in part:
             shutil.copy(RUNS / part / "loss.png", FOLDER / f"{part}.png")
-        if (RUNS / part / "attention.png").exists():
+        if (RUNS / part / "attention.png").exists() and "-without-" not in part:
             shutil.copy(RUNS / part / "attention.png", FOLDER / f"{part}-attention.png")
         print(f"{path}: val_loss {record['val_loss']:.4f} after {record['seconds']:.0f} s")
 

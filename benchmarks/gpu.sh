@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure that wants a GPU, part by part; each writes JSON under docs/benchmarks/ (or $OUT).
 #
-#   benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|decode|all
+#   benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|digits|decode|all
 #
 # TINY=1 runs the same commands at sizes that a CPU finishes in a minute, to try the script.
 set -euo pipefail
@@ -17,6 +17,7 @@ tokens=255
 recipes=(--recipe configs/gpt_fast.py --recipe configs/gpt_best.py)
 best=(gpt_fast gpt_best-1 gpt_best-2 gpt_best-3)
 g2p=(g2p)
+digits=(digits)
 ladder=(gpu)
 if [ -n "${TINY:-}" ]; then
   tag=tiny
@@ -28,6 +29,7 @@ if [ -n "${TINY:-}" ]; then
   recipes=(--recipe configs/debug.py)
   best=(debug)
   g2p=(g2p_debug)
+  digits=(digits_debug)
   ladder=(short --steps 3)
 fi
 compare() { "$python" -m benchmarks.compare "$@" --config configs/gpt.py "${small[@]}"; }
@@ -48,9 +50,10 @@ part() {
       ;;
     best) "$python" -m benchmarks.expected "${best[@]}" ;;
     g2p) "$python" -m benchmarks.expected "${g2p[@]}" ;;
+    digits) "$python" -m benchmarks.expected "${digits[@]}" ;; # FSDD=FOLDER where GitHub is not reachable
     ablate) "$python" -m benchmarks.ablate "${ladder[@]}" --json "$out/ablate-$tag.json" ;;
-    all) for name in env parity race decode recipe best g2p ablate; do part "$name"; done ;;
-    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|decode|all" >&2; exit 2 ;;
+    all) for name in env parity race decode recipe best g2p digits ablate; do part "$name"; done ;;
+    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|digits|decode|all" >&2; exit 2 ;;
   esac
 }
 mkdir -p "$out"

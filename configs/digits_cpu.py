@@ -43,5 +43,5 @@ config = Config(
         beta2=0.95,
         weight_decay=0.1,
     ),
-    train=TrainConfig(max_steps=3000, batch_size=16, eval_interval=500, eval_batches=0),
+    train=TrainConfig(max_steps=1800, batch_size=16, eval_interval=300, eval_batches=0),
 )

@@ -70,8 +70,8 @@ def draw_speech(
     n_frames = max(1, min(len(samples_N) // HOP, mel_BTM.shape[1]))
     seconds = n_frames * HOP / SAMPLE_RATE
     ids = tok.target.encode(heard.text)[: model.config.block_size - len(tok.start_ids)]
-    weights_TS = transcribe.cross_attention(model, params, tok, mel_BTM, mask_BT, [ids])[0]
-    weights_TS = weights_TS[: len(ids) + 1, : (n_frames + 1) // 2]
+    weights_HTS = transcribe.cross_attention(model, params, tok, mel_BTM, mask_BT, [ids])[0]
+    weights_TS = transcribe.aligned(weights_HTS[:, : len(ids) + 1, : (n_frames + 1) // 2])
 
     size = (1.5 + 1.6 * max(3.0, seconds), 2.6 + 0.3 * len(weights_TS))
     figure = Figure(figsize=(min(size[0], 16), size[1]), dpi=120, layout="constrained")
@@ -95,7 +95,7 @@ def draw_speech(
     below.imshow(weights_TS, cmap="Blues", aspect="auto", vmin=0, extent=extent)
     names = [tok.target.decode([i]) for i in ids] + ["end"]
     below.set_yticks(range(len(weights_TS)), names[: len(weights_TS)], parse_math=False)
-    below.set_xlabel("seconds; cross-attention, mean over layers and heads", fontsize=9)
+    below.set_xlabel("seconds; cross-attention, the heads that follow the sound best", fontsize=9)
     below.set_xlim(0, seconds)
     for axes in (above, below):
         axes.tick_params(length=0)

@@ -109,6 +109,11 @@ class Checkpoints:
         metrics = None if val_loss is None else {"val_loss": val_loss}
         self._manager.save(step, args=items, metrics=metrics)
 
+    def save_params(self, params: Any) -> None:
+        """Saves parameters alone, as step 0: nothing that training could continue from."""
+        items = ocp.args.Composite(params=ocp.args.StandardSave(_by_path(params)))
+        self._manager.save(0, args=items)
+
     def wait(self) -> None:
         """Returns when every save is committed."""
         self._manager.wait_until_finished()
@@ -218,8 +223,14 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
     """Compares a run found in the folder with what is asked for now.
 
     Returns the changes that are allowed (learning rate, dropout, number of steps, ...), in
-    words; raises UserError with a diff for those that the checkpoints do not survive.
+    words; raises UserError with a diff for those that the checkpoints do not survive, and for a
+    run that was imported.
     """
+    if not (folder / "checkpoints" / str(committed_steps(folder)[-1]) / "opt_state").exists():
+        raise UserError(
+            f"{folder} is an imported run: it has no optimizer state, so training cannot continue "
+            "it; name another --run-dir"
+        )
     had = config_lib.flatten(read_config(folder))
     want = config_lib.flatten(config)
     refused, allowed = [], []
@@ -263,6 +274,34 @@ def _data_changes(folder: Path, data: Data) -> list[str]:
 
 def describe_run(folder: Path, config: Config, data: Data) -> None:
     """Writes config.json, tokenizer.json and environment.json."""
+    of_data = {"source": data.source, "sha256": data.sha256, **data.sizes}
+    _describe(folder, config, data.tokenizer, of_data)
+
+
+def save_imported(
+    folder: Path, config: Config, tok: Tokenizer, params: Any, origin: dict[str, str]
+) -> None:
+    """Makes a run of parameters alone, whole or not at all; `origin` has a source and its sha256.
+
+    Raises UserError when the folder is there, or what an import that was killed left of it.
+    """
+    part = folder.with_name(folder.name + ".part")
+    for path in (folder, part):
+        if path.exists():
+            raise UserError(f"{path} exists; remove it, or name another folder")
+    part.mkdir(parents=True)
+    try:
+        checkpoints = Checkpoints(part / "checkpoints", keep_latest=1)
+        checkpoints.save_params(params)
+        checkpoints.close()
+        _describe(part, config, tok, origin)
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _describe(folder: Path, config: Config, tok: Tokenizer, data: dict[str, Any]) -> None:
     environment = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -274,9 +313,9 @@ def describe_run(folder: Path, config: Config, data: Data) -> None:
             name: version(name)
             for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         },
-        "data": {"source": data.source, "sha256": data.sha256, **data.sizes},
+        "data": data,
     }
-    write_atomically(folder / "tokenizer.json", json.dumps(data.tokenizer.to_dict()) + "\n")
+    write_atomically(folder / "tokenizer.json", json.dumps(tok.to_dict()) + "\n")
     write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
     write_atomically(folder / "config.json", config_lib.to_json(config))
 

@@ -105,15 +105,18 @@ class SpeechConfig(GPTConfig):
 
 T = TypeVar("T")
 ModelConfig = BigramConfig | GPTConfig | EncoderDecoderConfig | SpeechConfig
+SPEECH = ("fsdd", "librispeech", "espeak")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What to train on."""
 
-    name: Literal["tinyshakespeare", "cmudict", "cmudict_stress", "fsdd"] = "tinyshakespeare"
+    name: Literal[
+        "tinyshakespeare", "cmudict", "cmudict_stress", "fsdd", "librispeech", "espeak"
+    ] = "tinyshakespeare"
     """Data set to fetch when no path is given: a text, words and their pronunciations, or spoken
-    digits."""
+    digits. librispeech wants a path; espeak speaks the lines of a text (extra: espeak)."""
     path: Path | None = None
     """Your own UTF-8 text file, a folder made by `python -m gptjax.texts prepare`, or pairs: a .tsv
     of lines source, TAB, target (or a .dict, as CMUdict's). For speech a folder laid out as
@@ -129,6 +132,8 @@ class DataConfig:
     """Share held out for validation: the end of a text; of pairs, some, and as many for test."""
     windows: Literal["random", "epochs"] = "random"
     """Training windows at random places, or side by side and each once before any comes again."""
+    synthetic_clips: int = 10_000
+    """Of espeak: how many clips to make, once; they are kept in the cache."""
     string_clips: int = 1
     """Of speech: an example is 1 to this many clips of a speaker, drawn anew every time."""
     hold_out: str = ""
@@ -283,6 +288,8 @@ def check(config: Config) -> None:
         value = getattr(config.data, name)
         require(0 <= value <= 0.9, f"data.{name}".replace("_", "-"), value, "in [0, 0.9]")
     require(config.data.string_clips >= 1, "data.string-clips", config.data.string_clips, ">= 1")
+    clips = config.data.synthetic_clips
+    require(clips >= 1, "data.synthetic-clips", clips, "at least 1")
     require(config.data.spec_masks >= 0, "data.spec-masks", config.data.spec_masks, ">= 0")
     require(0 <= config.seed < 2**32, "seed", config.seed, "in [0, 2**32)")
 

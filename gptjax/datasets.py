@@ -121,12 +121,17 @@ FSDD_SHA256 = "99aa5e3a7c822ab55b2a3b47e0b05aeb9f011c54837a12e3831ad24108330829"
 """Of all 3,000 recordings, as `aggregate_sha256` has it."""
 
 
+def cache() -> Path:
+    """The folder of what is fetched or made once: the user's cache, or $GPTJAX_CACHE."""
+    return Path(os.environ.get("GPTJAX_CACHE") or pooch.os_cache("gptjax"))
+
+
 def fetch_fsdd() -> Path:
     """The folder of the Free Spoken Digit Dataset (CC BY-SA 4.0), fetched on first use.
 
     Raises UserError when it is not reachable and when the recordings are not the known ones.
     """
-    folder = Path(os.environ.get("GPTJAX_CACHE") or pooch.os_cache("gptjax")) / "fsdd"
+    folder = cache() / "fsdd"
     if folder.is_dir():
         return folder
     pooch.get_logger().setLevel("ERROR")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptjax import datasets, search, tokenizer
-from gptjax.config import Config, EncoderDecoderConfig
+from gptjax.config import SPEECH, Config, EncoderDecoderConfig
 from gptjax.errors import UserError
 from gptjax.texts import TRAINING, Batch, read_text
 from gptjax.tokenizer import PairTokenizer, TextTokenizer
@@ -161,8 +161,8 @@ def load(config: Config) -> PairData:
     """
     model, c = config.model, config.data
     assert isinstance(model, EncoderDecoderConfig)
-    if not c.path and c.name in ("tinyshakespeare", "fsdd"):
-        what = "speech" if c.name == "fsdd" else "a text"
+    if not c.path and c.name in ("tinyshakespeare", *SPEECH):
+        what = "speech" if c.name in SPEECH else "a text"
         raise UserError(
             f"--data.name {c.name} is {what}, but this model learns from pairs; name cmudict or "
             "cmudict_stress, or your own file with --data.path pairs.tsv"

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gptjax import audio, datasets, tokenizer, transcribe
+from gptjax import audio, datasets, espeak, tokenizer, transcribe
 from gptjax.audio import HOP, SAMPLE_RATE
-from gptjax.config import Config, SpeechConfig
+from gptjax.config import Config, DataConfig, SpeechConfig
 from gptjax.errors import UserError
 from gptjax.pairs import epoch_batches
 from gptjax.texts import TRAINING, Batch
@@ -305,13 +305,7 @@ def load(config: Config) -> SpeechData:
     """
     c, model = config.data, config.model
     assert isinstance(model, SpeechConfig)
-    if not c.path and c.name != "fsdd":
-        raise UserError(
-            f"--data.name {c.name} is no speech; name fsdd, or your own recordings with "
-            "--data.path: a folder laid out as LibriSpeech, or a manifest .jsonl"
-        )
-    path = c.path or datasets.fetch_fsdd()
-    clips = find_clips(path)
+    clips = find_clips(_folder(c))
     source = str(c.path or c.name)
     listing = [(clip.path.name, clip.path.stat().st_size, clip.text) for clip in clips]
     sha256 = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
@@ -333,6 +327,29 @@ def load(config: Config) -> SpeechData:
             f"--model.source-block-size {model.source_block_size}; raise that, or leave it out"
         )
     return SpeechData(train, val, test, seconds, c.string_clips, tok, source, sha256)
+
+
+def _folder(c: DataConfig) -> Path:
+    """Where the clips of a configuration lie; fetched, or spoken, if need be."""
+    if c.name == "espeak":
+        path = c.path or datasets.fetch("tinyshakespeare")
+        lines = [line.strip() for line in _text(path).splitlines() if line.strip()]
+        digest = hashlib.sha256(json.dumps([lines, c.synthetic_clips]).encode()).hexdigest()
+        folder = datasets.cache() / "espeak" / digest[:16]
+        return espeak.make(lines, c.synthetic_clips, 0, folder).parent
+    if c.path:
+        return c.path
+    if c.name == "fsdd":
+        return datasets.fetch_fsdd()
+    if c.name == "librispeech":
+        raise UserError(
+            "LibriSpeech is too large to fetch unasked; unpack train-clean-100 and dev-clean of "
+            "openslr.org/12 in a folder and name that with --data.path"
+        )
+    raise UserError(
+        f"--data.name {c.name} is no speech; name fsdd, or your own recordings with "
+        "--data.path: a folder laid out as LibriSpeech, or a manifest .jsonl"
+    )
 
 
 def _check_texts(

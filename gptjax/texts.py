@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from gptjax import datasets, sampling, tokenizer
-from gptjax.config import Config, DataConfig, parse_command
+from gptjax.config import SPEECH, Config, DataConfig, parse_command
 from gptjax.errors import UserError, exit_codes
 from gptjax.tokenizer import TextTokenizer
 
@@ -103,10 +103,10 @@ def load(config: DataConfig, block_size: int) -> TextData:
         data = _load_prepared(config.path)
     else:
         if not config.path and config.name != "tinyshakespeare":
-            if config.name == "fsdd":
+            if config.name in SPEECH:
                 raise UserError(
-                    "--data.name fsdd is speech, which a SpeechRecognizer learns from, as in "
-                    "configs/digits_cpu.py; this model wants a text: tinyshakespeare, or "
+                    f"--data.name {config.name} is speech, which a SpeechRecognizer learns from, "
+                    "as in configs/digits_cpu.py; this model wants a text: tinyshakespeare, or "
                     "--data.path FILE"
                 )
             raise UserError(

@@ -122,7 +122,10 @@ class GPT2Tokenizer:
 
 
 class BPETokenizer:
-    """Byte-level byte-pair encoding trained on a text, by Hugging Face tokenizers."""
+    """Byte-level byte-pair encoding trained on a text, by Hugging Face tokenizers.
+
+    Or one that others trained, whose special tokens are no part of a text.
+    """
 
     def __init__(self, model_json: str):
         self._tokenizer = import_extra(
@@ -141,10 +144,14 @@ class BPETokenizer:
         return cls(trainer.to_str())
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._tokenizer.encode(text).ids, np.int32)
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._tokenizer.decode([int(i) for i in ids])
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its name, None if there is none."""
+        return self._tokenizer.token_to_id(token)
 
     def to_dict(self) -> dict[str, Any]:
         return {"type": "bpe", "model": self._tokenizer.to_str()}

@@ -26,6 +26,8 @@ OVERLAP = 0.25
 # A text that never ends and repeats its tail this often is a loop, not speech.
 LOOPS = 4
 LONGEST_LOOP = 30
+ALIGNED_HEADS = 2
+"""Heads of cross-attention that word times are read from: those that follow the sound best."""
 SILENT = 1e-4
 """No sample is louder: -80 dB, where a recording has its own noise."""
 
@@ -184,7 +186,8 @@ def _transcribe_batch(
         words: tuple[Word, ...] = ()
         if weights is not None and len(ids):
             n_source = (min(len(clips[b]) // HOP, mel_BTM.shape[1]) + 1) // 2
-            words = tuple(word_times(tok, ids, weights[b][: len(ids) + 1, : max(1, n_source)]))
+            weights_TS = aligned(weights[b][:, : len(ids) + 1, : max(1, n_source)])
+            words = tuple(word_times(tok, ids, weights_TS))
         made.append((tok.target.decode(ids).strip(), words, looped[b]))
     return made
 
@@ -205,7 +208,7 @@ def without_loop(ids: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _mean_weights(
+def _weights(
     model: SpeechRecognizer, params: Any, tokens_BT: Any, mel_BTM: Any, mask_BT: Any
 ) -> Any:
     _, sown = model.apply(
@@ -213,8 +216,8 @@ def _mean_weights(
     )
     decoder = sown["intermediates"]["decoder"]
     layers = [decoder[f"block_{i}"]["cross_attention"] for i in range(model.config.n_layer)]
-    stacked = jnp.stack([jnp.asarray(layer["weights"][0]) for layer in layers])
-    return stacked.astype(jnp.float32).mean((0, 2))
+    stacked = jnp.concatenate([jnp.asarray(layer["weights"][0]) for layer in layers], axis=1)
+    return stacked.astype(jnp.float32)
 
 
 def cross_attention(
@@ -225,14 +228,30 @@ def cross_attention(
     mask_BT: np.ndarray,
     ids: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Where each token of each text, and its end, was looked for: (B, T, S), mean over heads."""
+    """Where all heads looked for each token of each text, and for its end: (B, H, T, S)."""
     n_start, block_size = len(tok.start_ids), model.config.block_size
     tokens_BT = np.full((len(ids), block_size), tok.end, np.int32)
     for row, of in zip(tokens_BT, ids, strict=True):
         row[:n_start] = tok.start_ids
         row[n_start : n_start + len(of)] = of[: block_size - n_start]
-    weights_BTS = _mean_weights(model, params, tokens_BT, mel_BTM, mask_BT)
-    return np.asarray(weights_BTS)[:, n_start - 1 :]
+    weights_BHTS = _weights(model, params, tokens_BT, mel_BTM, mask_BT)
+    return np.asarray(weights_BHTS)[:, :, n_start - 1 :]
+
+
+def aligned(weights_HTS: np.ndarray) -> np.ndarray:
+    """The mean (T, S) of the heads that follow the sound best, from left to right.
+
+    Most heads look at the whole clip or at its edges. Whisper lists for every model those that do
+    not; here a head counts by the share of its weight on the best path that never goes back.
+    """
+
+    def on_path(weights_TS: np.ndarray) -> float:
+        path_S = monotonic_path(weights_TS)
+        share = weights_TS[path_S, np.arange(len(path_S))].sum() / weights_TS.sum()
+        return float(share)
+
+    order = np.argsort([-on_path(weights_TS) for weights_TS in weights_HTS], kind="stable")
+    return weights_HTS[order[:ALIGNED_HEADS]].mean(0)
 
 
 def word_times(tok: SpeechTokenizer, ids: np.ndarray, weights_TS: np.ndarray) -> list[Word]:

@@ -1,0 +1,118 @@
+"""Synthetic speech: the same bytes every time, whole or not at all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptjax import espeak, speech
+from gptjax.config import Config, DataConfig, SpeechConfig, TrainConfig
+from gptjax.errors import UserError
+
+pytest.importorskip("espeakng_loader", reason="an extra: pip install -e '.[espeak]'")
+soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
+
+TEXTS = ["yes", "no", "the rain in Spain stays mainly in the plain", "how many?"]
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(espeak, "CHUNK", 4)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gptjax.espeak", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_same_bytes_whoever_makes_them(tmp_path: Path) -> None:
+    espeak.make(TEXTS, 10, 1, tmp_path / "a", n_workers=1)
+    espeak.make(TEXTS, 10, 1, tmp_path / "b", n_workers=3)
+    espeak.make(TEXTS, 10, 2, tmp_path / "c")
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert len(a) == 12
+    assert a == b
+    assert a != c
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_the_manifest_says_what_is_said_and_the_sound_is_as_long(tmp_path: Path) -> None:
+    clips = speech.find_clips(espeak.make(TEXTS, 12, 1, tmp_path / "a"))
+    for epoch in range(3):
+        assert {clip.text for clip in clips[4 * epoch : 4 * epoch + 4]} == set(TEXTS)
+    assert len({clip.speaker for clip in clips}) > 2
+    seconds: dict[str, list[float]] = {text: [] for text in TEXTS}
+    for clip in clips:
+        samples_N, rate = soundfile.read(clip.path, dtype="float32")
+        assert rate == 16_000
+        assert samples_N.ndim == 1
+        assert np.abs(samples_N).max() > 0.05
+        seconds[clip.text].append(len(samples_N) / rate)
+    assert min(seconds[TEXTS[2]]) > max(seconds["yes"])
+
+
+def test_what_is_there_is_kept_and_nothing_else_is_overwritten(tmp_path: Path) -> None:
+    manifest = espeak.make(TEXTS, 3, 1, tmp_path / "a")
+    before = manifest.stat().st_mtime_ns
+    assert espeak.make(TEXTS, 3, 1, tmp_path / "a") == manifest
+    assert manifest.stat().st_mtime_ns == before
+    for texts, n_clips, seed in ((TEXTS, 4, 1), (TEXTS, 3, 2), (TEXTS[1:], 3, 1)):
+        with pytest.raises(UserError, match="holds something else"):
+            espeak.make(texts, n_clips, seed, tmp_path / "a")
+    assert manifest.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("text", ["...", "\x01"])
+def test_a_text_without_sound_is_named_and_leaves_nothing(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="has no sound"):
+        espeak.make(["yes", text], 2, 1, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_a_source_of_training_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS) + "\n")
+    config = Config(
+        model=SpeechConfig(block_size=8 * 8, source_block_size=300),
+        data=DataConfig(
+            name="espeak", path=tmp_path / "lines.txt", synthetic_clips=30, val_fraction=0.2
+        ),
+        train=TrainConfig(batch_size=4),
+    )
+    first, again = speech.load(config), speech.load(config)
+    assert sum(first.sizes.values()) == 30
+    assert first.sha256 == again.sha256
+    batch = first.batch(config, 0)
+    assert batch["source"].shape[0] == 4
+    said = first.tokenizer.target.decode(batch["targets"][0][batch["weights"][0] > 0][:-1])
+    assert said in TEXTS
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one\n\ntwo\n")
+    made = run(str(tmp_path / "lines.txt"), "--out", str(tmp_path / "a"), "--clips", "3")
+    assert made.returncode == 0, made.stderr
+    assert "3 clips" in made.stdout
+    assert [clip.text for clip in speech.find_clips(tmp_path / "a")].count("one") in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "clips", "says"),
+    [(None, "3", "missing.txt"), ("\n \n", "3", "no lines"), ("one\n", "0", "--clips is 0")],
+)
+def test_bad_input_is_one_line(tmp_path: Path, content: str | None, clips: str, says: str) -> None:
+    path = tmp_path / ("missing.txt" if content is None else "lines.txt")
+    if content is not None:
+        path.write_text(content)
+    made = run(str(path), "--out", str(tmp_path / "a"), "--clips", clips)
+    assert made.returncode == 2
+    assert len(made.stderr.splitlines()) == 1
+    assert says in made.stderr
+    assert not (tmp_path / "a").exists()
