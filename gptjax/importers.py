@@ -1,0 +1,357 @@
+"""Weights that others trained, as a run that sample.py can use.
+
+    python -m gptjax.importers whisper PATH --out RUN [--language en]
+
+whisper: OpenAI's speech recognizer (Radford et al. 2022), PATH a folder as Hugging Face saves it
+(config.json, model.safetensors or shards of it, tokenizer.json). It computes the same logits, but
+its text may differ from Hugging Face's `generate`, which also keeps the tokens of
+generation_config.json's suppress_tokens and begin_suppress_tokens from being chosen: beam search
+here chooses freely. An imported run has no optimizer state, so train.py cannot continue it.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from gptjax import checkpoint, models
+from gptjax import config as config_lib
+from gptjax.config import Config, DataConfig, SpeechConfig, parse_command
+from gptjax.errors import UserError, exit_codes, import_extra
+from gptjax.tokenizer import BPETokenizer, SpeechTokenizer
+
+NEEDS = "python -m gptjax.importers needs"
+N_NAMED = 3
+"""Tensors that an error names before it says how many more there are."""
+ENGLISH_ONLY = 51_864
+"""Vocabulary of Whisper's English-only checkpoints: it has language tokens, but they have no use
+for them."""
+
+# Our names of a parameter's parts, and Whisper's.
+WHISPER_NAMES = {
+    "conv_1": "conv1",
+    "conv_2": "conv2",
+    "token_embedding": "embed_tokens",
+    "position_embedding": "embed_positions",
+    "attention_norm": "self_attn_layer_norm",
+    "attention": "self_attn",
+    "cross_attention_norm": "encoder_attn_layer_norm",
+    "cross_attention": "encoder_attn",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "mlp_norm": "final_layer_norm",
+    "final_norm": "layer_norm",
+    "kernel": "weight",
+    "scale": "weight",
+    "table": "weight",
+}
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """Turn a Whisper checkpoint of Hugging Face into a run."""
+
+    path: tyro.conf.Positional[Path]
+    """Folder with config.json, model.safetensors and tokenizer.json."""
+    out: Path
+    """Run directory to make."""
+    language: str = "en"
+    """Language spoken, as Whisper abbreviates it; of multilingual checkpoints."""
+
+
+class Tensors:
+    """The tensors in a folder's safetensors files, read when asked for; never a pickle.
+
+    `shapes` has those not yet taken. To be closed by the ExitStack. Raises UserError for a folder
+    without them, and for a file that is missing or broken.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack):
+        safetensors = import_extra("safetensors", NEEDS)
+        index = folder / "model.safetensors.index.json"
+        if (folder / "model.safetensors").is_file():
+            names = ["model.safetensors"]
+        elif index.is_file():
+            shards = read_json(index).get("weight_map", {})
+            # A shard lies in the folder, whatever the index says.
+            names = sorted({Path(str(name)).name for name in shards.values()})
+        elif any(folder.glob("pytorch_model*.bin")):
+            raise UserError(
+                f"{folder} has pickled weights, which can run any code; save it again with "
+                "model.save_pretrained(folder, safe_serialization=True)"
+            )
+        else:
+            raise UserError(f"{folder} has no model.safetensors; name a folder that has")
+        self.files = [folder / name for name in names]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._file_of: dict[str, Any] = {}
+        for path in self.files:
+            try:
+                # Its numpy reader knows no bfloat16, its JAX reader does.
+                file = stack.enter_context(safetensors.safe_open(path, framework="flax"))
+            except (OSError, safetensors.SafetensorError) as error:
+                raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
+            for name in file.keys():  # noqa: SIM118 - no dict
+                if name in self._file_of:
+                    raise UserError(f"{path} has {name}, which another file has, too; remove one")
+                self._file_of[name] = file
+                self.shapes[name] = tuple(file.get_slice(name).get_shape())
+
+    def take(self, name: str) -> np.ndarray:
+        """A tensor as float32; it can be taken once."""
+        del self.shapes[name]
+        return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
+
+    def is_bfloat16(self, name: str) -> bool:
+        return self._file_of[name].get_slice(name).get_dtype() == "BF16"
+
+    def sha256(self) -> str:
+        """Of all files, one behind the other."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError for a file that is missing or is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); name a folder that has it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no JSON object; name a folder that Hugging Face saved")
+    return content
+
+
+def whisper_config(path: Path) -> tuple[SpeechConfig, int]:
+    """(configuration, vocabulary size) of Whisper's config.json.
+
+    Raises UserError for what SpeechRecognizer cannot be, naming the value.
+    """
+    theirs = read_json(path)
+
+    def require(name: str, value: Any, default: Any = None) -> None:
+        had = theirs.get(name, default)
+        if had != value or isinstance(had, bool) != isinstance(value, bool):
+            raise UserError(f"{path}: {name} is {had!r}, but only {value!r} can be imported")
+
+    def number(name: str) -> int:
+        value = theirs.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{path}: {name} is {value!r}, but must be a positive whole number")
+        return value
+
+    require("model_type", "whisper")
+    require("activation_function", "gelu", "gelu")
+    require("scale_embedding", False, False)
+    require("tie_word_embeddings", True, True)
+    width, n_head = number("d_model"), number("encoder_attention_heads")
+    require("decoder_attention_heads", n_head)
+    for side in ("encoder", "decoder"):
+        require(f"{side}_ffn_dim", 4 * width)
+    config = SpeechConfig(
+        n_layer=number("decoder_layers"),
+        n_head=n_head,
+        n_embd=width,
+        block_size=number("max_target_positions"),
+        dropout=0.0,
+        position="learned",
+        norm="layernorm",
+        activation="gelu",
+        bias=True,
+        attention_bias=True,
+        tie_embeddings=True,
+        n_encoder_layer=number("encoder_layers"),
+        n_mels=number("num_mel_bins"),
+        source_block_size=number("max_source_positions"),
+        pad_source=True,
+    )
+    return config, number("vocab_size")
+
+
+def whisper_name(path: str) -> str:
+    """Whisper's name of a parameter, "decoder.final_norm.scale" for one."""
+    path = path.replace("mlp.hidden", "fc1").replace("mlp.output", "fc2")
+    path = re.sub(r"block_(\d+)", r"layers.\1", path).replace("output", "out_proj")
+    return ".".join(["model", *(WHISPER_NAMES.get(part, part) for part in path.split("."))])
+
+
+def whisper_params(tensors: Tensors, shapes: Any) -> Any:
+    """The parameters, each of Whisper's tensors used once; `shapes` is the model's own pytree.
+
+    Raises UserError for tensors that are missing, unknown or of another shape, and where one that
+    has no parameter here is not what the model computes.
+    """
+    positions, head = "model.encoder.embed_positions.weight", "proj_out.weight"
+    embedding = "model.decoder.embed_tokens.weight"
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    named = [
+        (whisper_name(jax.tree_util.keystr(path, simple=True, separator=".")), leaf.shape)
+        for path, leaf in leaves
+    ]
+    width = shapes["decoder"]["token_embedding"]["table"].shape[1]
+    expected = {name: whisper_shape(name, shape) for name, shape in named if not is_zero(name)}
+    expected[positions] = (tensors.shapes.get(positions, (1,))[0], width)
+    if head in tensors.shapes:  # written out, though it is the embedding
+        expected[head] = expected[embedding]
+    had = tensors.shapes
+    missing = [name for name in expected if name not in had]
+    unknown = [name for name in had if name not in expected]
+    other = [f"{n} {had[n]} for {s}" for n, s in expected.items() if had.get(n, s) != s]
+    faults = (("missing", missing), ("unknown", unknown), ("of another shape", other))
+    if wrong := [f"{what}: {some(names)}" for what, names in faults if names]:
+        raise UserError(f"{tensors.files[0]} does not fit its config.json; {'; '.join(wrong)}")
+
+    rounding = 4e-3 if tensors.is_bfloat16(positions) else 5e-4
+    theirs_SD = tensors.take(positions)
+    difference = np.abs(theirs_SD - models.sinusoids(*theirs_SD.shape)).max()
+    if not difference <= rounding:
+        raise UserError(
+            f"{tensors.files[0]}: {positions} is {difference:.2g} away from sinusoids, which are "
+            "the only positions of an encoder that can be imported"
+        )
+    filled: list[np.ndarray] = [
+        np.zeros(shape, np.float32) if is_zero(name) else to_ours(tensors.take(name), name)
+        for name, shape in named
+    ]
+    params = jax.tree.unflatten(tree, filled)
+    table_VD = params["decoder"]["token_embedding"]["table"]
+    if head in had and not np.array_equal(tensors.take(head), table_VD):
+        raise UserError(f"{tensors.files[0]}: {head} is not {embedding}, but they must be the same")
+    return params
+
+
+def is_zero(name: str) -> bool:
+    """Whisper's keys have no bias."""
+    return name.endswith("k_proj.bias")
+
+
+def whisper_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a tensor has at Whisper where it is `shape` here; inverts `to_ours`."""
+    if "conv" in name and len(shape) == 2:
+        return shape[1], shape[0] // 3, 3
+    return shape[::-1] if len(shape) == 2 and "embed_" not in name else shape
+
+
+def to_ours(tensor: np.ndarray, name: str) -> np.ndarray:
+    """A tensor of Whisper as our parameter."""
+    if tensor.ndim == 3:  # (D, M, 3): here the three frames stand one behind the other, (3 M, D)
+        return tensor.transpose(2, 1, 0).reshape(-1, len(tensor))
+    return tensor.T if tensor.ndim == 2 and "embed_" not in name else tensor
+
+
+def some(names: Sequence[str]) -> str:
+    more = len(names) - N_NAMED
+    return ", ".join(names[:N_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTokenizer:
+    """Whisper's vocabulary, and the tokens that ask for a transcript without time stamps.
+
+    Raises UserError when tokenizer.json is missing or does not fit, and for an unknown language.
+    """
+    import_extra("tokenizers", NEEDS)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing; make it from the other files of the vocabulary: "
+            f"transformers.AutoTokenizer.from_pretrained({str(folder)!r})"
+            f".save_pretrained({str(folder)!r})"
+        )
+    saved = read_json(path)
+    added = [token for token in saved.get("added_tokens", []) if isinstance(token, dict)]
+    for token in added:  # time stamps are no text either
+        if re.fullmatch(r"<\|.*\|>", str(token.get("content"))):
+            token["special"] = True
+    try:
+        target = BPETokenizer(json.dumps(saved))
+    except Exception as error:  # the package raises nothing more specific
+        raise UserError(f"{path} is no tokenizer ({error}); fetch it again") from None
+    if target.vocab_size > vocab_size:
+        raise UserError(
+            f"{path} has {target.vocab_size} tokens, but config.json only {vocab_size}; they "
+            "belong to different models"
+        )
+
+    def token_id(token: str) -> int:
+        i = target.token_id(token)
+        if i is None:
+            raise UserError(f"{path} has no token {token}, so it is not Whisper's")
+        return i
+
+    # English-only checkpoints may have the language tokens, too, but never saw them in training.
+    generation = folder / "generation_config.json"
+    saved = read_json(generation) if generation.is_file() else {}
+    languages = sorted(
+        match[1]
+        for token in added
+        if (match := re.fullmatch(r"<\|([a-z]{2,3})\|>", str(token.get("content"))))
+    )
+    is_multilingual = saved.get("is_multilingual", vocab_size != ENGLISH_ONLY) and bool(languages)
+    start = ["<|startoftranscript|>"]
+    if is_multilingual:
+        if language not in languages:
+            raise UserError(f"--language is {language}, but must be one of {', '.join(languages)}")
+        start += [f"<|{language}|>", "<|transcribe|>"]
+    elif language != "en":
+        raise UserError(f"--language is {language}, but {folder} knows only English; leave it out")
+    start_ids = [token_id(token) for token in [*start, "<|notimestamps|>"]]
+    return SpeechTokenizer(target, start_ids, token_id("<|endoftext|>"), vocab_size)
+
+
+def import_whisper(command: Whisper) -> None:
+    """Makes the run, whole or not at all. Raises UserError for what cannot be imported."""
+    folder, out = command.path, command.out
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name one with config.json and model.safetensors")
+    if out.exists():
+        raise UserError(f"--out {out} exists; name another")
+    model_config, vocab_size = whisper_config(folder / "config.json")
+    data = DataConfig(name="fsdd", tokenizer="bpe")
+    config = Config(model=model_config, data=data, run_dir=out)
+    config_lib.check(config)
+    with ExitStack() as stack:
+        tensors = Tensors(folder, stack)
+        tok = whisper_tokenizer(folder, vocab_size, command.language)
+        model = models.build(model_config, tok)
+        params = whisper_params(tensors, jax.eval_shape(lambda: models.init(model, seed=0)))
+        origin = f"no data: weights imported from {folder.resolve()}"
+        checkpoint.save_imported(
+            out, config, tok, params, {"source": origin, "sha256": tensors.sha256()}
+        )
+    print(f"{models.count(params):,} parameters in {out}; try: python sample.py {out} --audio FILE")
+
+
+IMPORTERS: dict[str, tuple[type[Whisper], Callable[[Whisper], None]]] = {
+    "whisper": (Whisper, import_whisper),
+}
+
+
+def main(argv: list[str]) -> None:
+    with exit_codes():
+        kind, arguments = (argv or [""])[0], argv[1:]
+        if kind in ("-h", "--help"):
+            print(__doc__)
+        elif kind not in IMPORTERS:
+            known = "|".join(IMPORTERS)
+            raise UserError(f"usage: python -m gptjax.importers {known} PATH --out RUN")
+        else:
+            cls, do = IMPORTERS[kind]
+            do(parse_command(cls, arguments, f"python -m gptjax.importers {kind}"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
