@@ -270,15 +270,15 @@ def listen(command: Sample, run_config: Config, tok: SpeechTokenizer) -> None:
         if len(paths) != 1:
             raise UserError(f"--attention draws one sound, not {len(paths)}; give one --audio")
         _check_picture(command.attention)
-    if len(paths) == 1:
-        audio.read(paths[0])  # refused before the model is loaded
+    # One sound is refused before the model is loaded; and stdin can be read only once.
+    read = {path: audio.read(path) for path in paths if len(paths) == 1}
     step, model, params = _load(command, run_config, tok)
     failed = False
     for first in range(0, len(paths), transcribe.BATCH_SIZE):
         clips: dict[Path, np.ndarray] = {}
         for path in paths[first : first + transcribe.BATCH_SIZE]:
             try:
-                clips[path] = audio.read(path)
+                clips[path] = read[path] if path in read else audio.read(path)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 failed = True

@@ -20,6 +20,7 @@ from gptjax import checkpoint, data, devices, models, optim, training
 from gptjax.config import Config, parse
 from gptjax.errors import Interrupted, TrainingDiverged, UserError, exit_codes
 from gptjax.report import Reporter, check_trackers
+from gptjax.texts import TextData
 
 # A dispatch aims at this many seconds on a CPU, so that nothing waits long for the host's ear.
 DISPATCH_SECONDS = 1.0
@@ -139,7 +140,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     def look() -> float:
         """Evaluates, writes a sample, draws the curves; returns the validation loss."""
         losses = {"val_loss": evaluate(dataset.validation(config, micro_batch_size))}
-        if c.eval_batches:
+        if c.eval_batches and isinstance(dataset, TextData):
             losses["val_loss_sampled"] = evaluate(dataset.sampled_validation(config))
         for name, loss in losses.items():
             if not np.isfinite(loss):

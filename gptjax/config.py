@@ -191,7 +191,7 @@ class TrainConfig:
     eval_interval: int = 500
     """Steps between evaluations; each writes loss.png, a sample and a checkpoint."""
     eval_batches: int = 200
-    """Random batches of val_loss_sampled, the seed's protocol; 0 leaves it out."""
+    """Random batches of val_loss_sampled, the seed's protocol for texts; 0 leaves it out."""
     log_interval: int = 10
     """Steps between lines of metrics.jsonl."""
     keep_checkpoints: int = 2

@@ -123,10 +123,6 @@ class PairData:
             for batch in bucket.in_order(batch_size):
                 yield {name: leaf[None] for name, leaf in batch.items()}
 
-    def sampled_validation(self, config: Config) -> Iterator[Batch]:
-        """None: the whole split is quick, and the seed's protocol is about texts."""
-        return iter(())
-
     def sample(self, model: Any, params: Any, config: Config) -> str:
         """What the model makes of some sources of the validation split, next to what is right."""
         sources = list(self.val)[:N_SAMPLES]

@@ -172,10 +172,6 @@ class SpeechData:
             batch["weights"][len(part) :] = 0
             yield {name: leaf[None] for name, leaf in batch.items()}
 
-    def sampled_validation(self, config: Config) -> Iterator[Batch]:
-        """None: the seed's protocol is about texts."""
-        return iter(())
-
     def sample(self, model: Any, params: Any, config: Config) -> str:
         """What the model hears in some clips of the validation split, next to what is said."""
         examples = list(itertools.islice(self._some(config), N_SAMPLES))

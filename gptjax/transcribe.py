@@ -144,8 +144,10 @@ def _join(samples_N: np.ndarray, parts: list[Heard], times: bool) -> Transcript:
         if n + 1 < len(parts) and parts[n + 1].first < part.end:
             latest = quietest(samples_N, parts[n + 1].first, part.end) / SAMPLE_RATE
         offset = part.first / SAMPLE_RATE
-        words = [Word(text, start + offset, end + offset) for text, start, end in part.words]
-        kept += [word for word in words if earliest <= (word.start + word.end) / 2 < latest]
+        for text, start, end in part.words:
+            start, end = start + offset, end + offset
+            if earliest <= (start + end) / 2 < latest:
+                kept.append(Word(text, max(start, earliest), min(end, latest)))
         earliest = latest
     text = " ".join(word.text for word in kept)
     return Transcript(text, tuple(kept) if times else (), seconds, looped)
@@ -279,7 +281,7 @@ def word_times(tok: SpeechTokenizer, ids: np.ndarray, weights_TS: np.ndarray) ->
                 strong = at[mass_S[at] >= 0.1 * mass_S[at].max()]
                 first, last = strong[0], strong[-1] + 1
             else:  # more tokens than positions
-                first = last = min(int(mass_S.argmax()), weights_TS.shape[1] - 1)
+                first = last = int(np.searchsorted(of_token_S, begin))
             words.append(Word(word, first * POSITION_SECONDS, last * POSITION_SECONDS))
         shown, begin = text, i + 1
     return words

@@ -386,10 +386,6 @@ def test_validation_counts_every_pair_once(
     assert len(seen) <= len(dataset.val_buckets)
 
 
-def test_the_seed_s_protocol_is_not_for_pairs(dataset: PairData, config: Config) -> None:
-    assert list(dataset.sampled_validation(config)) == []
-
-
 def test_tokens_per_sequence_is_the_mean_of_what_is_no_padding(
     dataset: PairData, config: Config
 ) -> None:

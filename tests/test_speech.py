@@ -1,0 +1,389 @@
+"""Speech as data: splits, strings, batches that repeat, and folders that are refused."""
+
+import dataclasses
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptjax import audio, datasets, speech
+from gptjax.audio import HOP, SAMPLE_RATE
+from gptjax.config import Config, DataConfig, SpeechConfig, TrainConfig
+from gptjax.errors import UserError
+from gptjax.speech import Clip, SpeechData
+
+soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
+SHARED = Path(__file__).parents[2] / "shared/speech/fsdd"
+RECORDINGS = SHARED / "recordings"
+needs_recordings = pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"no {RECORDINGS}")
+MODEL = SpeechConfig(
+    n_encoder_layer=1, n_layer=1, n_head=2, n_embd=16, block_size=8, source_block_size=160
+)
+WINDOW = 2 * MODEL.source_block_size * HOP
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve takes of three digits by two speakers."""
+    if not RECORDINGS.is_dir():
+        pytest.skip(f"no {RECORDINGS}")
+    path = tmp_path_factory.mktemp("fsdd")
+    for speaker in ("george", "theo"):
+        for digit in range(3):
+            for take in range(12):
+                name = f"{digit}_{speaker}_{take}.wav"
+                (path / name).symlink_to(RECORDINGS / name)
+    return path
+
+
+def make_config(path: Path | None, seed: int = 7, batch_size: int = 8, **data: object) -> Config:
+    fields = {"name": "fsdd", "tokenizer": "word", "path": path, **data}
+    return Config(
+        MODEL,
+        DataConfig(**fields),  # pyright: ignore[reportArgumentType]
+        train=TrainConfig(batch_size=batch_size),
+        seed=seed,
+    )
+
+
+def load(path: Path | None, **data: object) -> SpeechData:
+    return speech.load(make_config(path, **data))
+
+
+VARIED = {"speed_change": 0.2, "noise": 0.5, "spec_masks": 2}
+
+
+# --- batches
+
+
+@pytest.mark.parametrize("string_clips", [1, 3])
+def test_a_batch_is_a_function_of_seed_and_step(folder: Path, string_clips: int) -> None:
+    config = make_config(folder, string_clips=string_clips, **VARIED)
+    batch = speech.load(config).batch(config, 5)
+    again = speech.load(config).batch(config, 5)
+    for name, leaf in batch.items():
+        np.testing.assert_array_equal(leaf, again[name], err_msg=name)
+    for other in (
+        speech.load(config).batch(config, 6),
+        speech.load(config).batch(dataclasses.replace(config, seed=8), 5),
+    ):
+        same = other["source"].shape == batch["source"].shape
+        assert not same or not np.array_equal(other["source"], batch["source"])
+
+
+@pytest.mark.parametrize("string_clips", [1, 3])
+def test_the_rows_of_a_batch_say_what_is_said(folder: Path, string_clips: int) -> None:
+    config = make_config(folder, string_clips=string_clips)
+    dataset = speech.load(config)
+    batch = dataset.batch(config, 2)
+    assert batch["source"].shape[::2] == (8, 80)
+    assert batch["source"].shape[:2] == batch["source_mask"].shape
+    assert not batch["source"][~batch["source_mask"]].any()
+    for tokens, targets, weights in zip(
+        batch["tokens"], batch["targets"], batch["weights"], strict=True
+    ):
+        n = int(weights.sum())
+        assert weights[:n].all()
+        assert tokens[0] == targets[n - 1] == dataset.tokenizer.end
+        np.testing.assert_array_equal(tokens[1:n], targets[: n - 1])
+        words = dataset.tokenizer.target.decode(targets[: n - 1]).split()
+        assert 1 <= len(words) <= string_clips
+        assert set(words) <= {"zero", "one", "two"}
+
+
+def test_every_clip_comes_once_an_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(folder, batch_size=6)
+    dataset = speech.load(config)
+    read: list[Path] = []
+
+    def spy(clips: list[Clip]) -> list[np.ndarray]:
+        read.extend(clip.path for clip in clips)
+        return [audio.read(clip.path) for clip in clips]
+
+    monkeypatch.setattr(speech, "read", spy)
+    step = 0
+    for epoch in range(2):
+        counted: Counter[Path] = Counter()
+        while set(counted) != {clip.path for clip in dataset.train}:
+            read.clear()
+            dataset.batch(config, step)
+            counted.update(set(read))
+            step += 1
+            assert step < 30, epoch
+        assert set(counted.values()) == {1}
+
+
+def test_speed_noise_and_masks_change_what_is_heard_and_not_what_is_said(folder: Path) -> None:
+    plain = make_config(folder)
+    batch = speech.load(plain).batch(plain, 0)
+    for name, value in VARIED.items():
+        config = make_config(folder, **{name: 0.9 if name == "noise" else value})
+        varied = speech.load(config).batch(config, 0)
+        np.testing.assert_array_equal(varied["targets"], batch["targets"], err_msg=name)
+        same = varied["source"].shape == batch["source"].shape
+        assert not same or not np.array_equal(varied["source"], batch["source"]), name
+
+
+def test_samples_are_read_only_when_a_batch_needs_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    original = audio.read
+
+    def spy(path: Path) -> np.ndarray:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(audio, "read", spy)
+    config = make_config(folder)
+    dataset = speech.load(config)
+    assert read == []
+    dataset.batch(config, 0)
+    assert len(read) == config.train.batch_size
+
+
+# --- splits
+
+
+def test_the_official_split_is_by_the_number_of_the_take(folder: Path) -> None:
+    dataset = load(folder)
+    takes = {
+        name: {int(clip.path.stem.split("_")[2]) for clip in getattr(dataset, name)}
+        for name in ("train", "val", "test")
+    }
+    assert takes == {"test": set(range(5)), "val": {5, 6, 7}, "train": set(range(8, 12))}
+    assert dataset.sizes == {"train_clips": 24, "val_clips": 18, "test_clips": 30}
+
+
+def test_a_speaker_held_out_is_never_trained_on(folder: Path) -> None:
+    dataset = load(folder, hold_out="theo")
+    assert {clip.speaker for clip in (*dataset.train, *dataset.val)} == {"george"}
+    assert {clip.speaker for clip in dataset.test} == {"theo"}
+    assert len(dataset.test) == 36
+    assert not any(clip.split == "test" for clip in (*dataset.train, *dataset.val))
+
+
+def test_a_speaker_that_is_not_there_cannot_be_held_out(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"--data\.hold-out anna .*'george', 'theo'"):
+        load(folder, hold_out="anna")
+
+
+def test_test_strings_are_made_of_test_clips_alone_and_always_the_same(folder: Path) -> None:
+    dataset, again = load(folder, string_clips=3), load(folder, string_clips=5)
+    strings = dataset.test_strings(MODEL)
+    assert len(strings) == 300
+    of_speaker: dict[str, list[np.ndarray]] = {"george": [], "theo": []}
+    for clip in dataset.test:
+        of_speaker[clip.speaker].append(audio.read(clip.path))
+    for string, same in zip(strings, again.test_strings(MODEL), strict=True):
+        assert string.text == same.text
+        np.testing.assert_array_equal(string.samples_N, same.samples_N)
+        assert len(string.samples_N) <= WINDOW
+    for string in strings[:20]:  # begins and ends with a whole test clip of its speaker
+        ends = [0, 0]
+        for word_N in of_speaker[string.speaker]:
+            ends[0] += np.array_equal(string.samples_N[: len(word_N)], word_N)
+            ends[1] += np.array_equal(string.samples_N[-len(word_N) :], word_N)
+        assert ends == [1, 1]
+    assert {len(string.text.split()) for string in strings} <= {1, 2, 3, 4, 5}
+    assert sum(len(string.text.split()) >= 3 for string in strings) > 250
+
+
+def test_room_tone_is_the_quietest_part_of_the_clip() -> None:
+    rng = np.random.default_rng(0)
+    samples_N = rng.normal(size=8000).astype(np.float32)
+    samples_N[3000:4000] *= 0.01
+    tone_N = speech.room_tone(samples_N, 5000)
+    assert len(tone_N) == 5000
+    assert 0 < np.abs(tone_N).max() < 0.05
+
+
+# --- manifests and folders
+
+
+def write_manifest(folder: Path, rows: list[object]) -> Path:
+    path = folder / "mine.jsonl"
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def tone(path: Path, seconds: float = 0.3) -> str:
+    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * time), SAMPLE_RATE)
+    return path.name
+
+
+def test_a_manifest_says_what_is_said_by_whom_and_where_it_belongs(tmp_path: Path) -> None:
+    rows = [
+        {"audio": tone(tmp_path / f"{i}.flac"), "text": f"word {i}", "speaker": "a", "split": s}
+        for i, s in enumerate(("train", "train", "val", "test"))
+    ]
+    dataset = load(write_manifest(tmp_path, rows))
+    assert [clip.text for clip in dataset.train] == ["word 0", "word 1"]
+    assert [clip.text for clip in (*dataset.val, *dataset.test)] == ["word 2", "word 3"]
+    assert {clip.speaker for clip in dataset.train} == {"a"}
+
+
+def test_clips_without_a_split_get_one_from_their_names(tmp_path: Path) -> None:
+    rows: list[object] = [{"audio": tone(tmp_path / f"{i}.wav"), "text": "a"} for i in range(60)]
+    dataset = load(write_manifest(tmp_path, rows), val_fraction=0.2)
+    turned = load(write_manifest(tmp_path, rows[::-1]), val_fraction=0.2)
+    for name in ("train", "val", "test"):
+        ours, theirs = getattr(dataset, name), getattr(turned, name)
+        assert len(ours) > 2
+        assert {clip.path for clip in ours} == {clip.path for clip in theirs}
+    assert sum(dataset.sizes.values()) == 60
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("{not json", "is not"),
+        ('["a.wav", "text"]', "is not"),
+        ({"audio": "a.wav"}, "is not"),
+        ({"audio": "missing.wav", "text": "x"}, r"audio missing\.wav is no file"),
+        ({"audio": "a.wav", "text": " "}, "text is empty"),
+        ({"audio": "a.wav", "text": "x", "split": "dev"}, "split dev is none of"),
+    ],
+)
+def test_a_bad_line_of_a_manifest_is_named(tmp_path: Path, row: object, says: str) -> None:
+    good = {"audio": tone(tmp_path / "a.wav"), "text": "x"}
+    with pytest.raises(UserError, match=rf"mine\.jsonl, line 2: .*{says}"):
+        load(write_manifest(tmp_path, [good, row]))
+
+
+def librispeech(folder: Path) -> Path:
+    for subset, speaker in (("train-clean-5", "19"), ("dev-clean", "84"), ("test-clean", "61")):
+        chapter = folder / subset / speaker / "198"
+        lines = []
+        for i in range(3):
+            name = f"{speaker}-198-{i:04d}"
+            tone(chapter / f"{name}.flac")
+            lines.append(f"{name} THE {i} OF {subset.upper()}")
+        (chapter / f"{speaker}-198.trans.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_folder_laid_out_as_librispeech(tmp_path: Path) -> None:
+    dataset = load(librispeech(tmp_path), name="librispeech")
+    assert [clip.text for clip in dataset.train][:2] == [
+        "THE 0 OF TRAIN-CLEAN-5",
+        "THE 1 OF TRAIN-CLEAN-5",
+    ]
+    of = {name: {clip.speaker for clip in getattr(dataset, name)} for name in ("val", "test")}
+    assert of == {"val": {"84"}, "test": {"61"}}
+
+
+def test_a_transcript_without_its_recording_is_refused(tmp_path: Path) -> None:
+    librispeech(tmp_path)
+    (tmp_path / "dev-clean/84/198/84-198-0001.flac").unlink()
+    with pytest.raises(UserError, match=r"84-198\.trans\.txt, line 2: .*no 84-198-0001\.flac"):
+        load(tmp_path)
+
+
+def test_a_folder_without_clips_and_a_path_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no clips; name a manifest"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="does not exist; name a manifest"):
+        load(tmp_path / "missing")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=r"is no \.jsonl; name a manifest"):
+        load(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"--data\.path"):
+        load(None, name="librispeech")
+    with pytest.raises(UserError, match="tinyshakespeare is no speech"):
+        load(None, name="tinyshakespeare")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "says"),
+    [("a b c d e f g h i", 0.3, "9 tokens, but --model.block-size 8 holds"),
+     ("a", 4.0, r"4\.0 s long, more than the 3\.2 s")],
+)  # fmt: skip
+def test_a_clip_that_does_not_fit_the_model_is_refused(
+    tmp_path: Path, text: str, seconds: float, says: str
+) -> None:
+    rows: list[object] = [
+        {"audio": tone(tmp_path / f"{i}.wav"), "text": "a", "split": split}
+        for i, split in enumerate(("train", "val", "test"))
+    ]
+    long = tone(tmp_path / "long.wav", seconds)
+    rows.append({"audio": long, "text": text, "split": "train"})
+    with pytest.raises(UserError, match=rf"long\.wav.*{says}"):
+        load(write_manifest(tmp_path, rows))
+
+
+def test_a_broken_recording_is_refused_before_training(tmp_path: Path) -> None:
+    for take in range(12):
+        tone(tmp_path / f"1_anna_{take}.wav")
+    (tmp_path / "1_anna_9.wav").write_bytes(b"RIFF, but nothing more")
+    with pytest.raises(UserError, match=r"1_anna_9\.wav cannot be read as sound"):
+        load(tmp_path)
+
+
+def test_a_split_that_is_empty_is_refused(tmp_path: Path) -> None:
+    for take in range(3):  # takes 0 to 4 are for test
+        tone(tmp_path / f"1_anna_{take}.wav")
+    with pytest.raises(UserError, match="leave none for training"):
+        load(tmp_path)
+
+
+# --- fetching
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A zip as GitHub makes it, of recordings whose hash is the known one."""
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
+    for take in range(12):
+        tone(tmp_path / f"repository/recordings/1_anna_{take}.wav")
+    digest = datasets.aggregate_sha256(tmp_path / "repository/recordings")
+    monkeypatch.setattr(datasets, "FSDD_SHA256", digest)
+    with zipfile.ZipFile(tmp_path / "fsdd.zip", "w") as content:
+        for path in (tmp_path / "repository").rglob("*.wav"):
+            content.write(path, Path("fsdd-1") / path.relative_to(tmp_path / "repository"))
+    return tmp_path / "fsdd.zip"
+
+
+def test_the_digits_are_fetched_once(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def retrieve(url: str, **_: object) -> str:
+        calls.append(url)
+        return str(archive)
+
+    monkeypatch.setattr(datasets.pooch, "retrieve", retrieve)
+    assert load(None).sizes == {"train_clips": 4, "val_clips": 3, "test_clips": 5}
+    load(None)
+    assert len(calls) == 1
+    assert datasets.FSDD_COMMIT in calls[0]
+
+
+def test_other_recordings_than_the_known_ones_are_refused(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "FSDD_SHA256", "0" * 64)
+    monkeypatch.setattr(datasets.pooch, "retrieve", lambda *_, **__: str(archive))
+    with pytest.raises(UserError, match="known SHA-256"):
+        load(None)
+    assert not (tmp_path / "cache/fsdd").exists()
+
+
+def test_no_network_is_one_line(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets.pooch, "retrieve", fail)
+    with pytest.raises(UserError, match=r"could not fetch fsdd: .*ConnectionError.*--data\.path"):
+        load(None)
+
+
+@needs_recordings
+def test_the_hash_of_the_recordings_is_the_published_one() -> None:
+    digest = datasets.aggregate_sha256(RECORDINGS)
+    assert digest in (SHARED / "AGGREGATE.txt").read_text()

@@ -1,0 +1,584 @@
+"""From sound to text: the model, its padding, windows, word times, error rates, the commands."""
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sample
+from gptjax import audio, evaluate, models, search, speech, transcribe
+from gptjax.audio import HOP, SAMPLE_RATE
+from gptjax.config import SpeechConfig
+from gptjax.speech import Example
+from gptjax.tokenizer import SpeechTokenizer, WordTokenizer
+
+soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
+pytest.importorskip("jiwer", reason="an extra: pip install -e '.[evaluate]'")
+REPO = Path(__file__).parents[1]
+RECORDINGS = REPO.parent / "shared/speech/fsdd/recordings"
+PLAIN = SpeechConfig(
+    n_encoder_layer=2,
+    n_layer=2,
+    n_head=2,
+    n_embd=16,
+    n_mels=20,
+    block_size=8,
+    source_block_size=80,
+    dropout=0.0,
+)
+MODERN = dataclasses.replace(
+    PLAIN,
+    position="rotary",
+    norm="rmsnorm",
+    activation="relu2",
+    qk_norm=True,
+    short_conv=3,
+    bias=False,
+)
+BOTH = pytest.mark.parametrize("config", [PLAIN, MODERN], ids=["plain", "modern"])
+
+
+def word_tokenizer() -> SpeechTokenizer:
+    return SpeechTokenizer(WordTokenizer.train("zero one two three four five"))
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (0.1 * rng.standard_normal(int(seconds * SAMPLE_RATE))).astype(np.float32)
+
+
+def make(config: SpeechConfig, tok: SpeechTokenizer) -> tuple[models.SpeechRecognizer, Any]:
+    """A model none of whose parameters is zero."""
+    model = models.build(config, tok)
+    assert isinstance(model, models.SpeechRecognizer)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32),
+        models.init(model, seed=2),
+    )
+    return model, params
+
+
+# --- the model
+
+
+def test_the_stem_is_two_convolutions_of_which_the_second_halves() -> None:
+    torch = pytest.importorskip("torch", reason="an extra: pip install -e '.[torch]'")
+    config = dataclasses.replace(PLAIN, n_encoder_layer=1)
+    _, params = make(config, word_tokenizer())
+    mel_BTM = np.random.default_rng(0).standard_normal((2, 23, 20)).astype(np.float32)
+    seen: list[Any] = []
+    encoder = models.SpeechEncoder(config)
+    # What enters the first block is what leaves the stem, and sinusoids.
+    _, found = encoder.apply(
+        {"params": params["encoder"]}, mel_BTM, None, capture_intermediates=True
+    )
+    stem = found["intermediates"]["conv_2"]["__call__"][0]
+    seen = [jax.nn.gelu(stem, approximate=False)]
+    x = torch.from_numpy(mel_BTM.transpose(0, 2, 1))
+    for name, stride in (("conv_1", 1), ("conv_2", 2)):
+        kernel, bias = (np.asarray(params["encoder"][name][k]) for k in ("kernel", "bias"))
+        n_in = len(kernel) // 3
+        weight = torch.from_numpy(kernel.reshape(3, n_in, -1).transpose(2, 1, 0).copy())
+        x = torch.nn.functional.conv1d(x, weight, torch.from_numpy(bias.copy()), stride, 1)
+        x = torch.nn.functional.gelu(x)
+    assert x.shape == (2, 16, 12)
+    np.testing.assert_allclose(seen[0], x.numpy().transpose(0, 2, 1), atol=1e-5)
+
+
+def test_sinusoids_are_whispers() -> None:
+    made = np.asarray(models.sinusoids(7, 6))
+    for s in range(7):
+        for i in range(3):
+            angle = s / 10_000 ** (i / 2)
+            np.testing.assert_allclose(made[s, [i, i + 3]], [np.sin(angle), np.cos(angle)], 1e-5)
+
+
+@BOTH
+def test_padding_changes_nothing(config: SpeechConfig) -> None:
+    """A clip beside a longer one: states, logits, loss and every gradient as when alone."""
+    tok = word_tokenizer()
+    model, params = make(config, tok)
+    short = Example(noise(0.37), "one two", "")
+    long = Example(noise(1.5, seed=1), "three four five one", "")
+    alone = speech.make_batch([short], config, tok)
+    beside = speech.make_batch([short, long], config, tok)
+    beside["weights"][1] = 0
+    n_frames = int(alone["source_mask"].sum())
+    assert alone["source"].shape[1] < beside["source"].shape[1]
+    np.testing.assert_allclose(
+        alone["source"][0, :n_frames], beside["source"][0, :n_frames], atol=1e-5
+    )
+
+    def loss(params: Any, batch: dict[str, np.ndarray]) -> Any:
+        logits_BTV, _ = model.apply(
+            {"params": params},
+            batch["tokens"],
+            source=batch["source"],
+            source_mask=batch["source_mask"],
+        )
+        log_p = jax.nn.log_softmax(jnp.asarray(logits_BTV))
+        chosen = jnp.take_along_axis(log_p, batch["targets"][..., None], axis=-1)[..., 0]
+        return -(chosen * batch["weights"]).sum() / batch["weights"].sum(), logits_BTV[0]
+
+    (a, logits_a), of_a = jax.value_and_grad(loss, has_aux=True)(params, alone)
+    (b, logits_b), of_b = jax.value_and_grad(loss, has_aux=True)(params, beside)
+    n = min(len(logits_a), len(logits_b))
+    np.testing.assert_allclose(logits_a[:n], logits_b[:n], atol=1e-5)
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    for left, right in zip(jax.tree.leaves(of_a), jax.tree.leaves(of_b), strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-5)
+
+
+@BOTH
+def test_decoding_with_a_cache_finds_what_reading_all_again_finds(config: SpeechConfig) -> None:
+    tok = word_tokenizer()
+    model, params = make(config, tok)
+    mel_BTM, mask_BT = transcribe.features([noise(0.5), noise(1.2, 1)], config)
+    beams = search.beam_search(model, params, mel_BTM, mask_BT, tok.end)
+    for row in range(2):
+        ids = [tok.end]
+        while len(ids) <= config.block_size:
+            logits, _ = model.apply(
+                {"params": params},
+                np.array([ids]),
+                source=mel_BTM[row : row + 1],
+                source_mask=mask_BT[row : row + 1],
+            )
+            ids.append(int(np.argmax(np.asarray(logits)[0, -1])))
+            if ids[-1] == tok.end:
+                break
+        length = int(beams.length_BN[row, 0])
+        np.testing.assert_array_equal(beams.tokens_BNT[row, 0, :length], ids[1:])
+
+
+def test_a_sound_longer_than_the_window_is_an_error_of_the_caller() -> None:
+    model, params = make(PLAIN, word_tokenizer())
+    with pytest.raises(ValueError, match="81 positions do not fit 80"):
+        model.apply({"params": params}, np.zeros((1, 1), int), source=np.zeros((1, 162, 20)))
+
+
+# --- transcribing
+
+
+def test_windows_cover_the_clip_and_overlap() -> None:
+    longest = 2 * PLAIN.source_block_size * HOP
+    for n in (1, longest, longest + 1, 3 * longest + 77, 10 * longest):
+        found = transcribe.windows(np.zeros(n, np.float32), PLAIN)
+        assert found[0][0] == 0
+        assert found[-1][1] == n
+        assert all(end - first <= longest for first, end in found)
+        for (_, end), (first, _) in itertools.pairwise(found):
+            assert end - first >= longest // 5
+    assert transcribe.windows(np.zeros(longest, np.float32), PLAIN) == [(0, longest)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept"),
+    [
+        ([1, 2, 2, 2, 2, 2], [1, 2]),
+        ([1, 2, 3, 2, 3, 2, 3, 2, 3], [1, 2, 3]),
+        ([1, 2, 2, 2], [1, 2, 2, 2]),  # three times is emphasis
+        ([1, 2, 3, 4], [1, 2, 3, 4]),
+        ([], []),
+    ],
+)
+def test_a_tail_that_repeats_itself_is_cut(ids: list[int], kept: list[int]) -> None:
+    assert transcribe.without_loop(np.array(ids, int)).tolist() == kept
+
+
+def test_a_model_that_never_ends_is_cut_off_and_says_so() -> None:
+    tok = word_tokenizer()
+    model = models.build(PLAIN, tok)
+    assert isinstance(model, models.SpeechRecognizer)
+    params = jax.tree.map(np.zeros_like, jax.device_get(models.init(model, seed=0)))
+    (two,) = tok.target.encode("two")
+    params["decoder"]["head"]["bias"][two] = 5.0
+    (heard,) = transcribe.transcribe(model, params, tok, [noise(0.5)])
+    assert heard.looped
+    assert heard.text == "two"
+
+
+def test_silence_says_nothing_and_neither_does_no_clip() -> None:
+    model, params = make(PLAIN, word_tokenizer())
+    silence = np.zeros(8000, np.float32)
+    found = transcribe.transcribe(model, params, word_tokenizer(), [silence, noise(0.3)])
+    assert found[0].text == ""
+    assert found[0].words == ()
+    assert found[0].seconds == 0.5
+    assert transcribe.transcribe(model, params, word_tokenizer(), []) == []
+
+
+def test_what_is_heard_does_not_depend_on_the_other_clips() -> None:
+    tok = word_tokenizer()
+    model, params = make(MODERN, tok)
+    clips = [noise(0.2 + 0.4 * i, seed=i) for i in range(5)]
+    together = transcribe.transcribe(model, params, tok, clips)
+    turned = transcribe.transcribe(model, params, tok, clips[::-1])[::-1]
+    alone = [transcribe.transcribe(model, params, tok, [clip])[0] for clip in clips]
+    texts = [heard.text for heard in together]
+    assert texts == [heard.text for heard in turned] == [heard.text for heard in alone]
+    for heard, clip in zip(together, clips, strict=True):
+        times = [t for word in heard.words for t in (word.start, word.end)]
+        assert times == sorted(times)
+        assert all(0 <= t <= len(clip) / SAMPLE_RATE + 0.02 for t in times)
+
+
+def test_a_monotonic_path_takes_every_token_in_order() -> None:
+    weights_TS = np.array([[9, 1, 1, 0, 0, 0], [0, 8, 2, 1, 0, 0], [0, 0, 1, 8, 1, 9.0]])
+    assert transcribe.monotonic_path(weights_TS).tolist() == [0, 1, 1, 2, 2, 2]
+
+
+def test_the_heads_that_follow_the_sound_are_chosen() -> None:
+    follows = np.kron(np.eye(4), np.ones((1, 5))) + 0.01
+    diffuse = np.ones((4, 20))
+    backwards = follows[::-1]
+    weights_HTS = np.stack([diffuse, follows, backwards, follows])
+    np.testing.assert_allclose(transcribe.aligned(weights_HTS), follows)
+
+
+# --- error rates
+
+
+def distance(a: list[str], b: list[str]) -> int:
+    """Levenshtein's, by the book."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        before, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+    return row[-1]
+
+
+def test_error_rates_are_those_of_levenshtein() -> None:
+    rng = np.random.default_rng(3)
+    words = ["one", "two", "three", "four"]
+    said = [
+        Example(np.zeros(0), " ".join(rng.choice(words, int(rng.integers(1, 6)))), f"s{i % 3}")
+        for i in range(40)
+    ]
+    written = [
+        one.text if rng.random() < 0.5 else " ".join(rng.choice(words, int(rng.integers(0, 6))))
+        for one in said
+    ]
+    found = evaluate.speech_errors(said, written)
+    n_wrong = [distance(a.text.split(), b.split()) for a, b in zip(said, written, strict=True)]
+    n_words = sum(len(one.text.split()) for one in said)
+    assert found["wer"] == pytest.approx(sum(n_wrong) / n_words)
+    assert found["accuracy"] == pytest.approx(np.mean(np.array(n_wrong) == 0))
+    n_letters = sum(distance(list(a.text), list(b)) for a, b in zip(said, written, strict=True))
+    assert found["cer"] == pytest.approx(n_letters / sum(len(one.text) for one in said))
+    low, high = found["wer_interval"]
+    assert low < found["wer"] < high
+    for k in range(3):
+        row = found["per_speaker"][f"s{k}"]
+        of = [i for i in range(40) if i % 3 == k]
+        assert row["clips"] == len(of)
+        assert row["accuracy"] == pytest.approx(np.mean([n_wrong[i] == 0 for i in of]))
+    rates = [w["errors"] / len(w["said"].split()) for w in found["worst"]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == max(w / len(s.text.split()) for w, s in zip(n_wrong, said, strict=True))
+
+
+def test_case_and_punctuation_are_no_errors() -> None:
+    found = evaluate.speech_errors([Example(np.zeros(0), "Hello, world!", "")], ["hello world"])
+    assert found["wer"] == found["cer"] == 0
+    assert found["accuracy"] == 1
+    assert found["worst"] == []
+
+
+# --- four clips learned by heart, and every command on that run
+
+CONFIG = """
+from pathlib import Path
+from gptjax.config import Config, DataConfig, OptimConfig, SpeechConfig, TrainConfig
+
+config = Config(
+    model=SpeechConfig(n_encoder_layer=1, n_layer=1, n_head=2, n_embd=64, block_size=8,
+        source_block_size=80, dropout=0.0, position="rotary", norm="rmsnorm", short_conv=3),
+    data=DataConfig(name="fsdd", path=Path({path!r}), tokenizer="word"),
+    optim=OptimConfig(learning_rate=3e-3, warmup_steps=5),
+    train=TrainConfig(max_steps=60, batch_size=4, eval_interval=30, log_interval=1),
+)
+"""
+SAID = {"0_george_0": "zero", "3_george_1": "three", "7_theo_2": "seven", "9_theo_3": "nine"}
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, cwd=REPO)
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not RECORDINGS.is_dir():
+        pytest.skip(f"no {RECORDINGS}")
+    folder = tmp_path_factory.mktemp("clips")
+    rows = []
+    for split in ("train", "val", "test"):
+        for name, text in SAID.items():
+            copy = folder / f"{split}-{name}.wav"
+            copy.write_bytes((RECORDINGS / f"{name}.wav").read_bytes())
+            speaker = name.split("_")[1]
+            rows.append({"audio": copy.name, "text": text, "speaker": speaker, "split": split})
+    (folder / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (folder / "four.py").write_text(CONFIG.format(path=str(folder / "clips.jsonl")))
+    return folder / "four.py"
+
+
+@pytest.fixture(scope="module")
+def run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "four"
+    made = command("train.py", "--config", config_file, "--run-dir", folder)
+    assert made.returncode == 0, made.stderr[-2000:]
+    return folder
+
+
+def listen(capsys: pytest.CaptureFixture[str], run: Path, *arguments: object) -> tuple[str, str]:
+    capsys.readouterr()
+    sample.main([str(run), "--audio", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], run: Path, *arguments: object) -> tuple[str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        sample.main([str(run), *map(str, arguments)])
+    assert exit_info.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.out, captured.err
+
+
+def test_four_clips_are_learned_by_heart(run: Path) -> None:
+    found = evaluate.evaluate(evaluate.Evaluate(run))
+    assert found["accuracy"] == 1.0, found["worst"]
+    assert found["wer"] == found["cer"] == 0.0
+
+
+def test_evaluate_prints_the_keys_that_scripts_read(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main([str(run), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {"wer", "cer", "accuracy", "per_speaker", "wer_interval", "worst"} <= set(found)
+    assert {name: row["clips"] for name, row in found["per_speaker"].items()} == {
+        "george": 2,
+        "theo": 2,
+    }
+    evaluate.main([str(run)])
+    assert "95 % interval of WER" in capsys.readouterr().out
+
+
+def test_evaluate_takes_every_clip_of_another_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for take in (0, 6, 20):  # of all three splits
+        name = f"0_george_{take}.wav"
+        (tmp_path / name).write_bytes((RECORDINGS / "0_george_0.wav").read_bytes())
+    evaluate.main([str(run), "--json", "--data.path", str(tmp_path)])
+    found = json.loads(capsys.readouterr().out)
+    assert found["clips"] == 3
+    assert found["accuracy"] == 1.0
+    with pytest.raises(SystemExit):
+        evaluate.main([str(run), "--data.path", str(tmp_path / "missing")])
+    assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+def test_other_formats_rates_and_channels_say_the_same(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    samples_N, rate = soundfile.read(RECORDINGS / "7_theo_2.wav")
+    both_NC = np.stack([samples_N, samples_N], axis=1)
+    soundfile.write(tmp_path / f"a{suffix}", both_NC, rate)
+    out, _ = listen(capsys, run, tmp_path / f"a{suffix}")
+    assert out.splitlines()[0] == "seven"
+
+
+def test_a_folder_and_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in SAID:
+        (tmp_path / f"{name}.wav").write_bytes((RECORDINGS / f"{name}.wav").read_bytes())
+    (tmp_path / "notes.txt").write_text("no sound")
+    out, err = listen(capsys, run, tmp_path, "--json", "--beam", "2")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert err == ""
+    assert [row["text"] for row in rows] == [SAID[name] for name in sorted(SAID)]
+    for row in rows:
+        (word,) = row["words"]
+        assert word["text"] == row["text"]
+        assert 0 <= word["start"] < word["end"] <= row["seconds"] + 0.02
+        assert row["step"] in (30, 60)
+
+
+def test_stdin(run: Path) -> None:
+    content = (RECORDINGS / "3_george_1.wav").read_bytes()
+    line = [sys.executable, "sample.py", str(run), "--audio", "-"]
+    made = subprocess.run(line, input=content, capture_output=True, cwd=REPO)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.decode().splitlines()[0] == "three"
+
+
+def test_a_sound_longer_than_the_window_is_heard_in_windows(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pause = np.zeros(SAMPLE_RATE // 2, np.float32)
+    words = [audio.read(RECORDINGS / f"{name}.wav") for name in (*SAID, *SAID)]
+    samples_N = np.concatenate([part for word in words for part in (word, pause)])
+    assert len(samples_N) > 3 * 80 * 2 * HOP
+    soundfile.write(tmp_path / "long.wav", samples_N, SAMPLE_RATE)
+    out, _ = listen(capsys, run, tmp_path / "long.wav", "--json")
+    row = json.loads(out)
+    assert row["text"] == " ".join(word["text"] for word in row["words"])
+    assert len(row["words"]) >= 4  # one word a window is all that it has learned
+    starts = [word["start"] for word in row["words"]]
+    assert starts == sorted(starts)
+    assert starts[0] >= 0
+    assert starts[-1] > 0.6 * row["seconds"]
+    assert row["words"][-1]["end"] <= row["seconds"] + 0.02
+
+
+def test_silence_and_clipping(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "silence.wav", np.zeros(8000), SAMPLE_RATE)
+    out, err = listen(capsys, run, tmp_path / "silence.wav")
+    assert out == "\n"
+    assert "clipped" not in err
+    samples_N = audio.read(RECORDINGS / "9_theo_3.wav")
+    loud = np.clip(20 * samples_N / np.abs(samples_N).max(), -1, 1)
+    soundfile.write(tmp_path / "loud.wav", loud, SAMPLE_RATE, subtype="FLOAT")
+    _, err = listen(capsys, run, tmp_path / "loud.wav")
+    assert "loud.wav is clipped" in err
+
+
+def test_a_file_that_cannot_be_read_does_not_keep_the_others_from_being_heard(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = RECORDINGS / "9_theo_3.wav"
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), SAMPLE_RATE)
+    for bad in ("broken.wav", "empty.wav", "missing.wav"):
+        out, err = refused(capsys, run, "--audio", tmp_path / bad)
+        assert out == ""
+        assert bad in err.splitlines()[-1]
+        assert len(err.splitlines()) == 1
+        out, err = refused(capsys, run, "--audio", tmp_path / bad, good)
+        assert "nine" in out
+        assert bad in err
+
+
+def test_options_of_the_other_models_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = RECORDINGS / "9_theo_3.wav"
+    for extra in (("--prompt", "x"), ("--source", "x"), ("--interactive",)):
+        _, err = refused(capsys, run, "--audio", good, *extra)
+        assert f"{extra[0]} is not for" in err
+    _, err = refused(capsys, run)
+    assert "--audio is missing" in err
+    _, err = refused(capsys, run, "--audio", tmp_path)
+    assert "has no sound files" in err
+    _, err = refused(capsys, run, "--audio", good, "--beam", "0")
+    assert "--beam is 0" in err
+
+
+def test_attention_draws_one_sound(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = RECORDINGS / "9_theo_3.wav"
+    picture = tmp_path / "a.png"
+    listen(capsys, run, good, "--attention", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 5000
+    _, err = refused(capsys, run, "--audio", good, good, "--attention", picture)
+    assert "draws one sound, not 2" in err
+    _, err = refused(capsys, run, "--audio", good, "--attention", tmp_path / "a.gif")
+    assert "must end in .png" in err
+
+
+def test_a_run_that_is_stopped_ends_as_if_it_had_not_been(
+    config_file: Path, tmp_path: Path
+) -> None:
+    """Speed, noise and masks on: the batches of a step are the same, before and after."""
+    varied = ["--data.speed-change", "0.1", "--data.noise", "0.5", "--data.spec-masks", "1"]
+    varied += ["--train.eval-interval", "6", "--train.sample-tokens", "0"]
+    losses = []
+    for name, stops in (("whole", [12]), ("parts", [6, 12])):
+        for n_steps in stops:
+            line = ["--config", config_file, "--run-dir", tmp_path / name, *varied]
+            made = command("train.py", *line, "--train.max-steps", n_steps)
+            assert made.returncode == 0, made.stderr[-2000:]
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        found = [json.loads(row) for row in rows]
+        losses.append([row["train_loss"] for row in found if "train_loss" in row])
+    assert len(losses[0]) == 12
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "says"),
+    [
+        ("configs/digits_cpu.py", "tinyshakespeare", "tinyshakespeare is no speech"),
+        ("configs/gpt_cpu.py", "fsdd", "fsdd is speech"),
+        ("configs/g2p_cpu.py", "fsdd", "fsdd is speech"),
+        ("configs/librispeech.py", "librispeech", "name that with --data.path"),
+        ("configs/digits_cpu.py", "fsdd --data.path /nowhere", "/nowhere does not exist"),
+        ("configs/digits_cpu.py", "fsdd --data.noise 2", "--data.noise is 2.0"),
+        ("configs/digits_cpu.py", "fsdd --data.string-clips 0", "--data.string-clips is 0"),
+    ],
+)
+def test_data_that_the_model_cannot_learn_from_is_refused_in_one_line(
+    tmp_path: Path, config: str, name: str, says: str
+) -> None:
+    line = ["--config", config, "--run-dir", tmp_path / "run", "--data.name", *name.split()]
+    made = command("train.py", *line)
+    assert made.returncode == 2
+    assert says in made.stderr
+    assert len(made.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_librispeech_end_to_end(tmp_path: Path) -> None:
+    """configs/librispeech.py, smaller: trains, is measured, hears."""
+    if not RECORDINGS.is_dir():
+        pytest.skip(f"no {RECORDINGS}")
+    words = ("ZERO", "ONE", "TWO", "THREE")
+    for subset, speaker, takes in (
+        ("train-clean-100", "george", range(8, 14)),
+        ("dev-clean", "theo", range(3)),
+        ("test-clean", "lucas", range(3)),
+    ):
+        chapter = tmp_path / "LibriSpeech" / subset / speaker / "1"
+        chapter.mkdir(parents=True)
+        lines = []
+        for digit, word in enumerate(words):
+            for take in takes:
+                name = f"{speaker}-1-{digit}{take:03d}"
+                samples_N = audio.read(RECORDINGS / f"{digit}_{speaker}_{take}.wav")
+                soundfile.write(chapter / f"{name}.flac", samples_N, SAMPLE_RATE)
+                lines.append(f"{name} {word} {word}")
+        (chapter / f"{speaker}-1.trans.txt").write_text("\n".join(lines) + "\n")
+    folder, run = tmp_path / "LibriSpeech", tmp_path / "run"
+    small = "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 32 --model.n-head 2"
+    small += " --data.vocab-size 270 --model.source-block-size 100 --train.max-steps 4"
+    small += " --train.batch-size 4 --train.eval-interval 4"
+    arguments = ["--config", "configs/librispeech.py", "--data.path", folder, "--run-dir", run]
+    made = command("train.py", *arguments, *small.split())
+    assert made.returncode == 0, made.stderr[-2000:]
+    found = evaluate.evaluate(evaluate.Evaluate(run))
+    assert found["clips"] == 12
+    assert set(found["per_speaker"]) == {"lucas"}
+    clip = next(folder.rglob("*.flac"))
+    heard = command("sample.py", run, "--audio", clip, "--json")
+    assert heard.returncode == 0, heard.stderr
+    assert json.loads(heard.stdout)["audio"] == str(clip)
