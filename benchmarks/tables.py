@@ -31,6 +31,8 @@ OPEN_ON_A_GPU = {
     "quality-gpt-gpu": "`configs/gpt.py` against `gpt_fast.py` and `gpt_best.py`: validation loss, "
     "steps and seconds to the seed's best, 1.4994 (`benchmarks/gpu.sh recipe`)",
     "expected-g2p": "`configs/g2p.py`: word and phoneme error rates (`benchmarks/gpu.sh g2p`)",
+    "expected-digits": "`configs/digits.py`: spoken digits right, word error rate of strings "
+    "(`benchmarks/gpu.sh digits`)",
     "ablate-gpu": "the ladder of [recipe.md](recipe.md) at the seed's size (`benchmarks/gpu.sh "
     "ablate`)",
 }
@@ -86,6 +88,38 @@ def g2p_table(part: str = "g2p_cpu") -> str:
         f"\n\n{test['sources']:,} words of the test split, phones without stress. "
         f"{record['evaluations'][-1]['step']:,} steps, {record['seconds'] / 60:.1f} minutes in "
         f"all. Measured on {machine(record)}, by `python -m benchmarks.expected {part}`."
+    )
+
+
+def digits_table(part: str = "digits_cpu") -> str:
+    """Digits right and word error rates, speaker by speaker, with and without having heard them."""
+    record = read(f"expected-{part}")
+    if record is None:
+        return "Not measured yet."
+    test = record["test"]
+    strings = test["strings"]
+    rows = [
+        "| speaker | digits right | WER of strings | digits right, never heard before | WER |",
+        "|---|---|---|---|---|",
+    ]
+    for name, of in test["per_speaker"].items():
+        cells = f"{of['accuracy']:.1%} | {strings['per_speaker'][name]['wer']:.2%}"
+        unheard = read(f"expected-{part}-without-{name}")
+        if unheard:
+            cells += f" | {unheard['test']['accuracy']:.1%}"
+            cells += f" | {unheard['test']['strings']['wer']:.2%} |"
+        else:
+            cells += " | not measured | |"
+        rows.append(f"| {name} | {cells}")
+    rows.append(f"| **all** | **{test['accuracy']:.1%}** | **{strings['wer']:.2%}** | | |")
+    low, high = strings["wer_interval"]
+    return "\n".join(rows) + (
+        f"\n\n{test['clips']} recordings of the official test split, and {strings['strings']} "
+        f"strings of three to five of them (95 % interval of their WER: {low:.2%} to {high:.2%}). "
+        f"{test['parameters']:,} parameters, {record['evaluations'][-1]['step']:,} steps, "
+        f"{record['seconds'] / 60:.1f} minutes in all. The last two columns are of five other "
+        f"trainings, each without that speaker. Measured on {machine(record)}, by "
+        f"`python -m benchmarks.expected {part}`."
     )
 
 
@@ -219,6 +253,13 @@ def benchmarks_md() -> str:
             lines += [f"Most frequent confusions, right > written: {confusions(part)}.", ""]
             lines += [f"![Loss](benchmarks/{part}.png)", ""]
             lines += [f"![Cross-attention](benchmarks/{part}-attention.png)", ""]
+    heard = [part for part in ("digits", "digits_cpu") if read(f"expected-{part}")]
+    if heard:
+        lines += ["## How well does it hear?", ""]
+        for part in heard:
+            lines += [f"### configs/{part}.py", "", digits_table(part), ""]
+            lines += [f"![Loss](benchmarks/{part}.png)", ""]
+            lines += [f"![Cross-attention](benchmarks/{part}-attention.png)", ""]
     missing = [text for name, text in OPEN_ON_A_GPU.items() if read(name) is None]
     if missing:
         lines += ["## Open", "", "Not measured on a GPU yet:", ""]
@@ -287,6 +328,7 @@ def readme(text: str) -> str:
         "writing": writing(),
         "learning": learning(),
         "g2p": f"{g2p_table()}\n\n{PUBLISHED}",
+        "digits": digits_table(),
     }
     for name, content in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
