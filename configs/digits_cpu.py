@@ -15,7 +15,7 @@ config = Config(
         n_embd=128,
         block_size=8,
         source_block_size=320,
-        dropout=0.1,
+        dropout=0.0,
         position="rotary",
         norm="rmsnorm",
         activation="relu2",
@@ -29,9 +29,7 @@ config = Config(
         name="fsdd",
         tokenizer="word",
         string_clips=7,
-        speed_change=0.2,
-        noise=0.5,
-        spec_masks=2,
+        speed_change=0.1,
     ),
     optim=OptimConfig(
         name="muon",
@@ -43,5 +41,5 @@ config = Config(
         beta2=0.95,
         weight_decay=0.1,
     ),
-    train=TrainConfig(max_steps=1800, batch_size=16, eval_interval=300, eval_batches=0),
+    train=TrainConfig(max_steps=1500, batch_size=16, eval_interval=300, eval_batches=0),
 )

@@ -371,7 +371,9 @@ def _check_types(section: Any, prefix: str = "") -> None:
             fits = isinstance(value, classes) and (hint is bool or not isinstance(value, bool))
             wanted = " or ".join(cls.__name__ for cls in choices or (hint,))
         if not fits:
-            raise UserError(f"{flag} is {value!r}, but must be {wanted}")
+            # Of a section in another's place its fields would be too much to read.
+            shown = type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)
+            raise UserError(f"{flag} is {shown}, but must be {wanted}")
         if dataclasses.is_dataclass(value):
             _check_types(value, f"{prefix}{name}.")
 

@@ -268,7 +268,7 @@ def test_a_run_on_pairs_continues_as_if_it_had_not_stopped(
     run = tmp_path / "run"
     flags = ["--config", str(config_file), "--run-dir", str(run)]
     for steps in (5, MAX_STEPS):
-        pairs._epoch.cache_clear()  # another process would know nothing of it
+        pairs.epoch_batches.cache_clear()  # another process would know nothing of it
         train.main([*flags, "--train.max-steps", str(steps)])
     assert "continuing at step 5" in capsys.readouterr().out
     ours, theirs = losses(run), losses(trained)
