@@ -275,25 +275,26 @@ def listen(command: Sample, run_config: Config, tok: SpeechTokenizer) -> None:
     step, model, params = _load(command, run_config, tok)
     failed = False
     for first in range(0, len(paths), transcribe.BATCH_SIZE):
-        clips: dict[Path, np.ndarray] = {}
+        clips: list[tuple[Path, np.ndarray]] = []
         for path in paths[first : first + transcribe.BATCH_SIZE]:
             try:
-                clips[path] = read[path] if path in read else audio.read(path)
+                samples_N = read[path] if path in read else audio.read(path)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 failed = True
                 continue
-            if (np.abs(clips[path]) > CLIPPED).mean() > CLIPPED_SHARE:
+            clips.append((path, samples_N))
+            if (np.abs(samples_N) > CLIPPED).mean() > CLIPPED_SHARE:
                 print(f"{path} is clipped: too loud a recording, expect mistakes", file=sys.stderr)
         found = transcribe.transcribe(
-            model, params, tok, list(clips.values()), command.beam, command.length_penalty
+            model, params, tok, [c for _, c in clips], command.beam, command.length_penalty
         )
-        for path, heard in zip(clips, found, strict=True):
+        for (path, _), heard in zip(clips, found, strict=True):
             if heard.looped:
                 print(f"{path}: the model repeats itself without end; cut off", file=sys.stderr)
             _show_transcript(command, path, heard, step, len(paths) > 1)
         if command.attention:
-            ((path, samples_N),) = clips.items()
+            ((path, samples_N),) = clips
             alignment.draw_speech(model, params, tok, samples_N, found[0], command.attention)
             print(f"attention: {command.attention}", file=sys.stderr)
     if failed:

@@ -1,253 +1,227 @@
-"""Speech made by machine: any text in many voices of eSpeak NG, as clips with a manifest.
+"""Speech out of nothing: any text in many voices, by eSpeak NG (extra: espeak).
 
-    python -m gptjax.espeak TEXT.txt --out DIR --clips 5000
+    python -m gptjax.espeak sentences.txt --out spoken --clips 1000
 
-speaks the lines of a text; `--data.path DIR` then trains on them. Wants the extra `espeak`.
+makes a folder with a manifest that train.py takes: --data.path spoken. It sounds like a machine,
+but it costs nothing and its transcripts are right.
 """
 
+import contextlib
 import ctypes
 import hashlib
-import importlib.metadata
-import io
+import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
+import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import Progress
 
 from gptjax.config import parse_command
 from gptjax.errors import UserError, exit_codes, import_extra
 
-# audio.py knows it too, but imports jax, for which every worker process would wait.
 SAMPLE_RATE = 16_000
+LANGUAGES = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-029")
+VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4")
+VOICES = tuple(f"{language}+{variant}" for language in LANGUAGES for variant in VARIANTS)
+WORDS_PER_MINUTE = 120, 220
+PITCH = 30, 70
+"""On eSpeak's scale of 0 to 99, 50 being the voice's own."""
+CHUNK = 100
+"""Clips of one process. What eSpeak says depends on what it said before, so this is fixed."""
 NEEDS = "synthetic speech needs"
-# "en" is British; the last two are of the West Midlands and of Lancaster.
-ACCENTS = (
-    *("en-us", "en-us-nyc", "en", "en-029", "en-gb-scotland", "en-gb-x-rp"),
-    *("en-gb-x-gbcwmd", "en-gb-x-gbclan"),
-)
-VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
-SPEAKERS = tuple(f"{accent}+{variant}" for accent in ACCENTS for variant in VARIANTS)
-RATES, PITCHES = (130, 220), (30, 70)
-"""Words a minute and eSpeak's own scale of 0 to 99, each from ... up to but without."""
-# eSpeak keeps noise and phases from one utterance to the next, and forgets them only with its
-# process. So every so many clips begin in a process of their own, whoever makes them.
-CHUNK = 128
 
-
-class Voice(NamedTuple):
-    """Who speaks, how fast (words a minute) and how high (0 to 99)."""
-
-    speaker: str
-    rate: int
-    pitch: int
-
-
-def voice(seed: int, i: int) -> Voice:
-    """The voice of clip i; a pure function of its arguments."""
-    rng = np.random.default_rng((seed, i))
-    speaker = SPEAKERS[int(rng.integers(len(SPEAKERS)))]
-    return Voice(speaker, int(rng.integers(*RATES)), int(rng.integers(*PITCHES)))
+# Of espeak-ng/speak_lib.h.
+_SYNCHRONOUS, _RATE, _PITCH, _UTF8, _CHARACTERS = 2, 1, 3, 1, 1
 
 
 def make(
     texts: Sequence[str], n_clips: int, seed: int, folder: Path, n_workers: int | None = None
 ) -> Path:
-    """Has clip i say texts[i % len(texts)], in its voice(seed, i); returns the manifest's path.
+    """Speaks n_clips of these texts, and returns the manifest in the folder.
 
-    Writes FOLDER/{manifest.jsonl, made.json, clips/*.wav}, 16 kHz, 16 bits, one channel, whole or
-    not at all. The bytes depend on neither n_workers (default: all cores) nor the run. A folder
-    that this very call has made before is left as it is. A script that calls this must guard its
-    main(), as with anything that spawns processes. Raises UserError for no texts or clips, a text
-    without sound, a folder that holds anything else or cannot be written, a missing package.
+    Every text once, in an order of its own, before any comes again; voice, rate and pitch of a
+    clip are a function of (seed, its number). The files are the same, to the byte, however many
+    workers make them. A folder that holds just this is left as it is. Raises UserError when the
+    library is missing, for a text that has no sound, and for a folder that holds something else.
     """
-    for module in ("espeakng_loader", "soundfile", "soxr"):
-        import_extra(module, NEEDS)  # missing? Better said now
-    if not texts:
-        raise UserError("there are no texts to speak; give at least one")
-    if n_clips < 1:
-        raise UserError(f"--clips is {n_clips}, but must be at least 1")
-    if seed < 0:
-        raise UserError(f"--seed is {seed}, but must be at least 0")
-    request = {
-        "texts_sha256": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest(),
-        "n_clips": n_clips,
-        "seed": seed,
-        "espeakng_loader": importlib.metadata.version("espeakng-loader"),
-    }
+    import_extra("espeakng_loader", NEEDS)  # missing? Better said here than by a worker
+    import_extra("soundfile", NEEDS)
+    import_extra("soxr", NEEDS)
+    if not texts or n_clips < 1:
+        raise UserError(f"{len(texts)} texts and {n_clips} clips make no speech; want one of each")
+    digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+    request = {"texts": digest, "n_clips": n_clips, "seed": seed}
+    request["library"] = version("espeakng-loader")
     manifest = folder / "manifest.jsonl"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        _check_made(folder, request)
-        return manifest
-    whole = folder.resolve()
-    part = whole.with_name(whole.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    if folder.exists():
+        if _made(folder) == request and manifest.is_file():
+            return manifest
+        raise UserError(f"{folder} holds something else; remove it, or name another folder")
+    rows = list(itertools.islice(_clips(texts, seed), n_clips))
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     try:
         (part / "clips").mkdir(parents=True)
-        jobs, rows = [], []
-        for i in range(n_clips):
-            name, text, how = f"clips/{i:06d}.wav", texts[i % len(texts)], voice(seed, i)
-            jobs.append((part / name, text, how))
-            rows.append({"audio": name, "text": text, "speaker": how.speaker})
-        seconds = _speak_all(jobs, n_workers or os.cpu_count() or 1)
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (part / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")
-        made = {**request, "seconds": round(seconds, 3)}
-        (part / "made.json").write_text(json.dumps(made, indent=2) + "\n")
-        part.rename(whole)
+        with ThreadPoolExecutor(n_workers or os.cpu_count() or 1) as pool:
+            for done in _in_order(pool, rows, part):
+                _progress(done, n_clips)
+        lines = (json.dumps({k: row[k] for k in ("audio", "text", "speaker")}) for row in rows)
+        (part / manifest.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (part / "made.json").write_text(json.dumps(request) + "\n", encoding="utf-8")
+        part.rename(folder)
     except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}; name a writable folder") from None
+        raise UserError(f"{folder} cannot be written ({error.strerror}); name another") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return manifest
 
 
-def _check_made(folder: Path, request: dict[str, Any]) -> None:
+def _made(folder: Path) -> Any:
+    """What was asked for when the folder was made; None if it was not made here."""
     try:
-        made = json.loads((folder / "made.json").read_text())
-        differ = [name for name, value in request.items() if made[name] != value]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"--out {folder} holds something else; name a new folder") from None
-    if differ:
-        raise UserError(
-            f"--out {folder} was made with another {', '.join(differ)}; name a new folder, or "
-            "remove that one"
-        )
+        return json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
-Job = tuple[Path, str, Voice]
+def _clips(texts: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
+    """What is said in each clip, without end, and how."""
+    for epoch in itertools.count():
+        order = np.random.default_rng((seed, epoch)).permutation(len(texts))
+        for place, of in enumerate(order.tolist()):
+            number = epoch * len(texts) + place
+            rng = np.random.default_rng((seed, 0, number))
+            yield {
+                "audio": f"clips/{number:07d}.wav",
+                "text": texts[of],
+                "speaker": VOICES[int(rng.integers(len(VOICES)))],
+                "rate": int(rng.integers(*WORDS_PER_MINUTE)),
+                "pitch": int(rng.integers(*PITCH)),
+            }
 
 
-def _speak_all(jobs: list[Job], n_workers: int) -> float:
-    """Writes the clips, each chunk by a new process; returns the seconds of sound."""
-    bar = Progress(console=Console(stderr=True), transient=True)
-    bar.disable = not bar.console.is_terminal
-    with bar, ThreadPoolExecutor(n_workers) as threads:
-        task = bar.add_task("speaking", total=len(jobs))
+def _in_order(
+    pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], folder: Path
+) -> Iterator[int]:
+    """Has the rows spoken by processes that live for a chunk each; yields how many are done."""
+    code = "from gptjax.espeak import _worker; _worker()"
 
-        def in_new_process(chunk: list[Job]) -> float:
-            # One executor a chunk: one with max_tasks_per_child may wait for ever (gh-115634).
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, spawn, _ignore_interrupts) as process:
-                seconds = process.submit(_speak_chunk, chunk).result()
-            bar.advance(task, len(chunk))
-            return seconds
+    def speak(chunk: Sequence[dict[str, Any]]) -> None:
+        request = json.dumps({"folder": str(folder), "rows": chunk})
+        command = [sys.executable, "-c", code]
+        worker = subprocess.run(command, input=request, capture_output=True, text=True)
+        if worker.returncode:
+            last = (worker.stderr.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
+            raise UserError(last.removeprefix("error: "))
 
-        chunks = [jobs[first : first + CHUNK] for first in range(0, len(jobs), CHUNK)]
-        futures = [threads.submit(in_new_process, chunk) for chunk in chunks]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # Ctrl-C, too, waits for no more than the chunks at work
-            threads.shutdown(cancel_futures=True)
-        # In order, but for those that were never begun because another failed.
-        return sum(future.result() for future in futures if not future.cancelled())
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; ours alone decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    starts = range(0, len(rows), CHUNK)
+    pending = [pool.submit(speak, rows[first : first + CHUNK]) for first in starts]
+    try:
+        for first, future in zip(starts, pending, strict=True):
+            future.result()
+            yield min(first + CHUNK, len(rows))
+    finally:
+        for future in pending:
+            future.cancel()
 
 
-def _speak_chunk(jobs: list[Job]) -> float:
-    """Writes clips, in this order; returns their seconds. At most one call in a process."""
-    soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
-    speech, n_samples = _Speech(), 0
-    for path, text, how in jobs:
-        samples_N = speech.say(text, how)
-        if not samples_N.any():
-            raise UserError(f"the line {text[:60]!r} yields no sound; leave it out")
-        samples_N = soxr.resample(samples_N.astype(np.float32), speech.rate, SAMPLE_RATE)
-        samples_N = np.rint(samples_N).clip(-(2**15), 2**15 - 1).astype(np.int16)
-        file = io.BytesIO()  # libsndfile itself would not say that the disk is full
-        soundfile.write(file, samples_N, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-        path.write_bytes(file.getvalue())
-        n_samples += len(samples_N)
-    return n_samples / SAMPLE_RATE
+def _progress(done: int, n_clips: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done == n_clips else ""
+        print(f"\rspoken {done:,}/{n_clips:,}", end=end, file=sys.stderr, flush=True)
 
 
-class _Speech:
-    """The library, by ctypes; constants are those of speak_lib.h."""
+def _worker() -> None:
+    """Speaks the rows of a request on stdin."""
+    with exit_codes():
+        request = json.load(sys.stdin)
+        soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
+        engine = Engine()
+        for row in request["rows"]:
+            samples_N = engine.speak(row["text"], row["speaker"], row["rate"], row["pitch"])
+            samples_N = soxr.resample(samples_N, engine.sample_rate, SAMPLE_RATE)
+            soundfile.write(Path(request["folder"]) / row["audio"], samples_N, SAMPLE_RATE)
+
+
+class Engine:
+    """The library, of which a process has one."""
 
     def __init__(self) -> None:
         loader = import_extra("espeakng_loader", NEEDS)
+        self._library = ctypes.CDLL(loader.get_library_path())
+        data = loader.get_data_path().encode()
+        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
         self._pieces: list[bytes] = []
-        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
-        self._callback = callback(self._receive)  # kept, for C holds no reference
-        try:
-            self._library = ctypes.CDLL(loader.get_library_path())
-            synchronous, do_not_exit = 2, 0x8000
-            data = os.fsencode(loader.get_data_path())
-            self.rate = self._library.espeak_Initialize(synchronous, 0, data, do_not_exit)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"eSpeak NG does not load ({error}); reinstall it") from None
-        if self.rate <= 0:
-            raise UserError("eSpeak NG does not find its voices; reinstall espeakng-loader")
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+        self._callback = kind(self._receive)  # the library keeps no reference
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _receive(self, wave: int | None, n_samples: int, events: int | None) -> int:
-        if wave and n_samples > 0:
-            self._pieces.append(ctypes.string_at(wave, 2 * n_samples))
+    def _receive(self, samples: int | None, n: int, _events: int | None) -> int:
+        if samples and n > 0:
+            self._pieces.append(ctypes.string_at(samples, 2 * n))
         return 0  # go on
 
-    def say(self, text: str, how: Voice) -> np.ndarray:
-        """int16 samples (N,) at self.rate."""
+    def speak(self, text: str, voice: str, rate: int, pitch: int) -> np.ndarray:
+        """int16 samples (N,). Raises UserError for an unknown voice and a text without sound."""
         self._pieces.clear()
-        # A NUL would end the text; what else is no UTF-8 is left unsaid.
-        raw = text.replace("\0", " ").encode(errors="ignore")
-        size, utf8, words_per_minute, pitch = ctypes.c_size_t(len(raw) + 1), 1, 1, 3
-        failed = self._library.espeak_SetVoiceByName(how.speaker.encode())
-        failed |= self._library.espeak_SetParameter(words_per_minute, how.rate, 0)
-        failed |= self._library.espeak_SetParameter(pitch, how.pitch, 0)
-        failed |= self._library.espeak_Synth(raw, size, 0, 1, 0, utf8, None, None)
-        if failed:
-            raise RuntimeError(f"eSpeak NG refuses {how} with {failed}")
-        return np.frombuffer(b"".join(self._pieces), np.int16)
-
-
-# --- the command
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # or its noise tells the time
+        if self._library.espeak_SetVoiceByName(voice.encode()):
+            raise UserError(f"eSpeak has no voice {voice}")
+        self._library.espeak_SetParameter(_RATE, rate, 0)
+        self._library.espeak_SetParameter(_PITCH, pitch, 0)
+        content = text.encode()
+        self._library.espeak_Synth(
+            content, ctypes.c_size_t(len(content) + 1), 0, _CHARACTERS, 0, _UTF8, None, None
+        )
+        samples_N = np.frombuffer(b"".join(self._pieces), np.int16)
+        if not samples_N.any():
+            raise UserError(f"{text[:60]!r} has no sound; leave that line out")
+        return samples_N
 
 
 @dataclass(frozen=True)
 class Speak:
-    """Speak the lines of a text, over and over, in many voices."""
+    """Speak the lines of a text, each in some voice."""
 
     text: tyro.conf.Positional[Path]
-    """UTF-8 text file, an utterance a line; blank lines are skipped."""
+    """A UTF-8 file, one utterance a line."""
     out: Path
-    """Folder to write; train on it with --data.path."""
-    clips: int
-    """How many to make; beyond the last line it goes on with the first."""
+    """Folder to make."""
+    clips: int = 1000
+    """How many; the lines come again if there are fewer."""
     seed: int = 1337
-    """Of the voices."""
+    """Decides order, voices, rate and pitch."""
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines that are not blank. Raises UserError for a file that is missing or no text."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({error})") from None
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path} has no lines to speak; write one utterance a line")
+    return lines
 
 
 def main(argv: list[str]) -> None:
-    with exit_codes():
+    with exit_codes(), contextlib.suppress(BrokenPipeError):
         command = parse_command(Speak, argv, "python -m gptjax.espeak")
-        try:
-            lines = command.text.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{command.text} cannot be read ({error}); name a UTF-8 text") from None
-        texts = [line.strip() for line in lines if line.strip()]
-        if not texts:
-            raise UserError(f"{command.text} has no lines to speak; name a UTF-8 text")
-        make(texts, command.clips, command.seed, command.out)
-        seconds = json.loads((command.out / "made.json").read_text())["seconds"]
-        print(
-            f"{command.out}: {command.clips:,} clips, {seconds / 60:.1f} minutes of "
-            f"{min(len(texts), command.clips):,} texts; train with --data.path {command.out}"
-        )
+        if command.clips < 1:
+            raise UserError(f"--clips is {command.clips}, but must be at least 1")
+        if not 0 <= command.seed < 2**32:
+            raise UserError(f"--seed is {command.seed}, but must be in [0, 2**32)")
+        manifest = make(read_lines(command.text), command.clips, command.seed, command.out)
+        print(f"{command.clips:,} clips in {command.out}; train on them: --data.path {manifest}")
 
 
 if __name__ == "__main__":

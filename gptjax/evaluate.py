@@ -165,17 +165,20 @@ def speech_errors(said: Sequence[Clip | Example], written: Sequence[str]) -> dic
     compared = [jiwer.process_words(r, h) for r, h in zip(right, heard, strict=True)]
     mistakes = np.array([c.substitutions + c.deletions + c.insertions for c in compared])
     n_words = np.array([c.hits + c.substitutions + c.deletions for c in compared])
+    per_word = mistakes / np.maximum(n_words, 1)  # a text may be punctuation alone
 
     def rates(rows: np.ndarray) -> dict[str, float]:
         return {
-            "wer": float(mistakes[rows].sum() / n_words[rows].sum()),
+            "wer": float(mistakes[rows].sum() / max(1, n_words[rows].sum())),
             "cer": jiwer.cer([right[i] for i in rows.tolist()], [heard[i] for i in rows.tolist()]),
             "accuracy": float((mistakes[rows] == 0).mean()),
         }
 
     everything = np.arange(len(said))
     drawn = np.random.default_rng(0).integers(len(said), size=(N_RESAMPLED, len(said)))
-    interval = np.quantile(mistakes[drawn].sum(1) / n_words[drawn].sum(1), (0.025, 0.975))
+    interval = np.quantile(
+        mistakes[drawn].sum(1) / np.maximum(n_words[drawn].sum(1), 1), (0.025, 0.975)
+    )
     speakers = np.array([one.speaker for one in said])
     per_speaker = {
         str(name): {
@@ -184,7 +187,7 @@ def speech_errors(said: Sequence[Clip | Example], written: Sequence[str]) -> dic
         }
         for name in np.unique(speakers)
     }
-    order = sorted(np.flatnonzero(mistakes).tolist(), key=lambda i: (-mistakes[i] / n_words[i], i))
+    order = sorted(np.flatnonzero(mistakes).tolist(), key=lambda i: (-per_word[i], i))
     worst = [
         {
             "audio": str(getattr(said[i], "path", f"string {i}")),

@@ -314,15 +314,23 @@ def load(config: Config) -> SpeechData:
         texts = texts.replace("\n", " ")
     tok = SpeechTokenizer(tokenizer.train(c.tokenizer, texts, c.vocab_size))
     _check_texts((*train, *val), model, tok, c.string_clips)
-    seconds = np.array([audio.duration(clip.path) for clip in train])
+    seconds = _durations((*train, *val), model)[: len(train)]
+    return SpeechData(train, val, test, seconds, c.string_clips, tok, source, sha256)
+
+
+def _durations(clips: Sequence[Clip], model: SpeechConfig) -> np.ndarray:
+    """Seconds (N,) of every clip, as its header has them."""
+    seconds = np.array([audio.duration(clip.path) for clip in clips])
     longest = model.source_block_size * 2 * HOP / SAMPLE_RATE
+    if not seconds.all():
+        raise UserError(f"{clips[int(seconds.argmin())].path} has no samples; leave it out")
     i = int(seconds.argmax())
-    if seconds[i] > longest and c.string_clips == 1:
+    if seconds[i] > longest:
         raise UserError(
-            f"{train[i].path} is {seconds[i]:.1f} s long, more than the {longest:.1f} s of "
+            f"{clips[i].path} is {seconds[i]:.1f} s long, more than the {longest:.1f} s of "
             f"--model.source-block-size {model.source_block_size}; raise that, or leave it out"
         )
-    return SpeechData(train, val, test, seconds, c.string_clips, tok, source, sha256)
+    return seconds
 
 
 def _folder(c: DataConfig) -> Path:
