@@ -5,6 +5,7 @@
       environment.json   versions, devices, data SHA-256  metrics.jsonl      one line per log
       loss.png           the curves                       samples/STEP.txt   what it writes
       checkpoints/STEP/  params and opt_state, by orbax   lock               PID of its trainer
+      format.json        of a quantized one               quantization.json  what that costs it
 
 `sample.py runs/NAME` needs nothing else. A checkpoint appears by renaming a finished folder,
 so a process killed at any moment leaves the last committed one intact.
@@ -36,6 +37,7 @@ from gptjax.config import Config
 from gptjax.data import Data
 from gptjax.errors import UserError
 from gptjax.models import Model
+from gptjax.quant_array import FLOAT32, Format, quantize_params
 from gptjax.tokenizer import Tokenizer
 from gptjax.training import TrainState
 
@@ -224,12 +226,12 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
 
     Returns the changes that are allowed (learning rate, dropout, number of steps, ...), in
     words; raises UserError with a diff for those that the checkpoints do not survive, and for a
-    run that was imported.
+    run that was imported or quantized.
     """
     if not (folder / "checkpoints" / str(committed_steps(folder)[-1]) / "opt_state").exists():
         raise UserError(
-            f"{folder} is an imported run: it has no optimizer state, so training cannot continue "
-            "it; name another --run-dir"
+            f"{folder} was imported or quantized: it has no optimizer state, so training cannot "
+            "continue it; name another --run-dir"
         )
     had = config_lib.flatten(read_config(folder))
     want = config_lib.flatten(config)
@@ -262,7 +264,7 @@ def check_same_data(folder: Path, data: Data) -> None:
 
 def _data_changes(folder: Path, data: Data) -> list[str]:
     """How the data differs from what the run was trained on, in words."""
-    had = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["data"]
+    had = read_environment(folder)["data"]
     if had["sha256"] != data.sha256:
         return [f"data sha256 {had['sha256'][:12]} -> {data.sha256[:12]} ({data.source})"]
     return [  # token files, split anew
@@ -278,12 +280,18 @@ def describe_run(folder: Path, config: Config, data: Data) -> None:
     _describe(folder, config, data.tokenizer, of_data)
 
 
-def save_imported(
-    folder: Path, config: Config, tok: Tokenizer, params: Any, origin: dict[str, str]
+def save_finished(
+    folder: Path,
+    config: Config,
+    tok: Tokenizer,
+    params: Any,
+    data: dict[str, Any],
+    files: dict[str, Any] | None = None,
 ) -> None:
-    """Makes a run of parameters alone, whole or not at all; `origin` has a source and its sha256.
+    """Makes a run of parameters alone, whole or not at all.
 
-    Raises UserError when the folder is there, or what an import that was killed left of it.
+    data: what they were trained on, a source and its sha256 at least. files: further JSON files,
+    by name. Raises UserError when the folder is there, or what a save that was killed left of it.
     """
     part = folder.with_name(folder.name + ".part")
     for path in (folder, part):
@@ -294,7 +302,9 @@ def save_imported(
         checkpoints = Checkpoints(part / "checkpoints", keep_latest=1)
         checkpoints.save_params(params)
         checkpoints.close()
-        _describe(part, config, tok, origin)
+        for name, content in (files or {}).items():
+            write_atomically(part / name, json.dumps(content, indent=1) + "\n")
+        _describe(part, config, tok, data)
         part.rename(folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -343,6 +353,22 @@ def read_config(folder: Path) -> Config:
         raise UserError(f"{folder} {what}; runs here: {', '.join(runs) or 'none'}") from None
 
 
+def read_format(folder: Path) -> Format:
+    """What the numbers of a run are made of: float32, if it was not quantized."""
+    path = folder / "format.json"
+    if not path.exists():
+        return FLOAT32
+    try:
+        return Format(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); quantize the run again") from None
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What a run was made with: versions, devices, data."""
+    return json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+
+
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a run."""
     try:
@@ -370,7 +396,8 @@ def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, A
     else:
         listed = ", ".join(map(str, steps))
         raise UserError(f"--step {which} is not there; {folder} has best, latest, {listed}")
-    shapes = jax.eval_shape(lambda: models.init(model, seed=0))
+    form = read_format(folder)
+    shapes = jax.eval_shape(lambda: quantize_params(models.init(model, seed=0), form))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return step, checkpoints.restore_params(step, with_sharding(shapes, sharding))
 

@@ -20,6 +20,10 @@ from gptjax.errors import UserError
 # Tokens x width of a micro-batch on a CPU: about what its caches hold of a layer's activations.
 CPU_MICRO_BATCH = 1024 * 384
 
+# Up to so many rows, a product with quantized weights is made of sums over short pieces; with
+# more, unpacking the weights into floats costs less than the matmul.
+FEW_ROWS = 4
+
 
 def on_cpu() -> bool:
     return jax.default_backend() == "cpu"

@@ -329,7 +329,7 @@ def import_whisper(command: Whisper) -> None:
         model = models.build(model_config, tok)
         params = whisper_params(tensors, jax.eval_shape(lambda: models.init(model, seed=0)))
         origin = f"no data: weights imported from {folder.resolve()}"
-        checkpoint.save_imported(
+        checkpoint.save_finished(
             out, config, tok, params, {"source": origin, "sha256": tensors.sha256()}
         )
     print(f"{models.count(params):,} parameters in {out}; try: python sample.py {out} --audio FILE")

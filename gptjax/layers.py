@@ -8,6 +8,7 @@ Modules are Flax Linen, used purely functionally: `model.init` makes a pytree of
 `model.apply` computes. Parameters are float32; `dtype` is that of activations and matmuls.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,10 +17,19 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from gptjax.config import GPTConfig
+from gptjax.quant_array import QuantArray
 
 # A look-up's gradient is a scatter-add, which GPUs (and XLA on them above all) do slowly when
 # few rows receive many updates. Up to this many rows, a matmul with one-hot rows is faster.
 ONE_HOT_ROWS = 512
+
+
+def parameter(
+    module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...]
+) -> Any:
+    """module.param(...), or the QuantArray in its place, which Flax would find of a wrong shape."""
+    value = module.get_variable("params", name)
+    return value if isinstance(value, QuantArray) else module.param(name, init, shape)
 
 
 class Linear(nn.Module):
@@ -41,7 +51,7 @@ class Linear(nn.Module):
             bound = 0.0 if self.zero_init else fan_in**-0.5
             return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
-        kernel = self.param("kernel", uniform, (fan_in, self.features))
+        kernel = parameter(self, "kernel", uniform, (fan_in, self.features))
         # In two dimensions: XLA's CPU backend copies to transpose a gradient of more.
         y = x.reshape(-1, fan_in) @ kernel.astype(self.dtype)
         if self.bias:
@@ -83,12 +93,12 @@ class Embed(nn.Module):
 
     def setup(self) -> None:
         normal = nn.initializers.normal(self.scale)
-        self.table_VD = self.param("table", normal, (self.rows, self.features))
+        self.table_VD = parameter(self, "table", normal, (self.rows, self.features))
 
     def __call__(self, ids: Array) -> Array:
         table_VD = self.table_VD.astype(self.dtype)
-        if self.rows > ONE_HOT_ROWS:
-            return table_VD[ids]
+        if self.rows > ONE_HOT_ROWS or isinstance(table_VD, QuantArray):  # which has no gradient
+            return table_VD[ids].astype(self.dtype)
         # In two dimensions, as in Linear.
         one_hot = jax.nn.one_hot(ids.reshape(-1), self.rows, dtype=self.dtype)
         # HIGHEST: without it a GPU rounds a float32 table to 10 bits of mantissa.

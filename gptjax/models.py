@@ -311,5 +311,6 @@ def init(model: Model, seed: int) -> Any:
 
 
 def count(params: Any) -> int:
-    """Number of parameters in a pytree of arrays or of their shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    """Number of parameters in a pytree of arrays, of their shapes, or of what stands for them."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: hasattr(leaf, "size"))
+    return sum(leaf.size for leaf in leaves)
