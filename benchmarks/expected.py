@@ -35,9 +35,11 @@ SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 TINY = ["--train.max-steps", "20", "--train.eval-interval", "20"]
 FIRST_STEPS = ["--train.max-steps", "20", "--train.eval-interval", "20", "--train.log-interval"]
 FIRST_STEPS += ["1", "--train.eval-batches", "0", "--train.sample-tokens", "0"]
+WIDE_STEPS = ["--train.max-steps", "3440", "--train.eval-interval", "860"]
 PARTS = {
     "bigram": ["configs/bigram.py"],
     "gpt_cpu": ["configs/gpt_cpu.py"],
+    "gpt_cpu_wide": ["configs/gpt_cpu_10min.py", "--model.n-embd", "192", *WIDE_STEPS],
     "gpt_first_steps": ["configs/gpt.py", *FIRST_STEPS],
     "gpt": ["configs/gpt.py"],
     "gpt_fast": ["configs/gpt_fast.py"],

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure that wants a GPU, part by part; each writes JSON under docs/benchmarks/ (or $OUT).
 #
-#   benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|digits|decode|all
+#   benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|digits|decode|quant|all
 #
 # TINY=1 runs the same commands at sizes that a CPU finishes in a minute, to try the script.
 set -euo pipefail
@@ -19,6 +19,7 @@ best=(gpt_fast gpt_best-1 gpt_best-2 gpt_best-3)
 g2p=(g2p)
 digits=(digits)
 ladder=(gpu)
+quant=(seed gpt2)
 if [ -n "${TINY:-}" ]; then
   tag=tiny
   small=(--model.n-layer 2 --model.n-head 2 --model.n-embd 32 --model.block-size 32)
@@ -31,6 +32,7 @@ if [ -n "${TINY:-}" ]; then
   g2p=(g2p_debug)
   digits=(digits_debug)
   ladder=(short --steps 3)
+  quant=(tiny)
 fi
 compare() { "$python" -m benchmarks.compare "$@" --config configs/gpt.py "${small[@]}"; }
 
@@ -44,6 +46,7 @@ part() {
     parity) compare parity --json "$out/parity-$tag.json" ;;
     race) compare race --rounds "$rounds" --json "$out/race-gpt-$tag.json" ;;
     decode) compare sample --rounds "$rounds" --tokens "$tokens" --json "$out/decode-$tag.json" ;;
+    quant) "$python" -m benchmarks.quant decode "${quant[@]}" --tag "$tag" ;;
     recipe)
       compare train --json "$out/quality-gpt-$tag.json" "${steps[@]}" \
         "${recipes[@]}"
@@ -52,8 +55,8 @@ part() {
     g2p) "$python" -m benchmarks.expected "${g2p[@]}" ;;
     digits) "$python" -m benchmarks.expected "${digits[@]}" ;; # FSDD=FOLDER where GitHub is not reachable
     ablate) "$python" -m benchmarks.ablate "${ladder[@]}" --json "$out/ablate-$tag.json" ;;
-    all) for name in env parity race decode recipe best g2p digits ablate; do part "$name"; done ;;
-    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|digits|decode|all" >&2; exit 2 ;;
+    all) for name in env parity race decode quant recipe best g2p digits ablate; do part "$name"; done ;;
+    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|digits|decode|quant|all" >&2; exit 2 ;;
   esac
 }
 mkdir -p "$out"

@@ -12,7 +12,7 @@ from gptjax import transcribe
 from gptjax.audio import HOP, SAMPLE_RATE
 from gptjax.models import EncoderDecoder, SpeechRecognizer
 from gptjax.tokenizer import SpeechTokenizer
-from gptjax.transcribe import POSITION_SECONDS, Transcript
+from gptjax.transcribe import POSITION_SECONDS
 
 
 def cross_attention(
@@ -58,14 +58,16 @@ def draw_speech(
     params: Any,
     tok: SpeechTokenizer,
     samples_N: np.ndarray,
-    heard: Transcript,
     path: Path,
 ) -> None:
     """Draws a sound's log-mel spectrogram and, under it, where each token was looked for.
 
-    Of a sound longer than the model's window, the first window.
+    Of a sound longer than a window, the first window, heard by itself.
     """
-    samples_N = samples_N[: 2 * model.config.source_block_size * HOP]
+    longest = transcribe.longest_window(model.config, tok)
+    start, end = transcribe.windows(samples_N, longest)[0]
+    samples_N, since = samples_N[start:end], start / SAMPLE_RATE
+    heard = transcribe.transcribe(model, params, tok, [samples_N])[0]
     mel_BTM, mask_BT = transcribe.features([samples_N], model.config)
     n_frames = max(1, min(len(samples_N) // HOP, mel_BTM.shape[1]))
     seconds = n_frames * HOP / SAMPLE_RATE
@@ -83,20 +85,20 @@ def draw_speech(
         cmap="magma",
         aspect="auto",
         origin="lower",
-        extent=(0, seconds, 0, top),
+        extent=(since, since + seconds, 0, top),
     )
     above.set_ylabel("mel band", fontsize=9)
     for word in heard.words:
-        above.axvline(word.start, color="white", linewidth=0.6, alpha=0.7)
+        above.axvline(since + word.start, color="white", linewidth=0.6, alpha=0.7)
         middle = min((word.start + word.end) / 2, seconds)
-        above.text(middle, 1.02 * top, word.text, ha="center", parse_math=False, fontsize=9)
-    until = weights_TS.shape[1] * POSITION_SECONDS
-    extent = (0, until, len(weights_TS) - 0.5, -0.5)
+        above.text(since + middle, 1.02 * top, word.text, ha="center", parse_math=False, fontsize=9)
+    until = since + weights_TS.shape[1] * POSITION_SECONDS
+    extent = (since, until, len(weights_TS) - 0.5, -0.5)
     below.imshow(weights_TS, cmap="Blues", aspect="auto", vmin=0, extent=extent)
     names = [tok.target.decode([i]) for i in ids] + ["end"]
     below.set_yticks(range(len(weights_TS)), names[: len(weights_TS)], parse_math=False)
     below.set_xlabel("seconds; cross-attention, the heads that follow the sound best", fontsize=9)
-    below.set_xlim(0, seconds)
+    below.set_xlim(since, since + seconds)
     for axes in (above, below):
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

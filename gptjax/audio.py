@@ -20,6 +20,8 @@ SAMPLE_RATE = 16_000
 WINDOW, HOP = 400, 160
 """25 ms and 10 ms, in samples."""
 N_MELS = 80
+RATES = (1_000, 768_000)
+"""Hz; a header that says anything else is wrong."""
 NEEDS = "sound needs"
 
 
@@ -27,25 +29,32 @@ def read(path: Path) -> np.ndarray:
     """The samples (N,) of a sound file, its channels averaged, resampled to 16 kHz; - is stdin.
 
     WAV, FLAC, OGG, and whatever else libsndfile knows. Raises UserError for a file that is
-    missing, broken, empty, or has samples that are no numbers.
+    missing, broken, empty, of a rate that cannot be, or has samples that are no numbers.
     """
     soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
-    source: Path | io.BytesIO = path
-    if path == Path("-"):
-        source = io.BytesIO(sys.stdin.buffer.read())
-    elif not path.is_file():
+    if path != Path("-") and not path.is_file():
         raise UserError(f"{path} is no file; name a WAV, FLAC, OGG or MP3")
     try:
-        samples_NC, rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise UserError(
-            f"{path} cannot be read as sound ({error.error_string}); convert it to WAV or FLAC"
-        ) from None
-    if not len(samples_NC):
-        raise UserError(f"{path} has no samples; leave it out")
+        # An open file: libsndfile takes no name that is not UTF-8.
+        with io.BytesIO(sys.stdin.buffer.read()) if path == Path("-") else path.open("rb") as file:
+            samples_NC, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw
+        raise _unreadable(path, error) from None
+    if not RATES[0] <= rate <= RATES[1]:
+        raise UserError(f"{path} has a rate of {rate:,} Hz, which no sound has; convert it again")
     if not np.isfinite(samples_NC).all():
         raise UserError(f"{path} has samples that are no numbers; convert it again")
-    return soxr.resample(samples_NC.mean(1), rate, SAMPLE_RATE).astype(np.float32)
+    samples_N = samples_NC.mean(1)
+    if len(samples_N):
+        samples_N = soxr.resample(samples_N, rate, SAMPLE_RATE).astype(np.float32)
+    if not len(samples_N):
+        raise UserError(f"{path} has no samples; leave it out")
+    return samples_N
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    why = getattr(error, "error_string", "no header")
+    return UserError(f"{path} cannot be read as sound ({why}); convert it to WAV or FLAC")
 
 
 @functools.cache
@@ -134,8 +143,7 @@ def duration(path: Path) -> float:
     """Seconds of a sound file, from its header alone. Raises UserError if that is broken."""
     soundfile = import_extra("soundfile", NEEDS)
     try:
-        return soundfile.info(path).duration
-    except soundfile.LibsndfileError as error:
-        raise UserError(
-            f"{path} cannot be read as sound ({error.error_string}); convert it to WAV or FLAC"
-        ) from None
+        with path.open("rb") as file:
+            return soundfile.info(file).duration
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise _unreadable(path, error) from None

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,7 +205,8 @@ def card(
             }
         )
     for n in BATCH_SIZES:
-        rates = decoding_rates(named, decoder(model, dataset, config, n))
+        decode = decoder(model, dataset, config, n)
+        rates = decoding_rates({name: partial(decode, params) for name, params in named.items()})
         for row in rows:
             row[f"tokens_per_second_{n}"] = round(rates[row["format"]], 1)
     return rows
@@ -220,11 +222,11 @@ def disk_bytes(params: Any) -> int:
         return sum(path.stat().st_size for path in files if path.is_file())
 
 
-def decoder(model: Model, dataset: Data, config: Config, n: int) -> Callable[[Any], int]:
+def decoder(model: Model, dataset: Data | None, config: Config, n: int) -> Callable[[Any], int]:
     """A function that decodes a batch of n greedily and returns the number of tokens made.
 
     A text model writes on from one token; one with an encoder writes for the first sources of the
-    validation split.
+    validation split of its data set.
     """
     if not isinstance(model, EncoderDecoder | SpeechRecognizer):
         prompt_BT, greedy = np.zeros((n, 1), np.int32), Sampler(temperature=0)
@@ -233,6 +235,7 @@ def decoder(model: Model, dataset: Data, config: Config, n: int) -> Callable[[An
             return sampling.complete(model, params, prompt_BT, DECODED_TOKENS, sampler=greedy).size
 
         return write
+    assert dataset is not None
     n_sources = max(n, DECODED_SOURCES)
     batches = next(iter(dataset.validation(config, n_sources)))
     sources, masks = batches["source"][0], batches["source_mask"][0]
@@ -255,16 +258,16 @@ def decoder(model: Model, dataset: Data, config: Config, n: int) -> Callable[[An
     return transduce
 
 
-def decoding_rates(named: dict[str, Any], decode: Callable[[Any], int]) -> dict[str, float]:
-    """Tokens per second with each set of parameters, in turn: a slow minute hits all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in named}
-    n_tokens = {name: decode(params) for name, params in named.items()}  # compiles
+def decoding_rates(decoders: dict[str, Callable[[], int]]) -> dict[str, float]:
+    """Tokens per second of each of them, in turn: a slow minute hits all."""
+    seconds: dict[str, list[float]] = {name: [] for name in decoders}
+    n_tokens = {name: decode() for name, decode in decoders.items()}  # compiles
     for _ in track(range(ROUNDS), "measuring decoding", transient=True):
-        for name, params in named.items():
+        for name, decode in decoders.items():
             start = time.perf_counter()
-            decode(params)
+            decode()
             seconds[name].append(time.perf_counter() - start)
-    return {name: n_tokens[name] / statistics.median(seconds[name]) for name in named}
+    return {name: n_tokens[name] / statistics.median(seconds[name]) for name in decoders}
 
 
 def table(rows: list[dict[str, Any]], saved: str) -> str:

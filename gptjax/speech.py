@@ -309,7 +309,7 @@ def load(config: Config) -> SpeechData:
     for name, part in (("training", train), ("validation", val)):
         if not part:
             raise UserError(f"{source}: {len(clips)} clips leave none for {name}; use more")
-    texts = "\n".join(clip.text for clip in clips)
+    texts = "\n".join(clip.text for clip in (*train, *val))  # those that must be encoded
     if c.tokenizer == "char":
         texts = texts.replace("\n", " ")
     tok = SpeechTokenizer(tokenizer.train(c.tokenizer, texts, c.vocab_size))
@@ -463,7 +463,8 @@ def _manifest(path: Path) -> list[Clip]:
         try:
             row = json.loads(line)
             sound, text = path.parent / row["audio"], row["text"].strip()
-            clip = Clip(sound, text, str(row.get("speaker", "")), row.get("split", ""))
+            speaker, part = (row.get(name) or "" for name in ("speaker", "split"))
+            clip = Clip(sound, text, str(speaker), part)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{path}, line {number}: {line[:60]!r} is not "

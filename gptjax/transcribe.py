@@ -16,13 +16,14 @@ from gptjax import audio, search
 from gptjax.audio import HOP, SAMPLE_RATE, WINDOW
 from gptjax.config import SpeechConfig
 from gptjax.models import SpeechRecognizer
-from gptjax.tokenizer import SpeechTokenizer
+from gptjax.tokenizer import ByteTokenizer, CharTokenizer, SpeechTokenizer, WordTokenizer
 
 # Clips decoded side by side, and the widths, as shares of the window, that they are padded to:
 # every other shape would compile anew.
 BATCH_SIZE, N_WIDTHS = 32, 4
 POSITION_SECONDS = 2 * HOP / SAMPLE_RATE
 OVERLAP = 0.25
+"""Of two windows, as a share of one: they may look for a quiet place to end in half of it."""
 # A text that never ends and repeats its tail this often is a loop, not speech.
 LOOPS = 4
 LONGEST_LOOP = 30
@@ -30,6 +31,13 @@ ALIGNED_HEADS = 2
 """Heads of cross-attention that word times are read from: those that follow the sound best."""
 SILENT = 1e-4
 """No sample is louder: -80 dB, where a recording has its own noise."""
+QUIET = 10 ** (-35 / 20)
+"""Quieter than this share of the loudest 20 ms, a beginning or an end is a pause, of which
+MARGIN_SECONDS stay: models make words of longer ones if they never heard any."""
+MARGIN_SECONDS = 0.2
+TOKENS_PER_SECOND = {WordTokenizer: 2.0, CharTokenizer: 12.0, ByteTokenizer: 12.0}
+OF_SUBWORDS = 4.0
+"""Of brisk speech: a window is no longer than the decoder has room for that many."""
 
 
 class Word(NamedTuple):
@@ -98,7 +106,8 @@ def transcribe(
     times: bool = True,
 ) -> list[Transcript]:
     """What is said in each clip of samples at 16 kHz (N,); silence says nothing."""
-    pieces = [windows(samples_N, model.config) for samples_N in clips]
+    longest = longest_window(model.config, tok)
+    pieces = [windows(samples_N, longest) for samples_N in clips]
     flat = [
         (i, first, end)
         for i, several in enumerate(pieces)
@@ -121,24 +130,55 @@ def transcribe(
     return [_join(samples_N, parts, times) for samples_N, parts in zip(clips, of_clip, strict=True)]
 
 
-def windows(samples_N: np.ndarray, model: SpeechConfig) -> list[tuple[int, int]]:
-    """(first, end) of the windows of a clip; one if it fits."""
-    longest = model.source_block_size * 2 * HOP
-    if len(samples_N) <= longest:
-        return [(0, len(samples_N))]
-    stride = int(longest * (1 - OVERLAP))
-    starts = range(0, len(samples_N) - int(longest * OVERLAP), stride)
-    return [(first, min(first + longest, len(samples_N))) for first in starts]
+def longest_window(model: SpeechConfig, tok: SpeechTokenizer) -> int:
+    """Samples of a window: what the encoder takes, and no more speech than the decoder can write.
+
+    A model knows texts of up to block_size tokens. Of a sound that says more it leaves out some.
+    """
+    room = model.block_size - len(tok.start_ids)
+    seconds = room / TOKENS_PER_SECOND.get(type(tok.target), OF_SUBWORDS)
+    return min(model.source_block_size * 2 * HOP, int(seconds * SAMPLE_RATE))
+
+
+def windows(samples_N: np.ndarray, longest: int) -> list[tuple[int, int]]:
+    """(first, end) of the windows of a clip, without the pauses at its ends; one if it fits.
+
+    Neighbours share OVERLAP or more. Each begins and ends at a quiet place, between words.
+    """
+    first, end = audible(samples_N)
+    if end - first <= longest:
+        return [(first, end)]
+    shared = int(longest * OVERLAP)
+    n_windows = -(-(end - first - shared) // (longest - shared))
+    found = []
+    for start in np.linspace(first, end - longest, n_windows).astype(int).tolist():
+        stop = start + longest
+        start = first if start == first else quietest(samples_N, start, start + shared // 2)
+        stop = end if stop == end else quietest(samples_N, stop - shared // 2, stop)
+        found.append((start, stop))
+    return found
+
+
+def audible(samples_N: np.ndarray) -> tuple[int, int]:
+    """(first, end) of the samples without long pauses at their ends."""
+    n, n_samples = SAMPLE_RATE // 50, len(samples_N)
+    if n_samples < n:
+        return 0, n_samples
+    frames = samples_N[: n_samples - n_samples % n].reshape(-1, n)
+    loudness = np.sqrt(np.mean(frames.astype(np.float64) ** 2, axis=1))
+    loud = n * np.flatnonzero(loudness >= QUIET * loudness.max())
+    margin = int(MARGIN_SECONDS * SAMPLE_RATE)
+    return max(0, int(loud[0]) - margin), min(n_samples, int(loud[-1]) + n + margin)
 
 
 def _join(samples_N: np.ndarray, parts: list[Heard], times: bool) -> Transcript:
     """One transcript of a clip's windows: each keeps its words up to the quietest place shared."""
     seconds = len(samples_N) / SAMPLE_RATE
     looped = any(part.looped for part in parts)
-    if len(parts) == 1 and not parts[0].first:
-        return Transcript(parts[0].text, parts[0].words if times else (), seconds, looped)
+    if len(parts) == 1 and not times:
+        return Transcript(parts[0].text, (), seconds, looped)
     kept: list[Word] = []
-    earliest = 0.0
+    earliest = last_end = 0.0
     for n, part in enumerate(parts):
         latest = seconds
         if n + 1 < len(parts) and parts[n + 1].first < part.end:
@@ -146,10 +186,13 @@ def _join(samples_N: np.ndarray, parts: list[Heard], times: bool) -> Transcript:
         offset = part.first / SAMPLE_RATE
         for text, start, end in part.words:
             start, end = start + offset, end + offset
+            if kept and text == kept[-1].text and start < last_end:
+                continue  # both windows claim a word at the joint
             if earliest <= (start + end) / 2 < latest:
                 kept.append(Word(text, max(start, earliest), min(end, latest)))
+                last_end = end
         earliest = latest
-    text = " ".join(word.text for word in kept)
+    text = parts[0].text if len(parts) == 1 else " ".join(word.text for word in kept)
     return Transcript(text, tuple(kept) if times else (), seconds, looped)
 
 

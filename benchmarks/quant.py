@@ -1,0 +1,208 @@
+"""Quantization: the cards of trained runs, and decoding speed at the seed's size and GPT-2's.
+
+    python -m benchmarks.quant card gpt_cpu gpt_cpu_wide g2p_cpu digits_cpu
+    python -m benchmarks.quant decode seed --tag cpu
+
+A card is of a run that `python -m benchmarks.expected NAME` left; runs on pairs and on speech are
+measured on their test split, too. Decoding is of random weights, in interleaved rounds within one
+process, next to Google's qwix (pip install qwix), whose quantized kernels work only in a Linear
+that calls lax.dot_general and casts nothing: such a one is put in the place of ours for it.
+"""
+
+import argparse
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from benchmarks import environment
+from benchmarks.expected import RUNS
+from gptjax import blocks, checkpoint, data, devices, layers, models, sampling, training
+from gptjax.config import Config, GPTConfig, load_file
+from gptjax.evaluate import Evaluate, evaluate
+from gptjax.quant_array import CHUNK, FLOAT32, Format, quantize_params
+from gptjax.quantize import (
+    BATCH_SIZES,
+    Quantize,
+    decoder,
+    decoding_rates,
+    fine_tune,
+    quantize,
+)
+from gptjax.sampling import Sampler
+
+FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
+QAT_STEPS = {"gpt_cpu": 400, "gpt_cpu_wide": 400, "g2p_cpu": 400, "digits_cpu": 50}
+SIZES = {
+    "seed": (load_file(Path("configs/gpt.py")).model, 65),
+    "gpt2": (
+        GPTConfig(
+            n_layer=12,
+            n_head=12,
+            n_embd=768,
+            block_size=1024,
+            dropout=0.0,
+            activation="gelu_tanh",
+            attention_bias=True,
+            tie_embeddings=True,
+        ),
+        50_257,
+    ),
+    "tiny": (GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32), 65),
+}
+"""Of decoding: model and vocabulary."""
+FORMATS = {
+    "float32": FLOAT32,
+    "bf16": Format(16),
+    "int8": Format(8),
+    "int4": Format(4, group=CHUNK),
+    "W8A8": Format(8, activation_bits=8),
+}
+
+
+def card(name: str) -> dict[str, Any]:
+    """The card of a trained run with quantization-aware training, and what int8 mistakes."""
+    run, made = RUNS / name, RUNS.parent / "quant"
+    config = checkpoint.read_config(run)
+    shutil.rmtree(made / name, ignore_errors=True)
+    steps = QAT_STEPS.get(name, 10)
+    int4, int8 = (made / name / form for form in ("int4", "int8"))
+    rows = quantize(Quantize(run, int4, bits=4, qat_steps=steps))
+    record = {
+        "run": name,
+        "parameters": evaluate(Evaluate(run, split="val"))["parameters"],
+        "qat_steps": steps,
+        "rows": rows,
+        "float32_after_as_many_steps": continued(run, config, steps),
+        "environment": environment.describe(),
+    }
+    if not isinstance(config.model, GPTConfig):
+        quantize(Quantize(run, int8, bits=8))
+        record["test"] = {f.name: evaluate(Evaluate(f)) for f in (run, int8, int4)}
+    return record
+
+
+def continued(run: Path, config: Config, n_steps: int) -> float:
+    """The validation loss after the steps of the fine-tuning, without any rounding."""
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
+    step, params = checkpoint.load_params(run, model)
+    params = fine_tune(model, params, dataset, config, FLOAT32, step, n_steps)
+    batch_size = devices.micro_batch_size(
+        config.train, config.model, dataset.tokens_per_sequence(config)
+    )
+    return training.make_evaluate(model)(params, dataset.validation(config, batch_size))
+
+
+class PlainLinear(nn.Module):
+    """layers.Linear, as qwix can intercept it."""
+
+    features: int
+    bias: bool = True
+    zero_init: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
+        y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())))
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+@contextmanager
+def plain_linear() -> Iterator[None]:
+    with (
+        mock.patch.object(layers, "Linear", PlainLinear),
+        mock.patch.object(blocks, "Linear", PlainLinear),
+        mock.patch.object(models, "Linear", PlainLinear),
+    ):
+        yield
+
+
+def with_qwix(model: Any, params: Any) -> tuple[Any, Any]:
+    """(model, parameters), the kernels of blocks int8 by qwix; its embeddings cannot be."""
+    import qwix
+
+    rule = qwix.QuantizationRule(module_path=".*block_.*", weight_qtype=jnp.int8)
+    quantized = qwix.quantize_model(model, qwix.PtqProvider([rule]))
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(quantized.init, jax.random.key(0), tokens)["params"]
+    return quantized, qwix.quantize_params(params, shapes)
+
+
+def decode(size: str) -> dict[str, Any]:
+    """Tokens per second, bytes of parameters, and bytes that a step of decoding works in."""
+    config = load_file(Path("configs/gpt.py"))
+    model_config, vocab_size = SIZES[size]
+    model = models.build(model_config, vocab_size, devices.compute_dtype(config.train))
+    params = models.init(model, config.seed)
+    sides = {name: (model, quantize_params(params, form)) for name, form in FORMATS.items()}
+    if devices.on_cpu():  # on a GPU its kernels would be float32
+        with plain_linear():
+            sides["qwix int8"] = with_qwix(model, params)
+    rows: list[dict[str, Any]] = [
+        {"format": name, "memory_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(p))}
+        for name, (_, p) in sides.items()
+    ]
+    for n in BATCH_SIZES:
+        decoders: dict[str, Callable[[], int]] = {}
+        for row, (name, (side, p)) in zip(rows, sides.items(), strict=True):
+            decoders[name] = functools.partial(decoder(side, None, config, n), p)
+            with plain_linear() if "qwix" in name else nullcontext():
+                row[f"work_bytes_{n}"] = work_bytes(side, p, n)
+                decoders[name]()  # is traced with the Linear that it wants
+        rates = decoding_rates(decoders)
+        for row in rows:
+            row[f"tokens_per_second_{n}"] = round(rates[row["format"]], 1)
+    return {
+        "size": size,
+        "parameters": models.count(params),
+        "rows": rows,
+        "environment": environment.describe(),
+    }
+
+
+def work_bytes(model: Any, params: Any, batch_size: int) -> int:
+    """What XLA allocates beside parameters and cache to decode."""
+    lowered = sampling._decode.lower(
+        model,
+        Sampler(temperature=0),
+        params,
+        jnp.zeros(batch_size, jnp.int32),
+        model.init_cache(batch_size),
+        jnp.int32(16),
+        (jax.random.key(0), jnp.int32(0)),
+    )
+    return int(lowered.compile().memory_analysis().temp_size_in_bytes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("card", "decode"))
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--tag", default="cpu", help="of decode's JSON: quant-NAME-TAG.json")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        record = card(name) if arguments.what == "card" else decode(name)
+        tag = f"card-{name}" if arguments.what == "card" else f"{name}-{arguments.tag}"
+        path = FOLDER / f"quant-{tag}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(path)
+        for row in record["rows"]:
+            print("  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()
