@@ -145,7 +145,7 @@ def windows(samples_N: np.ndarray, longest: int) -> list[tuple[int, int]]:
 
     Neighbours share OVERLAP or more. Each begins and ends at a quiet place, between words.
     """
-    first, end = audible(samples_N)
+    first, end = audible(samples_N, 0, len(samples_N))
     if end - first <= longest:
         return [(first, end)]
     shared = int(longest * OVERLAP)
@@ -155,20 +155,19 @@ def windows(samples_N: np.ndarray, longest: int) -> list[tuple[int, int]]:
         stop = start + longest
         start = first if start == first else quietest(samples_N, start, start + shared // 2)
         stop = end if stop == end else quietest(samples_N, stop - shared // 2, stop)
-        found.append((start, stop))
+        found.append(audible(samples_N, start, stop))
     return found
 
 
-def audible(samples_N: np.ndarray) -> tuple[int, int]:
-    """(first, end) of the samples without long pauses at their ends."""
-    n, n_samples = SAMPLE_RATE // 50, len(samples_N)
-    if n_samples < n:
-        return 0, n_samples
-    frames = samples_N[: n_samples - n_samples % n].reshape(-1, n)
+def audible(samples_N: np.ndarray, first: int, end: int) -> tuple[int, int]:
+    """The part of the samples first ... end - 1 without long pauses at its ends."""
+    n, margin = SAMPLE_RATE // 50, int(MARGIN_SECONDS * SAMPLE_RATE)
+    if end - first < n:
+        return first, end
+    frames = samples_N[first : end - (end - first) % n].reshape(-1, n)
     loudness = np.sqrt(np.mean(frames.astype(np.float64) ** 2, axis=1))
-    loud = n * np.flatnonzero(loudness >= QUIET * loudness.max())
-    margin = int(MARGIN_SECONDS * SAMPLE_RATE)
-    return max(0, int(loud[0]) - margin), min(n_samples, int(loud[-1]) + n + margin)
+    loud = first + n * np.flatnonzero(loudness >= QUIET * loudness.max())
+    return max(first, int(loud[0]) - margin), min(end, int(loud[-1]) + n + margin)
 
 
 def _join(samples_N: np.ndarray, parts: list[Heard], times: bool) -> Transcript:
@@ -180,7 +179,7 @@ def _join(samples_N: np.ndarray, parts: list[Heard], times: bool) -> Transcript:
     kept: list[Word] = []
     earliest = last_end = 0.0
     for n, part in enumerate(parts):
-        latest = seconds
+        latest = part.end / SAMPLE_RATE
         if n + 1 < len(parts) and parts[n + 1].first < part.end:
             latest = quietest(samples_N, parts[n + 1].first, part.end) / SAMPLE_RATE
         offset = part.first / SAMPLE_RATE

@@ -165,3 +165,10 @@ def test_noise_is_as_loud_as_asked_for_and_repeats() -> None:
     assert ratio == pytest.approx(20, abs=0.3)
     silence = np.zeros(100, np.float32)
     np.testing.assert_array_equal(audio.add_noise(silence, np.random.default_rng(0), 20), 0)
+
+
+def test_a_clip_s_features_do_not_depend_on_a_louder_one_beside_it() -> None:
+    rng = np.random.default_rng(0)
+    loud_N = rng.standard_normal(8000).astype(np.float32)
+    both_BTM = audio.log_mel(np.stack([1e-3 * loud_N, loud_N]))
+    np.testing.assert_allclose(both_BTM[0], audio.log_mel(1e-3 * loud_N[None])[0], atol=1e-5)

@@ -192,6 +192,43 @@ def test_test_strings_are_made_of_test_clips_alone_and_always_the_same(folder: P
     assert sum(len(string.text.split()) >= 3 for string in strings) > 250
 
 
+def test_strings_are_made_of_their_own_split_alone(tmp_path: Path) -> None:
+    """Each split says a word of its own; that of the test split is no part of the vocabulary."""
+    of_split = {"train": "one", "val": "two", "test": "three"}
+    rows = [
+        {"audio": tone(tmp_path / f"{split}{i}.wav"), "text": text, "split": split}
+        for split, text in of_split.items()
+        for i in range(3)
+    ]
+    config = make_config(write_manifest(tmp_path, list(rows)), string_clips=3)
+    dataset = speech.load(config)
+    target = dataset.tokenizer.target
+
+    def said(batches: list[dict[str, np.ndarray]]) -> set[str]:
+        rows = [
+            (t, w > 0) for b in batches for t, w in zip(b["targets"], b["weights"], strict=True)
+        ]
+        return {word for t, w in rows for word in target.decode(t[w][:-1]).split()}
+
+    assert said([dataset.batch(config, step) for step in range(6)]) == {"one"}
+    groups = dataset.validation(config, 4)
+    split = [{k: v[i] for k, v in g.items()} for g in groups for i in range(len(g["targets"]))]
+    assert said(split) == {"two"}
+    assert {w for s in dataset.test_strings(MODEL) for w in s.text.split()} == {"three"}
+    with pytest.raises(UserError):
+        target.encode("three")
+
+
+def test_between_two_words_lies_a_pause(tmp_path: Path) -> None:
+    clips = [Clip(tmp_path / tone(tmp_path / "a.wav", 0.2), "one", "x", "train")]
+    strings = speech.Strings(clips, 4)
+    for seed in range(10):
+        string = strings.draw(np.random.default_rng(seed), 4, 20 * SAMPLE_RATE)
+        assert len(string.text.split()) == 4
+        pause = (len(string.samples_N) / SAMPLE_RATE - 4 * 0.2) / 3
+        assert speech.PAUSE_SECONDS[0] <= pause <= speech.PAUSE_SECONDS[1]
+
+
 def test_room_tone_is_the_quietest_part_of_the_clip() -> None:
     rng = np.random.default_rng(0)
     samples_N = rng.normal(size=8000).astype(np.float32)
