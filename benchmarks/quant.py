@@ -195,7 +195,8 @@ def main() -> None:
     parser.add_argument("--tag", default="cpu", help="of decode's JSON: quant-NAME-TAG.json")
     arguments = parser.parse_args()
     for name in arguments.names:
-        record = card(name) if arguments.what == "card" else decode(name)
+        record = {"command": f"python -m benchmarks.quant {arguments.what} {name}"}
+        record |= card(name) if arguments.what == "card" else decode(name)
         tag = f"card-{name}" if arguments.what == "card" else f"{name}-{arguments.tag}"
         path = FOLDER / f"quant-{tag}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")

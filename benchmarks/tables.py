@@ -33,6 +33,8 @@ OPEN_ON_A_GPU = {
     "expected-g2p": "`configs/g2p.py`: word and phoneme error rates (`benchmarks/gpu.sh g2p`)",
     "expected-digits": "`configs/digits.py`: spoken digits right, word error rate of strings "
     "(`benchmarks/gpu.sh digits`)",
+    "quant-gpt2-gpu": "decoding with int8 and int4 at GPT-2's size, 124 M parameters, and the "
+    "seed's (`benchmarks/gpu.sh quant`)",
     "ablate-gpu": "the ladder of [recipe.md](recipe.md) at the seed's size (`benchmarks/gpu.sh "
     "ablate`)",
 }
@@ -120,6 +122,97 @@ def digits_table(part: str = "digits_cpu") -> str:
         f"{record['seconds'] / 60:.1f} minutes in all. The last two columns are of five other "
         f"trainings, each without that speaker. Measured on {machine(record)}, by "
         f"`python -m benchmarks.expected {part}`."
+    )
+
+
+CARDS = {
+    "gpt_cpu": "configs/gpt_cpu.py",
+    "gpt_cpu_wide": "configs/gpt_cpu_10min.py, 192 wide",
+    "g2p_cpu": "configs/g2p_cpu.py",
+    "digits_cpu": "configs/digits_cpu.py",
+}
+QUANT = (
+    "Every matrix, embeddings among them, is made of int8 with a bfloat16 scale for each column "
+    "(of a table: each row), or int4 with one for each 32 numbers of a column; vectors (gains, "
+    "biases, short convolutions) are bfloat16. Integers lie in int32 words, four or eight in each. "
+    "With up to four rows to multiply, 32 inputs at a time are unpacked, multiplied and summed in "
+    "one loop over the columns, which no float weight leaves: XLA's CPU backend vectorises that, "
+    "but neither a conversion from int8 nor a sum over rows. With more rows a matrix is unpacked "
+    "just before its matmul. bits counts scales and vectors."
+)
+QWIX = (
+    "Why not qwix? Its int8 kernels were tried in the same race. They need a Linear that calls "
+    "lax.dot_general and casts nothing, leave our embeddings alone, and XLA unpacks them ahead of "
+    "the loop over tokens, so the float weights are all in memory again (the column of what a "
+    "step of decoding works in). QuantArray is some hundred lines that one can read; qwix is what "
+    "a test holds them against."
+)
+
+
+def card(name: str) -> str:
+    """The quantization card of a trained run, and what int8 does to the errors of its task."""
+    record = read(f"quant-card-{name}")
+    if record is None:
+        return "Not measured yet."
+    first = record["rows"][0]
+    rows = [
+        "| format | bits | in memory | on disk | val_loss | | tokens/s, batch 1 | batch 32 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        sizes = [
+            f"{row[key] / 1e6:.2f} MB ({first[key] / row[key]:.2f}x)"
+            for key in ("memory_bytes", "disk_bytes")
+        ]
+        rates = [
+            f"{row[key]:,.0f} ({row[key] / first[key]:.2f}x)"
+            for key in ("tokens_per_second_1", "tokens_per_second_32")
+        ]
+        delta = "" if row is first else f"{row['delta']:+.4f}"
+        cells = [row["format"], f"{row['bits']:.2f}", *sizes, f"{row['val_loss']:.4f}", delta]
+        rows.append(f"| {' | '.join([*cells, *rates])} |")
+    note = (
+        f"{record['parameters']:,} parameters. QAT is {record['qat_steps']} steps; without "
+        f"rounding, as many reach {record['float32_after_as_many_steps']:.4f}."
+    )
+    if "test" in record:
+        of = record["test"]
+        int8 = next(of[form] for form in of if form == "int8")
+        float32 = next(of[form] for form in of if form not in ("int8", "int4"))
+        if "accuracy" in int8:
+            note += (
+                f" Of the test clips, float32 hears {float32['accuracy']:.1%} right, int8 "
+                f"{int8['accuracy']:.1%}, int4 {of['int4']['accuracy']:.1%}; WER of strings "
+                f"{float32['strings']['wer']:.2%}, {int8['strings']['wer']:.2%} and "
+                f"{of['int4']['strings']['wer']:.2%}."
+            )
+        else:
+            note += (
+                f" Word error rate on the test split: float32 {float32['wer']:.2%}, int8 "
+                f"{int8['wer']:.2%}, int4 {of['int4']['wer']:.2%}."
+            )
+    return "\n".join(rows) + f"\n\n{note} {measured_on(record)}"
+
+
+def quant_decoding(name: str) -> str:
+    """Decoding with random weights, format by format."""
+    record = read(name)
+    assert record is not None
+    first = record["rows"][0]
+    rows = [
+        "| format | parameters | works in, batch 1 | batch 32 | tokens/s, batch 1 | batch 32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        cells = [row["format"], f"{row['memory_bytes'] / 1e6:.1f} MB"]
+        cells += [f"{row[f'work_bytes_{n}'] / 1e6:.1f} MB" for n in (1, 32)]
+        cells += [
+            f"{row[key]:,.0f} ({row[key] / first[key]:.2f}x)"
+            for key in ("tokens_per_second_1", "tokens_per_second_32")
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + (
+        f"\n\n{record['parameters']:,} parameters, random. {measured_on(record)}"
     )
 
 
@@ -260,6 +353,18 @@ def benchmarks_md() -> str:
             lines += [f"### configs/{part}.py", "", digits_table(part), ""]
             lines += [f"![Loss](benchmarks/{part}.png)", ""]
             lines += [f"![Cross-attention](benchmarks/{part}-attention.png)", ""]
+    lines += ["## What does quantization cost?", "", QUANT, ""]
+    for name, title in CARDS.items():
+        if read(f"quant-card-{name}"):
+            lines += [f"### {title}", "", card(name), ""]
+    for name, title in {
+        "quant-seed-cpu": "Decoding at the seed's size, on a CPU",
+        "quant-seed-gpu": "Decoding at the seed's size, on a GPU",
+        "quant-gpt2-gpu": "Decoding at GPT-2's size, on a GPU",
+    }.items():
+        if read(name):
+            lines += [f"### {title}", "", quant_decoding(name), ""]
+    lines += [QWIX, ""]
     missing = [text for name, text in OPEN_ON_A_GPU.items() if read(name) is None]
     if missing:
         lines += ["## Open", "", "Not measured on a GPU yet:", ""]
@@ -329,6 +434,7 @@ def readme(text: str) -> str:
         "learning": learning(),
         "g2p": f"{g2p_table()}\n\n{PUBLISHED}",
         "digits": digits_table(),
+        "quant": card("gpt_cpu_wide"),
     }
     for name, content in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
