@@ -293,22 +293,30 @@ def save_finished(
     data: what they were trained on, a source and its sha256 at least. files: further JSON files,
     by name. Raises UserError when the folder is there, or what a save that was killed left of it.
     """
-    part = folder.with_name(folder.name + ".part")
-    for path in (folder, part):
-        if path.exists():
-            raise UserError(f"{path} exists; remove it, or name another folder")
+    part = check_free(folder)
     part.mkdir(parents=True)
     try:
         checkpoints = Checkpoints(part / "checkpoints", keep_latest=1)
         checkpoints.save_params(params)
         checkpoints.close()
         for name, content in (files or {}).items():
-            write_atomically(part / name, json.dumps(content, indent=1) + "\n")
+            write_json(part / name, content)
         _describe(part, config, tok, data)
         part.rename(folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def check_free(folder: Path) -> Path:
+    """The name that a new run has while it is made. Raises UserError if something is there."""
+    part = folder.with_name(folder.name + ".part")
+    for path in (folder, part):
+        if path.exists():
+            raise UserError(f"{path} exists; remove it, or name another folder")
+    if file := next((parent for parent in folder.parents if parent.is_file()), None):
+        raise UserError(f"{folder} cannot be made, {file} is a file; name another folder")
+    return part
 
 
 def _describe(folder: Path, config: Config, tok: Tokenizer, data: dict[str, Any]) -> None:
@@ -325,8 +333,8 @@ def _describe(folder: Path, config: Config, tok: Tokenizer, data: dict[str, Any]
         },
         "data": data,
     }
-    write_atomically(folder / "tokenizer.json", json.dumps(tok.to_dict()) + "\n")
-    write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    write_json(folder / "tokenizer.json", tok.to_dict(), indent=None)
+    write_json(folder / "environment.json", environment)
     write_atomically(folder / "config.json", config_lib.to_json(config))
 
 
@@ -351,6 +359,12 @@ def read_config(folder: Path) -> Config:
         what = "is not a run directory (no config.json)" if folder.is_dir() else what
         runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
         raise UserError(f"{folder} {what}; runs here: {', '.join(runs) or 'none'}") from None
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes of the files of a run's latest parameters."""
+    files = (folder / "checkpoints" / str(committed_steps(folder)[-1]) / "params").rglob("*")
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def read_format(folder: Path) -> Format:
@@ -400,6 +414,11 @@ def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, A
     shapes = jax.eval_shape(lambda: quantize_params(models.init(model, seed=0), form))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return step, checkpoints.restore_params(step, with_sharding(shapes, sharding))
+
+
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_atomically(path, json.dumps(content, indent=indent) + "\n")
 
 
 def write_atomically(path: Path, content: str) -> None:

@@ -31,6 +31,15 @@ class Format:
     activation_bits: int = 0
     """8: what the matrices multiply is rounded to int8 as well, with a scale for each vector."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a format that cannot be."""
+        if self.bits not in (4, 8, 16, 32):
+            raise ValueError(f"bits is {self.bits}, but must be 4, 8, 16 or 32")
+        if self.group % CHUNK or self.group < 0:
+            raise ValueError(f"group is {self.group}, but must be a multiple of {CHUNK}, or 0")
+        if self.activation_bits not in (0, 8):
+            raise ValueError(f"activation_bits is {self.activation_bits}, but must be 0 or 8")
+
 
 FLOAT32 = Format(bits=32)
 

@@ -86,8 +86,7 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     config = checkpoint.read_config(command.run)
     if checkpoint.read_format(command.run) != FLOAT32:
         raise UserError(f"{command.run} is quantized already; name the run that it was made from")
-    if command.out.exists():
-        raise UserError(f"--out {command.out} exists; name another folder")
+    checkpoint.check_free(command.out)
     if command.qat_steps < 0:
         raise UserError(f"--qat-steps is {command.qat_steps}, but must be 0 or more")
     if command.qat_steps and form.bits == 16:
@@ -110,6 +109,7 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     named[name] = quantize_params(params, form)
     of_training = checkpoint.read_environment(command.run)["data"]
     rows = card(model, named, dataset, config)
+    of_saved = next(row for row in rows if row["format"] == name)
     checkpoint.save_finished(
         command.out,
         dataclasses.replace(config, run_dir=command.out),
@@ -118,6 +118,9 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
         of_training,
         {"format.json": dataclasses.asdict(form), "quantization.json": rows},
     )
+    # orbax packs differently from save to save, by some kilobytes.
+    of_saved["disk_bytes"] = checkpoint.disk_bytes(command.out)
+    checkpoint.write_json(command.out / "quantization.json", rows)
     print(table(rows, saved=name))
     print(f"{name} in {command.out}")
     return rows
@@ -215,11 +218,10 @@ def card(
 def disk_bytes(params: Any) -> int:
     """Bytes of the files of a checkpoint of these parameters."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = checkpoint.Checkpoints(Path(folder), keep_latest=1)
+        checkpoints = checkpoint.Checkpoints(Path(folder) / "checkpoints", keep_latest=1)
         checkpoints.save_params(params)
         checkpoints.close()
-        files = (Path(folder) / "0" / "params").rglob("*")
-        return sum(path.stat().st_size for path in files if path.is_file())
+        return checkpoint.disk_bytes(Path(folder))
 
 
 def decoder(model: Model, dataset: Data | None, config: Config, n: int) -> Callable[[Any], int]:

@@ -1,0 +1,870 @@
+"""Models of small integers: what becomes of a matrix, of a model, of a run, and what it costs."""
+
+import dataclasses
+import gc
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sample
+import train
+from gptjax import (
+    checkpoint,
+    data,
+    evaluate,
+    layers,
+    models,
+    quant_array,
+    quantize,
+    sampling,
+    search,
+    training,
+)
+from gptjax.config import (
+    BigramConfig,
+    Config,
+    DataConfig,
+    EncoderDecoderConfig,
+    GPTConfig,
+    SpeechConfig,
+    TrainConfig,
+)
+from gptjax.devices import FEW_ROWS
+from gptjax.errors import UserError
+from gptjax.pairs import PairData
+from gptjax.quant_array import (
+    CHUNK,
+    FLOAT32,
+    Format,
+    QuantArray,
+    straight_through,
+)
+from gptjax.tokenizer import CharTokenizer
+
+RECORDINGS = Path(__file__).parents[2] / "shared/speech/fsdd/recordings"
+INT8, INT4, BF16, W8A8 = Format(8), Format(4, group=32), Format(16), Format(8, activation_bits=8)
+INTEGERS = pytest.mark.parametrize(
+    "form",
+    [INT8, INT4, Format(8, group=64), Format(4)],
+    ids=["int8", "int4", "int8 g64", "int4 g0"],
+)
+GREEDY = sampling.Sampler(temperature=0)
+# Compiled: operation by operation, each would be compiled for each shape.
+apply = jax.jit(lambda model, *args, **inputs: model.apply(*args, **inputs)[0], static_argnums=0)
+quantize_matrix = jax.jit(quant_array.quantize, static_argnums=(1, 2))
+quantize_params = jax.jit(quant_array.quantize_params, static_argnums=1)
+dequantize_params = jax.jit(quant_array.dequantize_params)
+multiply = jax.jit(lambda x, q: x @ q)
+dense = jax.jit(QuantArray.dequantize)
+
+
+def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def integers(q: QuantArray) -> np.ndarray:
+    """The integers (K, N) behind the words, by the layout that QuantArray documents."""
+    bits = q.format.bits
+    words = np.asarray(q.words_RN).view(np.uint32)
+    places = np.arange(0, 32, bits, dtype=np.uint32)[None, :, None]
+    fields = (words[:, None] >> places & (2**bits - 1)).reshape(-1, words.shape[1])
+    signed = fields.astype(np.int64)
+    return np.where(signed < 2 ** (bits - 1), signed, signed - 2**bits)
+
+
+def scales(q: QuantArray) -> np.ndarray:
+    """The scale (K, N) of each integer, float64."""
+    scale_GN = np.asarray(q.scale_GN.astype(jnp.float32), np.float64)
+    n_rows = q.words_RN.shape[0] * 32 // q.format.bits
+    return np.repeat(scale_GN, n_rows // len(scale_GN), axis=0)
+
+
+def n_bytes(params: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 0), (4, 32), (8, 0), (8, 256)])
+def test_every_integer_survives_packing(bits: int, group: int) -> None:
+    rng = np.random.default_rng(0)
+    every = np.tile(np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)), 2 if bits == 4 else 1)
+    permuted = [np.stack([rng.permutation(every) for _ in range(5)], axis=1) for _ in range(3)]
+    values_KN = np.concatenate(permuted)  # each integer in each of three groups
+    n_groups = len(values_KN) // group if group else 1
+    signs_GN = rng.choice([-1, 1], (n_groups, 5))
+    scale_GN = signs_GN * 2.0 ** rng.integers(-9, 3, (n_groups, 5))
+    matrix_KN = values_KN * np.repeat(scale_GN, len(values_KN) // n_groups, axis=0)
+    q = quantize_matrix(jnp.asarray(matrix_KN, jnp.float32), Format(bits, group))
+    assert q.words_RN.dtype == jnp.int32
+    assert q.words_RN.shape == (len(values_KN) * bits // 32, 5)
+    assert q.scale_GN.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(q.scale_GN.astype(jnp.float32)), scale_GN)
+    np.testing.assert_array_equal(integers(q), values_KN)
+    np.testing.assert_array_equal(dense(q), matrix_KN)
+    table = quantize_matrix(jnp.asarray(matrix_KN.T, jnp.float32), Format(bits, group), True)
+    np.testing.assert_array_equal(dense(table), matrix_KN.T)
+    assert q.size == table.size == matrix_KN.size
+
+
+@INTEGERS
+@pytest.mark.parametrize("fan_in", [1, 33, 96, 200])
+def test_no_number_is_off_by_more_than_half_a_step(form: Format, fan_in: int) -> None:
+    """But for those opposite to the largest: -lowest is no integer of the format."""
+    matrix_KN = gaussian(fan_in, 40) ** 3
+    matrix_KN[:, 0] = np.sign(matrix_KN[:, 0])  # as many of the largest as of its opposite
+    q = quantize_matrix(jnp.asarray(matrix_KN), form)
+    group = form.group or -(-fan_in // CHUNK) * CHUNK
+    n_padded = -(-fan_in // group) * group
+    assert q.words_RN.shape == (n_padded * form.bits // 32, 40)
+    assert q.scale_GN.shape == (n_padded // group, 40)
+    assert dense(q).shape == matrix_KN.shape
+    assert q.size == matrix_KN.size
+    scale_KN, lowest = scales(q), -(2 ** (form.bits - 1))
+    assert not integers(q)[fan_in:].any()
+    padded = np.pad(np.abs(matrix_KN), ((0, n_padded - fan_in), (0, 0)))
+    largest_GN = padded.reshape(-1, group, 40).max(1)
+    of_bf16 = 2.0**-8  # what rounding the scale is off by, at most
+    np.testing.assert_allclose(np.abs(scale_KN[::group]), largest_GN / -lowest, of_bf16)
+    off = np.abs(np.asarray(dense(q)) - matrix_KN) / np.abs(scale_KN[:fan_in])
+    clips = matrix_KN / scale_KN[:fan_in] > -lowest - 1
+    assert off[~clips].max() <= 0.5 + 1e-5
+    assert off.max() <= 1 - lowest * of_bf16 + 1e-5
+    assert clips.any() == (fan_in > 1)
+
+
+def test_zeros_stay_zeros() -> None:
+    matrix_KN = gaussian(70, 6)
+    matrix_KN[:, 3] = 0
+    matrix_KN[32:64, 4] = 0
+    for form in (INT8, INT4):
+        zeros = quantize_matrix(jnp.zeros((70, 6)), form)
+        np.testing.assert_array_equal(dense(zeros), np.zeros((70, 6)))
+        np.testing.assert_array_equal(multiply(jnp.ones((2, 70)), zeros), np.zeros((2, 6)))
+        made = np.asarray(dense(quantize_matrix(jnp.asarray(matrix_KN), form)))
+        np.testing.assert_array_equal(made[matrix_KN == 0], 0)
+        assert np.isfinite(made).all()
+
+
+@INTEGERS
+@pytest.mark.parametrize("n_rows", [1, FEW_ROWS, FEW_ROWS + 1, 40])
+def test_a_product_is_that_of_the_dequantized_matrix(form: Format, n_rows: int) -> None:
+    q = quantize_matrix(jnp.asarray(gaussian(100, 24)), form)
+    x_MK = jnp.asarray(gaussian(n_rows, 100, seed=1))
+    expected = np.asarray(x_MK, np.float64) @ np.asarray(dense(q), np.float64)
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(multiply(x_MK, q), expected, 1e-5, 1e-5 * size)
+    half = multiply(x_MK.astype(jnp.bfloat16), q)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), expected, 0, 0.02 * size)
+
+
+@pytest.mark.parametrize("n_rows", [FEW_ROWS, 40])
+def test_a_product_needs_no_jit(n_rows: int) -> None:
+    q = quantize_matrix(jnp.asarray(gaussian(100, 24)), INT4)
+    x_MK = jnp.asarray(gaussian(n_rows, 100, seed=1))
+    expected = x_MK @ q.dequantize()
+    np.testing.assert_allclose(x_MK @ q, expected, 1e-5, 1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("n_rows", [FEW_ROWS, 40])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_stays_in_its_row(n_rows: int, value: float) -> None:
+    """The words of all rows are made to depend on the first."""
+    q = quantize_matrix(jnp.asarray(gaussian(64, 8)), INT8)
+    x_MK = gaussian(n_rows, 64, seed=1)
+    expected = np.asarray(multiply(x_MK, q))
+    x_MK[0, 0] = value
+    y_MN = np.asarray(multiply(x_MK, q))
+    assert not np.isfinite(y_MN[0]).any()
+    np.testing.assert_array_equal(y_MN[1:], expected[1:])
+
+
+@INTEGERS
+def test_a_table_is_looked_up_and_multiplied_with(form: Format) -> None:
+    table_VD = gaussian(50, 40)
+    q = quantize_matrix(jnp.asarray(table_VD), form, transposed=True)
+    dense_VD = np.asarray(dense(q))
+    assert dense_VD.shape == (50, 40)
+    assert np.abs(dense_VD - table_VD).max() < 0.5
+    # A scale for each row, not for each column: a large row coarsens no other.
+    large = quantize_matrix(jnp.asarray(table_VD).at[7].multiply(1000), form, transposed=True)
+    np.testing.assert_array_equal(
+        np.delete(np.asarray(dense(large)), 7, 0), np.delete(dense_VD, 7, 0)
+    )
+    rng = np.random.default_rng(0)
+    look_up = jax.jit(lambda q, ids: q[ids])
+    for shape in [(), (5,), (2, 1, 4)]:
+        ids = rng.integers(0, 50, shape)
+        rows = look_up(q, ids)
+        assert rows.dtype == jnp.float32
+        np.testing.assert_array_equal(rows, dense_VD[ids])
+    np.testing.assert_array_equal(q[jnp.asarray([[3, 49]])], dense_VD[[[3, 49]]])
+    for n_rows in (1, 40):
+        x_MD = gaussian(n_rows, 40, seed=1)
+        np.testing.assert_allclose(multiply(x_MD, q.T), x_MD @ dense_VD.T, 1e-4, 1e-4)
+    np.testing.assert_array_equal(dense(q.T), dense_VD.T)
+
+
+@pytest.mark.parametrize("bits_group", [(8, 0), (8, 64), (4, 0), (4, 32)])
+@pytest.mark.parametrize("n_rows", [1, FEW_ROWS, FEW_ROWS + 1, 40])
+def test_rounded_activations_multiply_as_integers(bits_group: tuple[int, int], n_rows: int) -> None:
+    rng = np.random.default_rng(1)
+    form = Format(*bits_group, activation_bits=8)
+    q = quantize_matrix(jnp.asarray(gaussian(100, 24)), form)
+    whole_MK = rng.integers(-127, 128, (n_rows, 100))
+    whole_MK[np.arange(n_rows), rng.integers(0, 100, n_rows)] = rng.choice([-127, 127], n_rows)
+    off_MK = np.where(np.abs(whole_MK) == 127, 0, rng.uniform(-0.4, 0.4, whole_MK.shape))
+    step_M1 = 10.0 ** rng.uniform(-4, 2, (n_rows, 1))
+    x_MK = jnp.asarray((whole_MK + off_MK) * step_M1, jnp.float32)
+    rescaled = (integers(q) * scales(q))[:100]
+    if not form.group:  # all of it in integers
+        expected = (whole_MK @ integers(q)[:100]) * scales(q)[:1] * step_M1
+    else:
+        expected = (whole_MK @ rescaled) * step_M1
+    tolerance = 1e-5 * np.abs(expected).max(1, keepdims=True)
+    y_MN = np.asarray(multiply(x_MK, q))
+    assert (np.abs(y_MN - expected) <= tolerance).all()
+    # Without the rounding it would be something else.
+    assert (np.abs(np.asarray(x_MK) @ rescaled - expected) > 10 * tolerance).any()
+    half = multiply(x_MK.astype(jnp.bfloat16), q)
+    assert half.dtype == jnp.bfloat16
+    off = np.abs(np.asarray(half.astype(jnp.float32)) - expected)
+    assert (off <= 0.03 * np.abs(expected).max(1, keepdims=True)).all()
+
+
+@pytest.mark.parametrize("n_rows", [2, 40])
+def test_a_vector_of_zeros_has_a_step_too(n_rows: int) -> None:
+    q = quantize_matrix(jnp.asarray(gaussian(64, 8)), W8A8)
+    x_MK = jnp.asarray(gaussian(n_rows, 64, seed=1)).at[1].set(0)
+    y_MN = np.asarray(multiply(x_MK, q))
+    assert not y_MN[1].any()
+    assert np.isfinite(y_MN).all()
+    assert y_MN[0].all()
+
+
+@pytest.mark.parametrize(("form", "tiles", "near"), [(INT8, {}, 0.02), (INT4, {0: 32}, 0.2)])
+def test_rounding_is_as_good_as_qwix_s(form: Format, tiles: dict[int, int], near: float) -> None:
+    """The quantizer that Google publishes for JAX."""
+    qwix = pytest.importorskip("qwix", reason="an oracle: pip install qwix")
+    qtype = {8: jnp.int8, 4: jnp.int4}[form.bits]
+    for seed in range(3):
+        matrix_KN = jnp.asarray(gaussian(256, 192, seed=seed))
+        kwargs = {"channelwise_axes": [1], "tiled_axes": tiles}
+        theirs = qwix.dequantize(qwix.quantize(matrix_KN, qtype, **kwargs))
+        q = quantize_matrix(matrix_KN, form)
+        error = float(jnp.mean((dense(q) - matrix_KN) ** 2))
+        assert error <= 1.03 * float(jnp.mean((theirs - matrix_KN) ** 2))
+        x_MK = jnp.asarray(gaussian(16, 256, seed=9))
+        difference = jnp.linalg.norm(multiply(x_MK, q) - x_MK @ theirs) / jnp.linalg.norm(
+            x_MK @ theirs
+        )
+        assert float(difference) < near
+
+
+SMALL: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 16, "dropout": 0.0}
+CASES: dict[str, models.Model] = {
+    "tied": models.GPT(GPTConfig(**SMALL, tie_embeddings=True), 20),
+    "many tokens": models.GPT(GPTConfig(**SMALL), layers.ONE_HOT_ROWS + 1),
+    "bigram": models.Bigram(BigramConfig(), 20),
+    "pairs": models.EncoderDecoder(
+        EncoderDecoderConfig(
+            **SMALL, n_encoder_layer=1, source_block_size=16, share_embeddings=True
+        ),
+        20,
+        20,
+    ),
+    "speech": models.SpeechRecognizer(
+        SpeechConfig(**SMALL, n_encoder_layer=1, source_block_size=16, n_mels=20), 20
+    ),
+}
+
+
+def assert_computes_as_dequantized(model: models.Model, params: Any, tokens: np.ndarray) -> None:
+    inputs: dict[str, np.ndarray] = {}
+    if isinstance(model, models.EncoderDecoder):
+        inputs = {"source": tokens[:, ::-1].copy(), "source_mask": tokens >= 0}
+    elif isinstance(model, models.SpeechRecognizer):
+        inputs = {"source": gaussian(3, 30, 20), "source_mask": np.arange(30) < [[30], [20], [8]]}
+    original = np.asarray(apply(model, {"params": params}, tokens, **inputs))
+    for form in (INT8, INT4, BF16):
+        small = quantize_params(params, form)
+        rounded = dequantize_params(small)
+        shapes = jax.tree.map(lambda p: (p.shape, p.dtype), params)
+        assert jax.tree.map(lambda p: (p.shape, p.dtype), rounded) == shapes
+        assert models.count(small) == models.count(params)
+        assert n_bytes(small) < 0.8 * n_bytes(params)
+        made = np.asarray(apply(model, {"params": small}, tokens, **inputs))
+        expected = np.asarray(apply(model, {"params": rounded}, tokens, **inputs))
+        np.testing.assert_allclose(made, expected, 1e-4, 1e-4)
+        assert np.abs(made - original).max() > 1e-4  # rounding does change something
+    assert quant_array.quantize_params(params, FLOAT32) is params
+
+
+def test_a_gpt_computes_as_with_dequantized_parameters(
+    model: models.GPT, params: Any, tokens: np.ndarray
+) -> None:
+    assert_computes_as_dequantized(model, params, tokens)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_model_computes_as_with_dequantized_parameters(name: str, tokens: np.ndarray) -> None:
+    model = CASES[name]
+    rows = tokens[:, :8]
+    if name == "many tokens":
+        rows = np.where(rows % 2, rows + layers.ONE_HOT_ROWS - 19, rows)
+        assert rows.max() == layers.ONE_HOT_ROWS
+    assert_computes_as_dequantized(model, models.init(model, seed=1), rows)
+
+
+@pytest.mark.parametrize(
+    ("form", "n_rows"), [(INT8, 2), (INT4, FEW_ROWS + 1)], ids=["int8", "int4"]
+)
+def test_the_same_tokens_are_written_as_with_dequantized_parameters(
+    model: models.GPT, params: Any, tokens: np.ndarray, form: Format, n_rows: int
+) -> None:
+    small = quantize_params(params, form)
+    prompts = np.concatenate([tokens, tokens[:, ::-1]])[:n_rows, :4]
+    made, expected = (
+        sampling.complete(model, p, prompts, 24, sampler=GREEDY)  # over the end of the context
+        for p in (small, dequantize_params(small))
+    )
+    assert len({tuple(row) for row in made.tolist()}) == n_rows
+    np.testing.assert_array_equal(made, expected)
+
+
+@pytest.mark.parametrize("form", [INT8, INT4, BF16], ids=["int8", "int4", "bf16"])
+def test_straight_through_rounds_and_learns_as_if_it_did_not(form: Format) -> None:
+    params = {
+        "kernel": jnp.asarray(gaussian(70, 24) ** 3),
+        "embedding": {"table": jnp.asarray(gaussian(24, 70))},
+        "bias": jnp.asarray(gaussian(24)),
+    }
+    rounded = dequantize_params(quantize_params(params, form))
+
+    def loss(params: Any) -> Any:
+        y = jnp.tanh(params["embedding"]["table"] @ params["kernel"] + params["bias"])
+        return (y**2).sum()
+
+    through = jax.jit(partial(straight_through, form=form))(params)
+    jax.tree.map(np.testing.assert_array_equal, through, rounded)
+    grads = jax.jit(jax.grad(lambda p: loss(straight_through(p, form))))(params)
+    expected = jax.jit(jax.grad(loss))(rounded)
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, 1e-6, 1e-6 * np.abs(theirs).max())
+        assert np.abs(ours).max() > 0
+
+
+def heavy(n_layer: int) -> models.GPT:
+    """A model of more weights than anything else."""
+    config = GPTConfig(n_layer=n_layer, n_head=4, n_embd=128, block_size=32, dropout=0.0)
+    return models.GPT(config, 65)
+
+
+@pytest.mark.parametrize(("batch_size", "n_layer"), [(1, 2), (32, 4)])
+@pytest.mark.parametrize("form", [INT8, INT4], ids=["int8", "int4"])
+def test_decoding_keeps_no_float_copy_of_the_weights(
+    form: Format, batch_size: int, n_layer: int
+) -> None:
+    """XLA would make one ahead of the loop over tokens, and hold it as long as the loop runs."""
+    model = heavy(n_layer)
+    params = models.init(model, seed=0)
+    small = quantize_params(params, form)
+    cache = tuple(layer._replace(length=jnp.int32(1)) for layer in model.init_cache(batch_size))
+    token_B, keys = jnp.zeros(batch_size, jnp.int32), (jax.random.key(0), jnp.int32(0))
+    lowered = sampling._decode.lower(model, GREEDY, small, token_B, cache, jnp.int32(16), keys)
+    memory: Any = lowered.compile().memory_analysis()
+    assert memory.argument_size_in_bytes > n_bytes(small)  # it is measured at all
+    assert memory.temp_size_in_bytes < 0.25 * n_bytes(params)  # 3 to 17 %; a copy is 100 %
+
+
+def test_a_loaded_run_writes_without_float_weights(tmp_path: Path) -> None:
+    model = heavy(2)
+    params = models.init(model, seed=0)
+    float_bytes = n_bytes(params)
+    tok = CharTokenizer("".join(map(chr, range(40, 105))))
+    files = {"format.json": dataclasses.asdict(INT8)}
+    origin = {"source": "nowhere", "sha256": ""}
+    small = quantize_params(params, INT8)
+    config = Config(model=model.config)
+    checkpoint.save_finished(tmp_path / "run", config, tok, small, origin, files)
+    del params, small
+    gc.collect()
+    before = sum(a.nbytes for a in jax.live_arrays())
+    _, loaded = checkpoint.load_params(tmp_path / "run", model)
+    sampling.complete(model, loaded, np.zeros((1, 1), np.int32), 8, sampler=GREEDY)
+    gc.collect()
+    grown = sum(a.nbytes for a in jax.live_arrays()) - before
+    assert n_bytes(loaded) <= grown < 0.5 * float_bytes
+
+
+STEPS = 60
+CONFIG = """
+from pathlib import Path
+from gptjax.config import *
+
+config = Config(
+    model={model},
+    data=DataConfig(path=Path({path!r}), {data}),
+    optim=OptimConfig(learning_rate=1e-2),
+    train=TrainConfig(
+        max_steps={steps}, batch_size=16, eval_interval={steps}, eval_batches=0, sample_tokens=0,
+    ),
+)
+"""
+
+
+def write_config(folder: Path, model: str, path: Path, data: str, steps: int) -> Path:
+    content = CONFIG.format(model=model, path=str(path), data=data, steps=steps)
+    (folder / "tiny.py").write_text(content)
+    return folder / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve words in any order: within a word, each letter tells the next."""
+    folder = tmp_path_factory.mktemp("config")
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(3, 6))) for _ in range(12)]
+    (folder / "text.txt").write_text(" ".join(rng.choices(words, k=600)))
+    model = "GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.1)"
+    return write_config(folder, model, folder / "text.txt", "", STEPS)
+
+
+@pytest.fixture(scope="module")
+def run(config_file: Path) -> Path:
+    """A finished run on text."""
+    folder = config_file.parent / "run"
+    train.main(["--config", str(config_file), "--run-dir", str(folder)])
+    return folder
+
+
+# Leaves out of cards all rows but those it is given, and the speed of these.
+MeasureOnly = Callable[..., None]
+
+
+@pytest.fixture
+def measure_only(monkeypatch: pytest.MonkeyPatch) -> MeasureOnly:
+    """Each format and batch size would be compiled for a row."""
+    whole = quantize.card
+
+    def patch(*names: str) -> None:
+        def card(model: Any, named: dict[str, Any], *args: Any) -> list[dict[str, Any]]:
+            return whole(model, {name: named[name] for name in names}, *args)
+
+        monkeypatch.setattr(quantize, "card", card)
+        rates = lambda named, *_: dict.fromkeys(named, 1000.0)  # noqa: E731
+        monkeypatch.setattr(quantize, "decoding_rates", rates)
+
+    return patch
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but the lock, which names its last user; of folders the name."""
+    paths = (path for path in folder.rglob("*") if path.name != "lock")
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in paths
+    }
+
+
+@pytest.fixture(scope="module")
+def run8(run: Path) -> Iterator[Path]:
+    """The same of int8, with the whole card: speed is measured too, but of a first token."""
+    before = snapshot(run)
+    out = run.parent / "run8"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize, "ROUNDS", 1)
+        patch.setattr(quantize, "DECODED_TOKENS", 1)
+        quantize.main([str(run), "--bits", "8", "--out", str(out)])
+    assert snapshot(run) == before
+    made = snapshot(out)
+    yield out
+    assert snapshot(out) == made  # no test here changes it
+
+
+def card(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of quantization.json by their names."""
+    rows = json.loads((folder / "quantization.json").read_text())
+    return {row["format"]: row for row in rows}
+
+
+def params_of(folder: Path) -> Any:
+    tok = checkpoint.read_tokenizer(folder)
+    model = models.build(checkpoint.read_config(folder).model, tok)
+    return checkpoint.load_params(folder, model)[1]
+
+
+def val_loss(folder: Path) -> float:
+    return evaluate.evaluate(evaluate.Evaluate(folder))["val_loss"]
+
+
+def test_a_quantized_run_is_a_run_of_parameters_alone(run: Path, run8: Path) -> None:
+    files = {"config.json", "tokenizer.json", "environment.json", "format.json"}
+    assert {p.name for p in run8.iterdir()} == {*files, "quantization.json", "checkpoints"}
+    assert [p.name for p in (run8 / "checkpoints").iterdir()] == ["0"]
+    inside = {p.name for p in (run8 / "checkpoints/0").iterdir()}
+    assert "params" in inside
+    assert "opt_state" not in inside
+    assert not list(run.parent.rglob("*.part"))
+    assert json.loads((run8 / "format.json").read_text()) == dataclasses.asdict(INT8)
+    assert (run8 / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
+    config = dataclasses.replace(checkpoint.read_config(run), run_dir=run8)
+    assert checkpoint.read_config(run8) == config
+    of_training, of_small = (checkpoint.read_environment(r)["data"] for r in (run, run8))
+    assert of_small == of_training
+    expected = quantize_params(params_of(run), INT8)
+    jax.tree.map(np.testing.assert_array_equal, params_of(run8), expected)
+
+
+def test_a_card_has_a_row_for_each_format(run: Path, run8: Path) -> None:
+    rows = card(run8)
+    assert list(rows) == ["float32", "bf16", "int8", "int4", "W8A8"]
+    sizes = {"disk_bytes", "memory_bytes"}
+    rates = {"tokens_per_second_1", "tokens_per_second_32"}
+    for row in rows.values():
+        assert row.keys() == {"format", "bits", "val_loss", "delta"} | sizes | rates
+        assert row["delta"] == pytest.approx(row["val_loss"] - rows["float32"]["val_loss"])
+        assert all(row[name] > 0 for name in rates)
+        assert row["memory_bytes"] < row["disk_bytes"] < row["memory_bytes"] + 50_000
+    params = params_of(run)
+    count = models.count(params)
+    assert rows["float32"]["memory_bytes"] == 4 * count
+    assert rows["bf16"]["memory_bytes"] == 2 * count
+    assert rows["int8"]["memory_bytes"] == rows["W8A8"]["memory_bytes"]
+    for name, form in (("int8", INT8), ("int4", INT4)):
+        assert rows[name]["memory_bytes"] == n_bytes(quantize_params(params, form))
+        assert rows[name]["bits"] == pytest.approx(8 * rows[name]["memory_bytes"] / count, 1e-2)
+    found = [rows[name]["bits"] for name in ("float32", "bf16", "int8", "int4")]
+    assert found[:2] == [32, 16]
+    assert 8 < found[2] < 10
+    assert 4 < found[3] < 6
+    deltas = {name: abs(row["delta"]) for name, row in rows.items()}
+    assert deltas["float32"] == 0
+    assert 0 < deltas["bf16"] < 0.01
+    assert 0 < deltas["int8"] < 0.01
+    assert 0 < deltas["W8A8"] < 0.01
+    assert rows["W8A8"]["val_loss"] != rows["int8"]["val_loss"]
+    assert deltas["int8"] < rows["int4"]["delta"] < 0.3
+
+
+def test_a_card_tells_the_bytes_that_are_on_disk(run8: Path) -> None:
+    files = (p for p in (run8 / "checkpoints/0/params").rglob("*") if p.is_file())
+    assert card(run8)["int8"]["disk_bytes"] == sum(p.stat().st_size for p in files)
+
+
+def test_evaluate_finds_the_losses_of_the_card(run: Path, run8: Path) -> None:
+    for folder, name in ((run, "float32"), (run8, "int8")):
+        record = evaluate.evaluate(evaluate.Evaluate(folder))
+        assert record["val_loss"] == pytest.approx(card(run8)[name]["val_loss"], abs=1e-6)
+        assert record["parameters"] == models.count(params_of(run))
+
+
+def test_a_quantized_run_writes_text(
+    run: Path, run8: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n_parameters = models.count(params_of(run))
+    capsys.readouterr()
+    sample.main([str(run8), "--prompt", "a", "--greedy", "--max-new-tokens", "12"])
+    printed = capsys.readouterr()
+    assert f"{run8} step 0, {n_parameters:,} parameters" in printed.err
+    tok = checkpoint.read_tokenizer(run8)
+    assert isinstance(tok, CharTokenizer)
+    model = models.build(checkpoint.read_config(run8).model, tok)
+    ids = sampling.complete(
+        model, params_of(run8), np.asarray(tok.encode("a"))[None], 12, sampler=GREEDY
+    )
+    assert printed.out.rstrip("\n").endswith(tok.decode(ids[0]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "form"),
+    [
+        ("--bits 16", "bf16", BF16),
+        ("--bits 8 --activations 8", "W8A8", W8A8),
+        ("--bits 4 --group 0", "int4 g0", Format(4)),
+        ("--group 64", "int8 g64", Format(8, group=64)),
+        ("--bits 4 --activations 8", "W4A8", Format(4, 32, 8)),
+    ],
+)
+def test_each_format_is_saved_as_it_was_measured(
+    run: Path,
+    tmp_path: Path,
+    measure_only: MeasureOnly,
+    capsys: pytest.CaptureFixture[str],
+    flags: str,
+    name: str,
+    form: Format,
+) -> None:
+    out = tmp_path / "out"
+    measure_only("float32", name)
+    quantize.main([str(run), *flags.split(), "--out", str(out)])
+    assert f"{name} in {out}\n" in capsys.readouterr().out
+    assert checkpoint.read_format(out) == form
+    rows = card(out)
+    assert val_loss(out) == pytest.approx(rows[name]["val_loss"], abs=1e-6)
+    assert n_bytes(params_of(out)) == rows[name]["memory_bytes"]
+
+
+def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
+    run: Path, run8: Path, tmp_path: Path, measure_only: MeasureOnly
+) -> None:
+    before = snapshot(run)
+    outs = [tmp_path / "one", tmp_path / "two"]
+    measure_only("float32", "int4", "int4+QAT")
+    for out in outs:
+        flags = ["--bits", "4", "--qat-steps", "30", "--out", str(out)]
+        quantize.main([str(run), *flags])
+    assert snapshot(run) == before
+    rows, of_8 = card(outs[0]), card(run8)
+    for name in ("float32", "int4"):
+        assert rows[name]["val_loss"] == of_8[name]["val_loss"]
+    assert rows["int4+QAT"]["val_loss"] < rows["int4"]["val_loss"] - 0.01
+    assert val_loss(outs[0]) == pytest.approx(rows["int4+QAT"]["val_loss"], abs=1e-6)
+    one, two = map(params_of, outs)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    # It is not that the run had not learned enough: as many steps that round nothing do less.
+    config = checkpoint.read_config(run)
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer)
+    of_run = params_of(run)
+    tuned = quantize.fine_tune(model, of_run, dataset, config, FLOAT32, STEPS, 30)
+    mean_loss = training.make_evaluate(model)
+    plain = mean_loss(quantize_params(tuned, INT4), dataset.validation(config, 16))
+    assert rows["int4+QAT"]["val_loss"] < plain - 0.003
+
+
+# Calls `main` of a command, expects it to refuse, and returns what it said.
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    def call(main: Callable[[list[str]], None], *argv: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in argv])
+        printed = capsys.readouterr()
+        assert stop.value.code == 2
+        assert printed.out == ""
+        (line,) = printed.err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return call
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be measured or trained: what cannot be is refused before."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("computed something")
+
+    monkeypatch.setattr(quantize, "card", fail)
+    monkeypatch.setattr(quantize, "fine_tune", fail)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--group 33", ["--group is 33", "a multiple of 32"]),
+        ("--group -32", ["--group is -32", "a multiple of 32"]),
+        ("--qat-steps -1", ["--qat-steps is -1", "0 or more"]),
+        ("--bits 16 --qat-steps 5", ["--qat-steps 5", "--bits 4 or 8"]),
+        ("--bits 16 --group 32", ["--bits 16", "--group"]),
+        ("--bits 16 --activations 8", ["--bits 16", "--activations"]),
+        ("--bits 5", ["--bits", "5"]),
+        ("--activations 4", ["--activations", "4"]),
+        ("--step 7", ["--step 7 is not there"]),
+        ("--bit 8", ["--bit"]),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(
+    run: Path, tmp_path: Path, idle: None, refused: Refused, flags: str, words: list[str]
+) -> None:
+    line = refused(quantize.main, run, "--out", tmp_path / "out", *flags.split())
+    assert all(word in line for word in words), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_cannot_be_is_refused(
+    run: Path, run8: Path, tmp_path: Path, idle: None, refused: Refused
+) -> None:
+    out = tmp_path / "out"
+    assert "is quantized already" in refused(quantize.main, run8, "--out", out)
+    assert "is not a run directory" in refused(quantize.main, tmp_path, "--out", out)
+    assert "does not exist" in refused(quantize.main, tmp_path / "none", "--out", out)
+    assert "out" in refused(quantize.main, run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_data_is_refused(run: Path, tmp_path: Path, idle: None, refused: Refused) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "copy"))
+    path = tmp_path / "text.txt"
+    path.write_text((run.parent / "text.txt").read_text() + " a")
+    config = checkpoint.read_config(run)
+    (copied / "config.json").write_text(
+        (run / "config.json").read_text().replace(str(config.data.path), str(path))
+    )
+    line = refused(quantize.main, copied, "--out", tmp_path / "out")
+    assert "was trained on other data" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["out", "out.part"])
+def test_what_is_in_the_way_is_refused_at_once(
+    run: Path, tmp_path: Path, idle: None, refused: Refused, name: str
+) -> None:
+    """A folder of another, or what a save that was killed left of it."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("precious")
+    before = snapshot(tmp_path)
+    assert f"{tmp_path / name} exists" in refused(quantize.main, run, "--out", tmp_path / "out")
+    assert snapshot(tmp_path) == before
+
+
+def test_training_does_not_continue_a_quantized_run(
+    config_file: Path, run8: Path, tmp_path: Path, refused: Refused
+) -> None:
+    copied = Path(shutil.copytree(run8, tmp_path / "copy"))
+    before = snapshot(copied)
+    line = refused(train.main, "--config", config_file, "--run-dir", copied)
+    assert "imported or quantized" in line
+    assert snapshot(copied) == before
+
+
+@pytest.mark.parametrize(
+    "content", ['{"bits": 8', "[]", "{}", "\xff", '{"bits": 8, "grup": 32}', '{"bits": 5}']
+)
+def test_a_broken_format_is_one_clear_line(
+    run8: Path, tmp_path: Path, refused: Refused, content: str
+) -> None:
+    copied = Path(shutil.copytree(run8, tmp_path / "copy"))
+    (copied / "format.json").write_bytes(content.encode("latin-1"))
+    out = tmp_path / "out"
+    for main, flags in (
+        (sample.main, ["--max-new-tokens", "4"]),
+        (evaluate.main, []),
+        (quantize.main, ["--out", out]),
+    ):
+        assert f"{copied}/format.json" in refused(main, copied, *flags)
+    assert not out.exists()
+
+
+def test_a_run_that_fails_midway_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("enough")
+
+    monkeypatch.setattr(checkpoint, "_describe", fail)
+    monkeypatch.setattr(quantize, "card", lambda *_: [])
+    with pytest.raises(UserError, match="enough"):
+        quantize.quantize(quantize.Quantize(run, tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_is_decoded_as_much_as_is_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "DECODED_TOKENS", 20)  # over the end of the context
+    config = checkpoint.read_config(run)
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer)
+    assert quantize.decoder(model, dataset, config, 1)(params_of(run)) == 20
+    assert quantize.decoder(model, dataset, config, 3)(params_of(run)) == 60
+
+
+@pytest.fixture(scope="module")
+def pairs_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on pairs: letters and their capitals, backwards."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = random.Random(0)
+    sources = {"".join(rng.choices("abcd", k=4)): None for _ in range(600)}
+    lines = [f"{source}\t{' '.join(source[::-1].upper())}\n" for source in sources]
+    (folder / "pairs.tsv").write_text("".join(lines))
+    model = (
+        "EncoderDecoderConfig(n_layer=1, n_encoder_layer=1, n_head=2, n_embd=32, dropout=0.0, "
+        "block_size=8, source_block_size=8)"
+    )
+    fields = 'tokenizer="word", val_fraction=0.2'
+    config_file = write_config(folder, model, folder / "pairs.tsv", fields, 40)
+    train.main(["--config", str(config_file), "--run-dir", str(folder / "run")])
+    return folder / "run"
+
+
+def test_a_run_on_pairs_is_quantized(
+    pairs_run: Path, tmp_path: Path, measure_only: MeasureOnly, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    measure_only("float32", "int8")
+    quantize.main([str(pairs_run), "--out", str(out)])
+    assert abs(card(out)["int8"]["delta"]) < 0.01
+    dataset = data.load(checkpoint.read_config(out))
+    assert isinstance(dataset, PairData)
+    sources, tok = list(dataset.val)[:8], dataset.tokenizer
+    model: Any = models.build(checkpoint.read_config(out).model, tok)
+    found = search.transduce(model, dequantize_params(params_of(out)), tok, sources)
+    (tmp_path / "sources.txt").write_text("\n".join(sources))
+    capsys.readouterr()
+    sample.main([str(out), "--source-file", str(tmp_path / "sources.txt")])
+    lines = [f"{source}\t{best[0].text}" for source, best in zip(sources, found, strict=True)]
+    assert capsys.readouterr().out.splitlines() == lines
+    assert len({best[0].text for best in found}) > 1
+
+
+def test_targets_are_decoded_as_much_as_is_counted(pairs_run: Path) -> None:
+    config = checkpoint.read_config(pairs_run)
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer)
+    params = params_of(pairs_run)
+    one, all_at_once = (quantize.decoder(model, dataset, config, n)(params) for n in (1, 16))
+    assert one == all_at_once
+    assert 16 <= one <= 16 * 8
+
+
+@pytest.fixture(scope="module")
+def speech_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on spoken digits that has seen none of them."""
+    pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
+    if not RECORDINGS.is_dir():
+        pytest.skip(f"no {RECORDINGS}")
+    folder = tmp_path_factory.mktemp("speech")
+    words = {"0": "zero", "3": "three", "7": "seven", "9": "nine"}
+    rows = [
+        {"audio": str(RECORDINGS / f"{digit}_george_{take}.wav"), "text": text, "split": split}
+        for digit, text in words.items()
+        for take, split in enumerate(("train", "val", "test"))
+    ]
+    (folder / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    config = Config(
+        SpeechConfig(**SMALL, n_encoder_layer=1, n_mels=20, source_block_size=80),
+        DataConfig(name="fsdd", path=folder / "clips.jsonl", tokenizer="word"),
+        train=TrainConfig(batch_size=4),
+    )
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer)
+    origin = {"source": dataset.source, "sha256": dataset.sha256, **dataset.sizes}
+    params = models.init(model, seed=0)
+    checkpoint.save_finished(folder / "run", config, dataset.tokenizer, params, origin)
+    return folder / "run"
+
+
+def test_a_run_on_speech_is_quantized(
+    speech_run: Path, tmp_path: Path, measure_only: MeasureOnly
+) -> None:
+    out = tmp_path / "out"
+    measure_only("float32", "int8")
+    quantize.main([str(speech_run), "--out", str(out)])
+    assert abs(card(out)["int8"]["delta"]) < 0.05
+    config = checkpoint.read_config(out)
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer)
+    decode = quantize.decoder(model, dataset, config, 16)
+    assert 16 <= decode(params_of(out)) <= 16 * 16
