@@ -100,7 +100,8 @@ class SpeechConfig(GPTConfig):
     source_block_size: int = 1500
     """Longest sound, in positions of 20 ms; longer ones are cut in windows of that length."""
     pad_source: bool = False
-    """Follow every sound by silence up to the longest and mask none of it, as Whisper has it."""
+    """As Whisper has it: follow every sound by silence up to the longest, mask none of it, and
+    leave it as loud as it is."""
 
 
 T = TypeVar("T")

@@ -78,7 +78,10 @@ def padded_frames(n_frames: int, model: SpeechConfig) -> int:
 
 
 def features(clips: Sequence[np.ndarray], model: SpeechConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Log-mel spectrograms (B, T, M) of clips (N,), padded to one length, and their mask (B, T)."""
+    """Log-mel spectrograms (B, T, M) of clips (N,), padded to one length, and their mask (B, T).
+
+    Relative to a clip's loudest number, unless the model takes sounds as Whisper does.
+    """
     n_frames = np.array([max(1, len(samples_N) // HOP) for samples_N in clips])
     width = padded_frames(int(n_frames.max()), model)
     # Silence behind the end, so that a clip's last frames do not depend on how far it is padded.
@@ -90,6 +93,8 @@ def features(clips: Sequence[np.ndarray], model: SpeechConfig) -> tuple[np.ndarr
     mask_BT = np.arange(width) < n_frames[:, None]
     if model.pad_source:
         return mel_BTM, np.ones_like(mask_BT)
+    # Loud or quiet is not what is said: 1 is the loudest of a clip, -1 where it is cut off.
+    mel_BTM = mel_BTM - mel_BTM.max((1, 2), keepdims=True) + 1
     return np.where(mask_BT[..., None], mel_BTM, 0), mask_BT
 
 
