@@ -1,6 +1,7 @@
 """Quantization: the cards of trained runs, and decoding speed at the seed's size and GPT-2's.
 
     python -m benchmarks.quant card gpt_cpu gpt_cpu_wide g2p_cpu digits_cpu
+    python -m benchmarks.quant kept gpt_cpu gpt_cpu_wide
     python -m benchmarks.quant decode seed --tag cpu
 
 A card is of a run that `python -m benchmarks.expected NAME` left; runs on pairs and on speech are
@@ -104,6 +105,44 @@ def continued(run: Path, config: Config, n_steps: int) -> float:
     return training.make_evaluate(model)(params, dataset.validation(config, batch_size))
 
 
+KEPT: dict[str, Callable[[str, Any], bool]] = {
+    "nothing": lambda path, p: False,
+    "vectors": lambda path, p: p.ndim < 2,
+    "embeddings": lambda path, p: "table" in path,
+    "output head": lambda path, p: "head" in path,
+}
+"""Parameters that stay float32 while all the others are rounded."""
+
+
+def kept(name: str) -> dict[str, Any]:
+    """What each kind of parameter costs and saves: validation loss and size without rounding it."""
+    run = RUNS / name
+    config = checkpoint.read_config(run)
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
+    _, params = checkpoint.load_params(run, model)
+    batch_size = devices.micro_batch_size(
+        config.train, config.model, dataset.tokens_per_sequence(config)
+    )
+    mean_loss = training.make_evaluate(model)
+    float32_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    float32_loss = mean_loss(params, dataset.validation(config, batch_size))
+    rows = []
+    for form in ("int8", "int4"):
+        for kind, is_kept in KEPT.items():
+
+            def choose(path: Any, p: Array, q: Any, is_kept: Any = is_kept) -> Any:
+                return p if is_kept(jax.tree_util.keystr(path), p) else q
+
+            rounded = quantize_params(params, FORMATS[form])
+            mixed = jax.tree_util.tree_map_with_path(choose, params, rounded)
+            n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(mixed))
+            loss = mean_loss(mixed, dataset.validation(config, batch_size))
+            row = {"format": form, "kept": kind, "smaller": round(float32_bytes / n_bytes, 3)}
+            rows.append({**row, "delta": loss - float32_loss})
+    return {"run": name, "rows": rows, "environment": environment.describe()}
+
+
 class PlainLinear(nn.Module):
     """layers.Linear, as qwix can intercept it."""
 
@@ -190,14 +229,16 @@ def work_bytes(model: Any, params: Any, batch_size: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("card", "decode"))
+    parser.add_argument("what", choices=("card", "kept", "decode"))
     parser.add_argument("names", nargs="+")
     parser.add_argument("--tag", default="cpu", help="of decode's JSON: quant-NAME-TAG.json")
     arguments = parser.parse_args()
+    measure = {"card": card, "kept": kept, "decode": decode}[arguments.what]
     for name in arguments.names:
         record = {"command": f"python -m benchmarks.quant {arguments.what} {name}"}
-        record |= card(name) if arguments.what == "card" else decode(name)
-        tag = f"card-{name}" if arguments.what == "card" else f"{name}-{arguments.tag}"
+        record |= measure(name)
+        decoding = arguments.what == "decode"
+        tag = f"{name}-{arguments.tag}" if decoding else f"{arguments.what}-{name}"
         path = FOLDER / f"quant-{tag}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
         print(path)

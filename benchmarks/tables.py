@@ -138,7 +138,12 @@ QUANT = (
     "With up to four rows to multiply, 32 inputs at a time are unpacked, multiplied and summed in "
     "one loop over the columns, which no float weight leaves: XLA's CPU backend vectorises that, "
     "but neither a conversion from int8 nor a sum over rows. With more rows a matrix is unpacked "
-    "just before its matmul. bits counts scales and vectors."
+    "just before its matmul. bits counts scales and vectors. A CPU computes in float32: of bf16 "
+    "parameters XLA makes a float32 copy ahead of the loop over tokens, and keeps it."
+)
+KEPT = (
+    "Embeddings and vectors are rounded, too, since that costs next to nothing and they are a "
+    "share of a small model. Without QAT:"
 )
 QWIX = (
     "Why not qwix? Its int8 kernels were tried in the same race. They need a Linear that calls "
@@ -192,6 +197,24 @@ def card(name: str) -> str:
                 f"{int8['wer']:.2%}, int4 {of['int4']['wer']:.2%}."
             )
     return "\n".join(rows) + f"\n\n{note} {measured_on(record)}"
+
+
+def kept(name: str) -> str:
+    """What it would save and cost to leave a kind of parameters in float32."""
+    record = read(f"quant-kept-{name}")
+    assert record is not None
+    lines = [
+        "| left in float32 | int8: smaller | val_loss | int4: smaller | val_loss |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in dict.fromkeys(row["kept"] for row in record["rows"]):
+        cells = [
+            f"{row['smaller']:.2f}x | {row['delta']:+.5f}"
+            for row in record["rows"]
+            if row["kept"] == kind
+        ]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\n{measured_on(record)}"
 
 
 def quant_decoding(name: str) -> str:
@@ -357,6 +380,8 @@ def benchmarks_md() -> str:
     for name, title in CARDS.items():
         if read(f"quant-card-{name}"):
             lines += [f"### {title}", "", card(name), ""]
+        if read(f"quant-kept-{name}"):
+            lines += [KEPT, "", kept(name), ""]
     for name, title in {
         "quant-seed-cpu": "Decoding at the seed's size, on a CPU",
         "quant-seed-gpu": "Decoding at the seed's size, on a GPU",
