@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ablate, decode, ladders, parity, quality, race
+from gptjax.quantize import SAME
 
 FOLDER = Path("docs/benchmarks")
 SEED_BIGRAM, SEED_GPT_START = 2.4911, 4.4707  # what the original project logged (README)
@@ -176,9 +177,11 @@ def card(name: str) -> str:
         delta = "" if row is first else f"{row['delta']:+.4f}"
         cells = [row["format"], f"{row['bits']:.2f}", *sizes, f"{row['val_loss']:.4f}", delta]
         rows.append(f"| {' | '.join([*cells, *rates])} |")
+    further = record["float32_after_as_many_steps"]
     note = (
-        f"{record['parameters']:,} parameters. QAT is {record['qat_steps']} steps; without "
-        f"rounding, as many reach {record['float32_after_as_many_steps']:.4f}."
+        f"{record['parameters']:,} parameters. QAT is {record['qat_steps']} steps of training, "
+        f"which float32 gains from, too: as many without rounding reach {further:.4f}, "
+        f"{record['rows'][-1]['val_loss'] - further:.4f} less."
     )
     if "test" in record:
         of = record["test"]
@@ -196,6 +199,14 @@ def card(name: str) -> str:
                 f" Word error rate on the test split: float32 {float32['wer']:.2%}, int8 "
                 f"{int8['wer']:.2%}, int4 {of['int4']['wer']:.2%}."
             )
+    slower = [
+        f"{row['format']} at batch {n} ({row[key] / first[key]:.2f})"
+        for row in record["rows"]
+        for n in (1, 32)
+        if row[key := f"tokens_per_second_{n}"] < SAME * first[key]
+    ]
+    if slower:
+        note += f" Slower than float32 on this machine: {', '.join(slower)}."
     return "\n".join(rows) + f"\n\n{note} {measured_on(record)}"
 
 
@@ -459,7 +470,7 @@ def readme(text: str) -> str:
         "learning": learning(),
         "g2p": f"{g2p_table()}\n\n{PUBLISHED}",
         "digits": digits_table(),
-        "quant": card("gpt_cpu_wide"),
+        "quant": f"Of {CARDS['gpt_cpu_wide']}:\n\n{card('gpt_cpu_wide')}",
     }
     for name, content in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"

@@ -19,6 +19,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -309,13 +310,23 @@ def save_finished(
 
 
 def check_free(folder: Path) -> Path:
-    """The name that a new run has while it is made. Raises UserError if something is there."""
+    """The name that a new run has while it is made.
+
+    Raises UserError if something is there, or if nothing can be made there.
+    """
+    if not folder.name or folder.is_symlink() or folder.exists():
+        raise UserError(f"{folder} exists; remove it, or name another folder")
     part = folder.with_name(folder.name + ".part")
-    for path in (folder, part):
-        if path.exists():
-            raise UserError(f"{path} exists; remove it, or name another folder")
-    if file := next((parent for parent in folder.parents if parent.is_file()), None):
-        raise UserError(f"{folder} cannot be made, {file} is a file; name another folder")
+    if part.exists():
+        raise UserError(f"{part} exists; remove it, or name another folder")
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made in {parent} ({error.strerror}); name another folder"
+        ) from None
     return part
 
 
@@ -380,7 +391,10 @@ def read_format(folder: Path) -> Format:
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """What a run was made with: versions, devices, data."""
-    return json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    try:
+        return json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/environment.json cannot be read ({error})") from None
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

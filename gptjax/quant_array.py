@@ -165,7 +165,8 @@ def quantize(matrix_KN: Array, form: Format, transposed: bool = False) -> QuantA
     """
     matrix_KN = (matrix_KN.T if transposed else matrix_KN).astype(jnp.float32)
     fan_in, n_columns = matrix_KN.shape
-    group = form.group or -(-fan_in // CHUNK) * CHUNK
+    column = -(-fan_in // CHUNK) * CHUNK
+    group = min(form.group or column, column)
     matrix_KN = jnp.pad(matrix_KN, ((0, -fan_in % group), (0, 0)))
     grouped = matrix_KN.reshape(-1, group, n_columns)
     largest_GN = jnp.take_along_axis(grouped, jnp.abs(grouped).argmax(1, keepdims=True), 1)[:, 0]

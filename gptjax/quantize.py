@@ -27,7 +27,7 @@ from rich.progress import track
 from gptjax import checkpoint, data, devices, models, optim, sampling, search, training
 from gptjax.config import Config, parse_command
 from gptjax.data import Data
-from gptjax.errors import UserError, exit_codes
+from gptjax.errors import TrainingDiverged, UserError, exit_codes
 from gptjax.models import EncoderDecoder, Model, SpeechRecognizer
 from gptjax.quant_array import CHUNK, FLOAT32, Format, quantize_params, straight_through
 from gptjax.sampling import Sampler
@@ -36,7 +36,9 @@ from gptjax.tokenizer import PairTokenizer, SpeechTokenizer
 QAT_LEARNING_RATE = 0.1
 """Peak of the fine-tuning's learning rates, as a share of those that the run was trained with."""
 BATCH_SIZES = (1, 32)
-ROUNDS = 5
+ROUNDS, SECONDS_PER_TURN = 5, 0.5
+SAME = 0.95
+"""Rates that differ by less are called the same."""
 DECODED_TOKENS = 128
 """Tokens that a text model writes for the card, in each round and row."""
 DECODED_SOURCES = 16
@@ -91,6 +93,9 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
         raise UserError(f"--qat-steps is {command.qat_steps}, but must be 0 or more")
     if command.qat_steps and form.bits == 16:
         raise UserError(f"--qat-steps {command.qat_steps} is for --bits 4 or 8; leave it out")
+    of_training = checkpoint.read_environment(command.run)["data"]
+    if len(of_training) == 2:  # source and hash of what was imported
+        raise UserError(f"{command.run} was imported, with no data to measure a card on")
     dataset = data.load(config)
     checkpoint.check_same_data(command.run, dataset)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
@@ -107,7 +112,6 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     if command.qat_steps:
         params = fine_tune(model, params, dataset, config, form, step, command.qat_steps)
     named[name] = quantize_params(params, form)
-    of_training = checkpoint.read_environment(command.run)["data"]
     rows = card(model, named, dataset, config)
     of_saved = next(row for row in rows if row["format"] == name)
     checkpoint.save_finished(
@@ -177,7 +181,11 @@ def fine_tune(
     state = training.init_state(jax.tree.map(jnp.copy, params), optimizer)  # train_steps donates it
     for i in track(range(step, step + n_steps), "fine-tuning", transient=True):
         batches = data.training_batches(dataset, config, range(i, i + 1), capacity=1)
-        state, _ = train_steps(state, batches, 1)
+        state, metrics = train_steps(state, batches, 1)
+        if not np.isfinite(metrics.loss[0]):
+            raise TrainingDiverged(
+                f"fine-tuning step {i}: loss {metrics.loss[0]}; nothing is saved"
+            )
     return state.params
 
 
@@ -262,14 +270,17 @@ def decoder(model: Model, dataset: Data | None, config: Config, n: int) -> Calla
 
 def decoding_rates(decoders: dict[str, Callable[[], int]]) -> dict[str, float]:
     """Tokens per second of each of them, in turn: a slow minute hits all."""
-    seconds: dict[str, list[float]] = {name: [] for name in decoders}
-    n_tokens = {name: decode() for name, decode in decoders.items()}  # compiles
+    rates: dict[str, list[float]] = {name: [] for name in decoders}
+    for decode in decoders.values():
+        decode()  # compiles
     for _ in track(range(ROUNDS), "measuring decoding", transient=True):
         for name, decode in decoders.items():
-            start = time.perf_counter()
-            decode()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: n_tokens[name] / statistics.median(seconds[name]) for name in decoders}
+            n_tokens, start, seconds = 0, time.perf_counter(), 0.0
+            while not n_tokens or seconds < SECONDS_PER_TURN:
+                n_tokens += decode()
+                seconds = time.perf_counter() - start
+            rates[name].append(n_tokens / seconds)
+    return {name: statistics.median(rates[name]) for name in decoders}
 
 
 def table(rows: list[dict[str, Any]], saved: str) -> str:
@@ -291,7 +302,7 @@ def table(rows: list[dict[str, Any]], saved: str) -> str:
     for row in rows[1:]:
         for n in BATCH_SIZES:
             share = row[f"tokens_per_second_{n}"] / first[f"tokens_per_second_{n}"]
-            if share < 1:
+            if share < SAME:
                 lines.append(
                     f"{row['format']} is slower than {first['format']} at batch {n}: "
                     f"{share:.2f} of its tokens/s"
