@@ -5,7 +5,8 @@ Array names end in their dimensions:
     D model width   H heads   K head width   F hidden width of the MLP   M mel band
 
 Modules are Flax Linen, used purely functionally: `model.init` makes a pytree of parameters and
-`model.apply` computes. Parameters are float32; `dtype` is that of activations and matmuls.
+`model.apply` computes. Parameters are float32, or after training smaller (quant_array.py);
+`dtype` is that of activations and matmuls.
 """
 
 from collections.abc import Callable
@@ -97,7 +98,8 @@ class Embed(nn.Module):
 
     def __call__(self, ids: Array) -> Array:
         table_VD = self.table_VD.astype(self.dtype)
-        if self.rows > ONE_HOT_ROWS or isinstance(table_VD, QuantArray):  # which has no gradient
+        # A QuantArray is looked up in any case: nobody differentiates it.
+        if self.rows > ONE_HOT_ROWS or isinstance(table_VD, QuantArray):
             return table_VD[ids].astype(self.dtype)
         # In two dimensions, as in Linear.
         one_hot = jax.nn.one_hot(ids.reshape(-1), self.rows, dtype=self.dtype)

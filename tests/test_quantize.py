@@ -731,6 +731,53 @@ def test_what_is_in_the_way_is_refused_at_once(
     assert snapshot(tmp_path) == before
 
 
+def test_a_folder_that_cannot_be_made_is_refused_at_once(
+    run: Path, tmp_path: Path, idle: None, refused: Refused
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for out in ("", "/", tmp_path / "file" / "out", tmp_path / "link", "/proc/out"):
+        line = refused(quantize.main, run, "--out", out)
+        assert "exists; remove it" in line or "cannot be made in" in line
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_imported_run_has_no_data_to_be_measured_on(
+    run: Path, tmp_path: Path, idle: None, refused: Refused
+) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "copy"))
+    environment = checkpoint.read_environment(run)
+    environment["data"] = {"source": "no data: weights imported", "sha256": "0"}
+    (copied / "environment.json").write_text(json.dumps(environment))
+    assert "was imported" in refused(quantize.main, copied, "--out", tmp_path / "out")
+    (copied / "environment.json").unlink()
+    assert "environment.json cannot be read" in refused(
+        quantize.main, copied, "--out", tmp_path / "out"
+    )
+
+
+def test_fine_tuning_that_diverges_saves_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "copy"))
+    config = json.loads((run / "config.json").read_text())
+    config["optim"]["learning_rate"] = 1e30
+    (copied / "config.json").write_text(json.dumps(config))
+    flags = ["--bits", "4", "--qat-steps", "4", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        quantize.main([str(copied), *flags])
+    assert stop.value.code == 1
+    assert "nothing is saved" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_group_is_no_longer_than_its_column() -> None:
+    matrix_KN = np.ones((40, 3), np.float32)
+    whole, longer = (quantize_matrix(matrix_KN, Format(8, group), False) for group in (0, 1 << 20))
+    assert longer.words_RN.shape == whole.words_RN.shape
+    assert longer.scale_GN.shape == whole.scale_GN.shape
+
+
 def test_training_does_not_continue_a_quantized_run(
     config_file: Path, run8: Path, tmp_path: Path, refused: Refused
 ) -> None:
