@@ -29,7 +29,7 @@ from jax import Array, lax
 from benchmarks import environment
 from benchmarks.expected import RUNS
 from gptjax import blocks, checkpoint, data, devices, layers, models, sampling, training
-from gptjax.config import Config, GPTConfig, load_file
+from gptjax.config import Config, EncoderDecoderConfig, GPTConfig, SpeechConfig, load_file
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.quant_array import CHUNK, FLOAT32, Format, quantize_params
 from gptjax.quantize import (
@@ -87,9 +87,10 @@ def card(name: str) -> dict[str, Any]:
         "float32_after_as_many_steps": continued(run, config, steps),
         "environment": environment.describe(),
     }
-    if not isinstance(config.model, GPTConfig):
+    if isinstance(config.model, EncoderDecoderConfig | SpeechConfig):
         quantize(Quantize(run, int8, bits=8))
-        record["test"] = {f.name: evaluate(Evaluate(f)) for f in (run, int8, int4)}
+        sides = {"float32": run, "int8": int8, "int4+QAT": int4}
+        record["test"] = {side: evaluate(Evaluate(folder)) for side, folder in sides.items()}
     return record
 
 

@@ -185,19 +185,18 @@ def card(name: str) -> str:
     )
     if "test" in record:
         of = record["test"]
-        int8 = next(of[form] for form in of if form == "int8")
-        float32 = next(of[form] for form in of if form not in ("int8", "int4"))
+        float32, int8, int4 = (of[form] for form in ("float32", "int8", "int4+QAT"))
         if "accuracy" in int8:
             note += (
                 f" Of the test clips, float32 hears {float32['accuracy']:.1%} right, int8 "
-                f"{int8['accuracy']:.1%}, int4 {of['int4']['accuracy']:.1%}; WER of strings "
+                f"{int8['accuracy']:.1%}, int4 {int4['accuracy']:.1%}; WER of strings "
                 f"{float32['strings']['wer']:.2%}, {int8['strings']['wer']:.2%} and "
-                f"{of['int4']['strings']['wer']:.2%}."
+                f"{int4['strings']['wer']:.2%}."
             )
         else:
             note += (
                 f" Word error rate on the test split: float32 {float32['wer']:.2%}, int8 "
-                f"{int8['wer']:.2%}, int4 {of['int4']['wer']:.2%}."
+                f"{int8['wer']:.2%}, int4+QAT {int4['wer']:.2%}."
             )
     slower = [
         f"{row['format']} at batch {n} ({row[key] / first[key]:.2f})"
