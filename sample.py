@@ -295,7 +295,7 @@ def listen(command: Sample, run_config: Config, tok: SpeechTokenizer) -> None:
             _show_transcript(command, path, heard, step, len(paths) > 1)
         if command.attention:
             ((path, samples_N),) = clips
-            alignment.draw_speech(model, params, tok, samples_N, command.attention)
+            alignment.draw_speech(model, params, tok, samples_N, found[0], command.attention)
             print(f"attention: {command.attention}", file=sys.stderr)
     if failed:
         raise UserError("some files could not be read; the others are above")

@@ -29,11 +29,12 @@ from jax import Array, lax
 from benchmarks import environment
 from benchmarks.expected import RUNS
 from gptjax import blocks, checkpoint, data, devices, layers, models, sampling, training
-from gptjax.config import Config, EncoderDecoderConfig, GPTConfig, SpeechConfig, load_file
+from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig, load_file
 from gptjax.evaluate import Evaluate, evaluate
-from gptjax.quant_array import CHUNK, FLOAT32, Format, quantize_params
+from gptjax.quant_array import FLOAT32, quantize_params
 from gptjax.quantize import (
     BATCH_SIZES,
+    FORMATS,
     Quantize,
     decoder,
     decoding_rates,
@@ -62,13 +63,6 @@ SIZES = {
     "tiny": (GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32), 65),
 }
 """Of decoding: model and vocabulary."""
-FORMATS = {
-    "float32": FLOAT32,
-    "bf16": Format(16),
-    "int8": Format(8),
-    "int4": Format(4, group=CHUNK),
-    "W8A8": Format(8, activation_bits=8),
-}
 
 
 def card(name: str) -> dict[str, Any]:
@@ -84,7 +78,7 @@ def card(name: str) -> dict[str, Any]:
         "parameters": evaluate(Evaluate(run, split="val"))["parameters"],
         "qat_steps": steps,
         "rows": rows,
-        "float32_after_as_many_steps": continued(run, config, steps),
+        "float32_after_as_many_steps": continued(run, steps),
         "environment": environment.describe(),
     }
     if isinstance(config.model, EncoderDecoderConfig | SpeechConfig):
@@ -94,16 +88,29 @@ def card(name: str) -> dict[str, Any]:
     return record
 
 
-def continued(run: Path, config: Config, n_steps: int) -> float:
+class Trained:
+    """A run to measure: its model, parameters and the loss of any others on its data."""
+
+    def __init__(self, run: Path):
+        self.config = checkpoint.read_config(run)
+        self.dataset = data.load(self.config)
+        dtype = devices.compute_dtype(self.config.train)
+        self.model = models.build(self.config.model, self.dataset.tokenizer, dtype)
+        self.step, self.params = checkpoint.load_params(run, self.model)
+        self._mean_loss = training.make_evaluate(self.model)
+
+    def loss(self, params: Any) -> float:
+        tokens_per_sequence = self.dataset.tokens_per_sequence(self.config)
+        batch_size = devices.micro_batch_size(
+            self.config.train, self.config.model, tokens_per_sequence
+        )
+        return self._mean_loss(params, self.dataset.validation(self.config, batch_size))
+
+
+def continued(run: Path, n_steps: int) -> float:
     """The validation loss after the steps of the fine-tuning, without any rounding."""
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
-    step, params = checkpoint.load_params(run, model)
-    params = fine_tune(model, params, dataset, config, FLOAT32, step, n_steps)
-    batch_size = devices.micro_batch_size(
-        config.train, config.model, dataset.tokens_per_sequence(config)
-    )
-    return training.make_evaluate(model)(params, dataset.validation(config, batch_size))
+    t = Trained(run)
+    return t.loss(fine_tune(t.model, t.params, t.dataset, t.config, FLOAT32, t.step, n_steps))
 
 
 KEPT: dict[str, Callable[[str, Any], bool]] = {
@@ -117,17 +124,10 @@ KEPT: dict[str, Callable[[str, Any], bool]] = {
 
 def kept(name: str) -> dict[str, Any]:
     """What each kind of parameter costs and saves: validation loss and size without rounding it."""
-    run = RUNS / name
-    config = checkpoint.read_config(run)
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
-    _, params = checkpoint.load_params(run, model)
-    batch_size = devices.micro_batch_size(
-        config.train, config.model, dataset.tokens_per_sequence(config)
-    )
-    mean_loss = training.make_evaluate(model)
+    trained = Trained(RUNS / name)
+    params = trained.params
     float32_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    float32_loss = mean_loss(params, dataset.validation(config, batch_size))
+    float32_loss = trained.loss(params)
     rows = []
     for form in ("int8", "int4"):
         for kind, is_kept in KEPT.items():
@@ -138,9 +138,8 @@ def kept(name: str) -> dict[str, Any]:
             rounded = quantize_params(params, FORMATS[form])
             mixed = jax.tree_util.tree_map_with_path(choose, params, rounded)
             n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(mixed))
-            loss = mean_loss(mixed, dataset.validation(config, batch_size))
             row = {"format": form, "kept": kind, "smaller": round(float32_bytes / n_bytes, 3)}
-            rows.append({**row, "delta": loss - float32_loss})
+            rows.append({**row, "delta": trained.loss(mixed) - float32_loss})
     return {"run": name, "rows": rows, "environment": environment.describe()}
 
 

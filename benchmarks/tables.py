@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ablate, decode, ladders, parity, quality, race
-from gptjax.quantize import SAME
+from gptjax.quantize import slower
 
 FOLDER = Path("docs/benchmarks")
 SEED_BIGRAM, SEED_GPT_START = 2.4911, 4.4707  # what the original project logged (README)
@@ -170,13 +170,9 @@ def card(name: str) -> str:
             f"{row[key] / 1e6:.2f} MB ({first[key] / row[key]:.2f}x)"
             for key in ("memory_bytes", "disk_bytes")
         ]
-        rates = [
-            f"{row[key]:,.0f} ({row[key] / first[key]:.2f}x)"
-            for key in ("tokens_per_second_1", "tokens_per_second_32")
-        ]
         delta = "" if row is first else f"{row['delta']:+.4f}"
         cells = [row["format"], f"{row['bits']:.2f}", *sizes, f"{row['val_loss']:.4f}", delta]
-        rows.append(f"| {' | '.join([*cells, *rates])} |")
+        rows.append(f"| {' | '.join([*cells, *rates(row, first)])} |")
     further = record["float32_after_as_many_steps"]
     note = (
         f"{record['parameters']:,} parameters. QAT is {record['qat_steps']} steps of training, "
@@ -198,15 +194,16 @@ def card(name: str) -> str:
                 f" Word error rate on the test split: float32 {float32['wer']:.2%}, int8 "
                 f"{int8['wer']:.2%}, int4+QAT {int4['wer']:.2%}."
             )
-    slower = [
-        f"{row['format']} at batch {n} ({row[key] / first[key]:.2f})"
-        for row in record["rows"]
-        for n in (1, 32)
-        if row[key := f"tokens_per_second_{n}"] < SAME * first[key]
-    ]
-    if slower:
-        note += f" Slower than float32 on this machine: {', '.join(slower)}."
+    if shares := slower(record["rows"]):
+        listed = ", ".join(f"{name} at batch {n} ({share:.2f})" for name, n, share in shares)
+        note += f" Slower than float32 on this machine: {listed}."
     return "\n".join(rows) + f"\n\n{note} {measured_on(record)}"
+
+
+def rates(row: dict[str, Any], first: dict[str, Any]) -> list[str]:
+    """Tokens per second at batch 1 and 32, also as multiples of the first row's."""
+    keys = ("tokens_per_second_1", "tokens_per_second_32")
+    return [f"{row[key]:,.0f} ({row[key] / first[key]:.2f}x)" for key in keys]
 
 
 def kept(name: str) -> str:
@@ -239,10 +236,7 @@ def quant_decoding(name: str) -> str:
     for row in record["rows"]:
         cells = [row["format"], f"{row['memory_bytes'] / 1e6:.1f} MB"]
         cells += [f"{row[f'work_bytes_{n}'] / 1e6:.1f} MB" for n in (1, 32)]
-        cells += [
-            f"{row[key]:,.0f} ({row[key] / first[key]:.2f}x)"
-            for key in ("tokens_per_second_1", "tokens_per_second_32")
-        ]
+        cells += rates(row, first)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + (
         f"\n\n{record['parameters']:,} parameters, random. {measured_on(record)}"

@@ -12,7 +12,7 @@ from gptjax import transcribe
 from gptjax.audio import HOP, SAMPLE_RATE
 from gptjax.models import EncoderDecoder, SpeechRecognizer
 from gptjax.tokenizer import SpeechTokenizer
-from gptjax.transcribe import POSITION_SECONDS
+from gptjax.transcribe import POSITION_SECONDS, Transcript
 
 
 def cross_attention(
@@ -58,20 +58,22 @@ def draw_speech(
     params: Any,
     tok: SpeechTokenizer,
     samples_N: np.ndarray,
+    heard: Transcript,
     path: Path,
 ) -> None:
     """Draws a sound's log-mel spectrogram and, under it, where each token was looked for.
 
-    Of a sound longer than a window, the first window, heard by itself.
+    Of a sound longer than a window, the first window and the words in it.
     """
-    longest = transcribe.longest_window(model.config, tok)
-    start, end = transcribe.windows(samples_N, longest)[0]
+    pieces = transcribe.windows(samples_N, transcribe.longest_window(model.config, tok))
+    start, end = pieces[0]
     samples_N, since = samples_N[start:end], start / SAMPLE_RATE
-    heard = transcribe.transcribe(model, params, tok, [samples_N])[0]
+    words = [word for word in heard.words if (word.start + word.end) / 2 < end / SAMPLE_RATE]
+    text = heard.text if len(pieces) == 1 else " ".join(word.text for word in words)
     mel_BTM, mask_BT = transcribe.features([samples_N], model.config)
     n_frames = max(1, min(len(samples_N) // HOP, mel_BTM.shape[1]))
     seconds = n_frames * HOP / SAMPLE_RATE
-    ids = tok.target.encode(heard.text)[: model.config.block_size - len(tok.start_ids)]
+    ids = tok.target.encode(text)[: model.config.block_size - len(tok.start_ids)]
     weights_HTS = transcribe.cross_attention(model, params, tok, mel_BTM, mask_BT, [ids])[0]
     weights_TS = transcribe.aligned(weights_HTS[:, : len(ids) + 1, : (n_frames + 1) // 2])
 
@@ -88,10 +90,10 @@ def draw_speech(
         extent=(since, since + seconds, 0, top),
     )
     above.set_ylabel("mel band", fontsize=9)
-    for word in heard.words:
-        above.axvline(since + word.start, color="white", linewidth=0.6, alpha=0.7)
-        middle = min((word.start + word.end) / 2, seconds)
-        above.text(since + middle, 1.02 * top, word.text, ha="center", parse_math=False, fontsize=9)
+    for word in words:
+        above.axvline(word.start, color="white", linewidth=0.6, alpha=0.7)
+        middle = min((word.start + word.end) / 2, since + seconds)
+        above.text(middle, 1.02 * top, word.text, ha="center", parse_math=False, fontsize=9)
     until = since + weights_TS.shape[1] * POSITION_SECONDS
     extent = (since, until, len(weights_TS) - 0.5, -0.5)
     below.imshow(weights_TS, cmap="Blues", aspect="auto", vmin=0, extent=extent)

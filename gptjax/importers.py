@@ -317,8 +317,7 @@ def import_whisper(command: Whisper) -> None:
     folder, out = command.path, command.out
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name one with config.json and model.safetensors")
-    if out.exists():
-        raise UserError(f"--out {out} exists; name another")
+    checkpoint.check_free(out)
     model_config, vocab_size = whisper_config(folder / "config.json")
     data = DataConfig(name="fsdd", tokenizer="bpe")
     config = Config(model=model_config, data=data, run_dir=out)

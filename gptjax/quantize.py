@@ -35,6 +35,14 @@ from gptjax.tokenizer import PairTokenizer, SpeechTokenizer
 
 QAT_LEARNING_RATE = 0.1
 """Peak of the fine-tuning's learning rates, as a share of those that the run was trained with."""
+FORMATS = {
+    "float32": FLOAT32,
+    "bf16": Format(16),
+    "int8": Format(8),
+    "int4": Format(4, group=CHUNK),
+    "W8A8": Format(8, activation_bits=8),
+}
+"""Rows that every card has."""
 BATCH_SIZES = (1, 32)
 ROUNDS, SECONDS_PER_TURN = 5, 0.5
 SAME = 0.95
@@ -101,13 +109,7 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
     step, params = checkpoint.load_params(command.run, model, command.step)
 
-    named = {
-        "float32": params,
-        "bf16": quantize_params(params, Format(16)),
-        "int8": quantize_params(params, Format(8)),
-        "int4": quantize_params(params, Format(4, group=CHUNK)),
-        "W8A8": quantize_params(params, Format(8, activation_bits=8)),
-    }
+    named = {name: quantize_params(params, of_row) for name, of_row in FORMATS.items()}
     name = _name(form) + ("+QAT" if command.qat_steps else "")
     if command.qat_steps:
         params = fine_tune(model, params, dataset, config, form, step, command.qat_steps)
@@ -200,10 +202,10 @@ def card(
     """
     tokens_per_sequence = dataset.tokens_per_sequence(config)
     batch_size = devices.micro_batch_size(config.train, config.model, tokens_per_sequence)
+    mean_loss = training.make_evaluate(model)
     rows = []
     for name, params in track(named.items(), "measuring losses", transient=True):
         memory_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-        mean_loss = training.make_evaluate(model)
         val_loss = mean_loss(params, dataset.validation(config, batch_size))
         rows.append(
             {
@@ -299,15 +301,21 @@ def table(rows: list[dict[str, Any]], saved: str) -> str:
             rate, of_first = (r[f"tokens_per_second_{n}"] for r in (row, first))
             cells += f"{rate:{width},.0f} {rate / of_first:4.2f}x"
         lines.append(cells)
-    for row in rows[1:]:
-        for n in BATCH_SIZES:
-            share = row[f"tokens_per_second_{n}"] / first[f"tokens_per_second_{n}"]
-            if share < SAME:
-                lines.append(
-                    f"{row['format']} is slower than {first['format']} at batch {n}: "
-                    f"{share:.2f} of its tokens/s"
-                )
+    lines += [
+        f"{name} is slower than {first['format']} at batch {n}: {share:.2f} of its tokens/s"
+        for name, n, share in slower(rows)
+    ]
     return "\n".join(lines)
+
+
+def slower(rows: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
+    """(format, batch size, share of the first row's tokens per second) where that is less."""
+    shares = [
+        (row["format"], n, row[f"tokens_per_second_{n}"] / rows[0][f"tokens_per_second_{n}"])
+        for row in rows
+        for n in BATCH_SIZES
+    ]
+    return [of_row for of_row in shares if of_row[2] < SAME]
 
 
 def main(argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 
 # Set before jax is imported. The suite tests the CPU path, also on a machine with a GPU; what a
 # test compiles, the next one (and the processes that tests start) finds in a cache.
@@ -60,3 +61,24 @@ def tokens() -> np.ndarray:
     """(3, 16), each row with distinct tokens."""
     rng = np.random.default_rng(0)
     return np.stack([rng.permutation(VOCAB_SIZE)[:16] for _ in range(3)]).astype(np.int32)
+
+
+# Calls `main` of a command, expects it to refuse, and returns what it said.
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    def call(main: Callable[[list[str]], None], *argv: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in argv])
+        printed = capsys.readouterr()
+        assert stop.value.code == 2
+        assert printed.out == ""
+        (line,) = printed.err.splitlines()
+        assert line.startswith("error: ")
+        assert printed.err == line + "\n"
+        return line
+
+    return call

@@ -7,12 +7,12 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Refused
 
 import sample
 import train
@@ -30,26 +30,6 @@ TINY = (
     f"--train.max-steps {MAX_STEPS} --optim.learning-rate {LEARNING_RATE}"
 ).split()
 ALPHABET = "abcdefgh \n"
-
-# Calls `main` of train.py or sample.py, expects it to refuse, and returns what it said.
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    def call(main: Callable[[list[str]], None], *argv: object) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in argv])
-        printed = capsys.readouterr()
-        assert stop.value.code == 2
-        assert printed.out == ""
-        (line,) = printed.err.splitlines()
-        assert line.startswith("error: ")
-        assert printed.err == line + "\n"
-        return line
-
-    return call
 
 
 @pytest.fixture(scope="session")

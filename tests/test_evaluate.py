@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib.image
 import pytest
+from conftest import Refused
 
 import sample
 import train
@@ -416,25 +417,6 @@ def test_a_bad_source_does_not_end_a_conversation(
 
 
 # --- bad input
-
-# Calls `main` of a command, expects it to refuse, and returns what it said.
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    def call(main: Callable[[list[str]], None], *argv: object) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in argv])
-        said = capsys.readouterr()
-        assert stop.value.code == 2
-        assert said.out == ""
-        (line,) = said.err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    return call
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import Refused
 
 import sample
 import train
@@ -640,26 +641,6 @@ def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
     mean_loss = training.make_evaluate(model)
     plain = mean_loss(quantize_params(tuned, INT4), dataset.validation(config, 16))
     assert rows["int4+QAT"]["val_loss"] < plain - 0.003
-
-
-# Calls `main` of a command, expects it to refuse, and returns what it said.
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    def call(main: Callable[[list[str]], None], *argv: object) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in argv])
-        printed = capsys.readouterr()
-        assert stop.value.code == 2
-        assert printed.out == ""
-        (line,) = printed.err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    return call
 
 
 @pytest.fixture
