@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Refused
 
 from gptjax import espeak, speech
 from gptjax.config import Config, DataConfig, SpeechConfig, TrainConfig
@@ -25,11 +26,6 @@ def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gptjax.espeak", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_the_same_bytes_whoever_makes_them(tmp_path: Path) -> None:
@@ -97,7 +93,9 @@ def test_it_is_a_source_of_training_data(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("one\n\ntwo\n")
-    made = run(str(tmp_path / "lines.txt"), "--out", str(tmp_path / "a"), "--clips", "3")
+    arguments = [str(tmp_path / "lines.txt"), "--out", str(tmp_path / "a"), "--clips", "3"]
+    command = [sys.executable, "-m", "gptjax.espeak", *arguments]
+    made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert "3 clips" in made.stdout
     assert [clip.text for clip in speech.find_clips(tmp_path / "a")].count("one") in (1, 2)
@@ -107,12 +105,11 @@ def test_the_command_line(tmp_path: Path) -> None:
     ("content", "clips", "says"),
     [(None, "3", "missing.txt"), ("\n \n", "3", "no lines"), ("one\n", "0", "--clips is 0")],
 )
-def test_bad_input_is_one_line(tmp_path: Path, content: str | None, clips: str, says: str) -> None:
+def test_bad_input_is_one_line(
+    tmp_path: Path, refused: Refused, content: str | None, clips: str, says: str
+) -> None:
     path = tmp_path / ("missing.txt" if content is None else "lines.txt")
     if content is not None:
         path.write_text(content)
-    made = run(str(path), "--out", str(tmp_path / "a"), "--clips", clips)
-    assert made.returncode == 2
-    assert len(made.stderr.splitlines()) == 1
-    assert says in made.stderr
+    assert says in refused(espeak.main, path, "--out", tmp_path / "a", "--clips", clips)
     assert not (tmp_path / "a").exists()

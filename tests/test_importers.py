@@ -12,7 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import Refused
 
+import sample
+import train
 from gptjax import audio, checkpoint, importers, models, search, transcribe
 from gptjax.config import SpeechConfig
 from gptjax.errors import UserError
@@ -435,15 +438,14 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
 # --- from a shell
 
 
-def shell(*command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False, cwd=REPO
-    )
-
-
-def test_the_command_makes_a_run_that_sample_py_hears_with(saved: Path, tmp_path: Path) -> None:
+def test_the_command_makes_a_run_that_sample_py_hears_with(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "runs" / "tiny"
-    done = shell("-m", "gptjax.importers", "whisper", saved, "--out", out, "--language", "de")
+    command = ["-m", "gptjax.importers", "whisper", saved, "--out", out, "--language", "de"]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, check=False, cwd=REPO
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
     assert f"sample.py {out} --audio" in done.stdout
@@ -457,9 +459,9 @@ def test_the_command_makes_a_run_that_sample_py_hears_with(saved: Path, tmp_path
     if not RECORDINGS.is_dir():
         pytest.skip(f"{RECORDINGS} is not there, so sample.py hears nothing")
     wav = RECORDINGS / "7_george_0.wav"
-    heard = shell("sample.py", out, "--audio", wav, "--json")
-    assert heard.returncode == 0, heard.stderr
-    record = json.loads(heard.stdout)
+    capsys.readouterr()
+    sample.main([str(out), "--audio", str(wav), "--json"])
+    record = json.loads(capsys.readouterr().out)
     assert record["audio"] == str(wav)
     assert record["step"] == 0
     assert isinstance(record["text"], str)
@@ -475,7 +477,9 @@ def test_a_wrong_command_line_is_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_train_py_does_not_continue_an_imported_run(imported: Path, tmp_path: Path) -> None:
+def test_train_py_does_not_continue_an_imported_run(
+    imported: Path, tmp_path: Path, refused: Refused
+) -> None:
     for i in range(8):
         clip = np.sin(np.arange(8000) * 0.1 * (i + 1)).astype(np.float32)
         soundfile.write(tmp_path / f"{i}.wav", clip, 16_000)
@@ -489,9 +493,6 @@ def test_train_py_does_not_continue_an_imported_run(imported: Path, tmp_path: Pa
     before = sorted(p.name for p in imported.iterdir())
     data = ("--data.path", tmp_path / "clips.jsonl", "--data.val-fraction", "0.3")
     for resume in ((), ("--resume",)):
-        command = ("train.py", "--config", config, *data, "--run-dir", imported, *resume)
-        done = shell(*command)
-        assert done.returncode == 2, done.stderr
-        assert "no optimizer state" in done.stderr
-        assert done.stderr.count("\n") == 1
+        flags = ("--config", config, *data, "--run-dir", imported, *resume)
+        assert "no optimizer state" in refused(train.main, *flags)
     assert sorted(p.name for p in imported.iterdir() if p.name != "lock") == before

@@ -1,6 +1,7 @@
 """Beam search finds what a search without cache, padding and neighbours finds."""
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -396,13 +397,12 @@ def test_cross_attention_equals_its_definition(case: Case) -> None:
     """softmax(q k / sqrt(K)) in the last layer, made of what the model itself hands on."""
     model, c = case.model, case.model.config
     source_S, tokens_T = case.tok.source.encode("cabbage"), np.array([case.tok.boundary, 1, 4])
-    _, sown = model.apply(
+    capture = functools.partial(model.apply, capture_intermediates=True, mutable="intermediates")
+    _, sown = jax.jit(capture)(
         {"params": case.params},
         tokens_T[None],
         source=source_S[None],
         source_mask=np.ones((1, 7), bool),
-        capture_intermediates=True,
-        mutable="intermediates",
     )
     attention = sown["intermediates"]["decoder"]["block_1"]["cross_attention"]
     q, k = (

@@ -1,12 +1,14 @@
 """From sound to text: the model, its padding, windows, word times, error rates, the commands."""
 
 import dataclasses
+import io
 import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,12 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import Refused
 from matplotlib.axes import Axes
 
 import sample
-from gptjax import audio, evaluate, models, search, speech, transcribe
+import train
+from gptjax import audio, evaluate, models, report, search, speech, transcribe
 from gptjax.audio import HOP, SAMPLE_RATE
 from gptjax.config import SpeechConfig
+from gptjax.pairs import epoch_batches
 from gptjax.speech import Example
 from gptjax.tokenizer import SpeechTokenizer, WordTokenizer
 
@@ -82,9 +87,8 @@ def test_the_stem_is_two_convolutions_of_which_the_second_halves() -> None:
     seen: list[Any] = []
     encoder = models.SpeechEncoder(config)
     # What enters the first block is what leaves the stem, and sinusoids.
-    _, found = encoder.apply(
-        {"params": params["encoder"]}, mel_BTM, None, capture_intermediates=True
-    )
+    apply = jax.jit(partial(encoder.apply, capture_intermediates=True))
+    _, found = apply({"params": params["encoder"]}, mel_BTM, None)
     stem = found["intermediates"]["conv_2"]["__call__"][0]
     seen = [jax.nn.gelu(stem, approximate=False)]
     x = torch.from_numpy(mel_BTM.transpose(0, 2, 1))
@@ -133,8 +137,9 @@ def test_padding_changes_nothing(config: SpeechConfig) -> None:
         chosen = jnp.take_along_axis(log_p, batch["targets"][..., None], axis=-1)[..., 0]
         return -(chosen * batch["weights"]).sum() / batch["weights"].sum(), logits_BTV[0]
 
-    (a, logits_a), of_a = jax.value_and_grad(loss, has_aux=True)(params, alone)
-    (b, logits_b), of_b = jax.value_and_grad(loss, has_aux=True)(params, beside)
+    loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (a, logits_a), of_a = loss_and_gradient(params, alone)
+    (b, logits_b), of_b = loss_and_gradient(params, beside)
     n = min(len(logits_a), len(logits_b))
     np.testing.assert_allclose(logits_a[:n], logits_b[:n], atol=1e-5)
     np.testing.assert_allclose(a, b, atol=1e-5)
@@ -148,16 +153,18 @@ def test_decoding_with_a_cache_finds_what_reading_all_again_finds(config: Speech
     model, params = make(config, tok)
     mel_BTM, mask_BT = transcribe.features([noise(0.5), noise(1.2, 1)], config)
     beams = search.beam_search(model, params, mel_BTM, mask_BT, tok.end)
+    apply = jax.jit(model.apply)
     for row in range(2):
         ids = [tok.end]
         while len(ids) <= config.block_size:
-            logits, _ = model.apply(
+            # Padded to one shape, so that it compiles once; a causal decoder does not see that.
+            logits, _ = apply(
                 {"params": params},
-                np.array([ids]),
+                np.pad([ids], ((0, 0), (0, config.block_size - len(ids)))),
                 source=mel_BTM[row : row + 1],
                 source_mask=mask_BT[row : row + 1],
             )
-            ids.append(int(np.argmax(np.asarray(logits)[0, -1])))
+            ids.append(int(np.argmax(np.asarray(logits)[0, len(ids) - 1])))
             if ids[-1] == tok.end:
                 break
         length = int(beams.length_BN[row, 0])
@@ -352,12 +359,14 @@ config = Config(
     train=TrainConfig(max_steps=60, batch_size=4, eval_interval=30, log_interval=1),
 )
 """
-SAID = {"0_george_0": "zero", "3_george_1": "three", "7_theo_2": "seven", "9_theo_3": "nine"}
+# All between 0.4 and 0.8 s long, so that they share every batch. Of clips of different lengths a
+# batch has one or two, what one step teaches the next one overwrites, and how many steps it takes
+# to tell the four apart is luck.
+SAID = {"0_george_1": "zero", "3_george_1": "three", "7_theo_10": "seven", "9_theo_3": "nine"}
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=REPO)
+def run_train(*arguments: object) -> None:
+    train.main(list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -380,8 +389,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "four"
-    made = command("train.py", "--config", config_file, "--run-dir", folder)
-    assert made.returncode == 0, made.stderr[-2000:]
+    run_train("--config", config_file, "--run-dir", folder)
     return folder
 
 
@@ -392,7 +400,7 @@ def listen(capsys: pytest.CaptureFixture[str], run: Path, *arguments: object) ->
     return captured.out, captured.err
 
 
-def refused(capsys: pytest.CaptureFixture[str], run: Path, *arguments: object) -> tuple[str, str]:
+def refuses(capsys: pytest.CaptureFixture[str], run: Path, *arguments: object) -> tuple[str, str]:
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info:
         sample.main([str(run), *map(str, arguments)])
@@ -403,6 +411,8 @@ def refused(capsys: pytest.CaptureFixture[str], run: Path, *arguments: object) -
 
 
 def test_four_clips_are_learned_by_heart(run: Path) -> None:
+    losses = [row["val_loss"] for row in report.read_metrics(run) if "val_loss" in row]
+    assert losses[-1] < 0.02  # 0.003; with 0.2, all four are right
     found = evaluate.evaluate(evaluate.Evaluate(run))
     assert found["accuracy"] == 1.0, found["worst"]
     assert found["wer"] == found["cer"] == 0.0
@@ -427,7 +437,7 @@ def test_evaluate_takes_every_clip_of_another_folder(
 ) -> None:
     for take in (0, 6, 20):  # of all three splits
         name = f"0_george_{take}.wav"
-        (tmp_path / name).write_bytes((RECORDINGS / "0_george_0.wav").read_bytes())
+        (tmp_path / name).write_bytes((RECORDINGS / "0_george_1.wav").read_bytes())
     evaluate.main([str(run), "--json", "--data.path", str(tmp_path)])
     found = json.loads(capsys.readouterr().out)
     assert found["clips"] == 3
@@ -444,7 +454,7 @@ def test_other_formats_rates_and_channels_say_the_same(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str, rate: int
 ) -> None:
     soxr = pytest.importorskip("soxr", reason="an extra: pip install -e '.[speech]'")
-    samples_N, original = soundfile.read(RECORDINGS / "7_theo_2.wav")
+    samples_N, original = soundfile.read(RECORDINGS / "7_theo_10.wav")
     samples_N = soxr.resample(samples_N, original, rate)
     both_NC = np.stack([samples_N, samples_N], axis=1)
     soundfile.write(tmp_path / f"a{suffix}", both_NC, rate)
@@ -457,18 +467,18 @@ def test_rates_that_cannot_be_and_nameless_formats_are_refused(
 ) -> None:
     for rate in (1, 2_000_000_000):
         soundfile.write(tmp_path / "a.wav", noise(0.5), rate)
-        _, err = refused(capsys, run, "--audio", tmp_path / "a.wav")
+        _, err = refuses(capsys, run, "--audio", tmp_path / "a.wav")
         assert f"has a rate of {rate:,} Hz" in err
     soundfile.write(tmp_path / "a.wav", noise(0.5)[:1], 96_000)
-    assert "has no samples" in refused(capsys, run, "--audio", tmp_path / "a.wav")[1]
+    assert "has no samples" in refuses(capsys, run, "--audio", tmp_path / "a.wav")[1]
     (tmp_path / "a.raw").write_bytes(bytes(1000))
-    assert "cannot be read as sound" in refused(capsys, run, "--audio", tmp_path / "a.raw")[1]
-    assert "- twice" in refused(capsys, run, "--audio", "-", "-")[1]
+    assert "cannot be read as sound" in refuses(capsys, run, "--audio", tmp_path / "a.raw")[1]
+    assert "- twice" in refuses(capsys, run, "--audio", "-", "-")[1]
 
 
 def test_a_name_that_is_no_utf_8_is_a_name(run: Path, tmp_path: Path) -> None:
     path = bytes(tmp_path) + b"/bad\xff.wav"
-    Path(os.fsdecode(path)).write_bytes((RECORDINGS / "7_theo_2.wav").read_bytes())
+    Path(os.fsdecode(path)).write_bytes((RECORDINGS / "7_theo_10.wav").read_bytes())
     line = [os.fsencode(sys.executable), b"sample.py", bytes(run), b"--audio", path]
     made = subprocess.run(line, capture_output=True, cwd=REPO)
     assert made.returncode == 0, made.stderr
@@ -478,7 +488,7 @@ def test_a_name_that_is_no_utf_8_is_a_name(run: Path, tmp_path: Path) -> None:
 def test_words_are_where_they_are_said_behind_a_long_pause(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    word_N = audio.read(RECORDINGS / "7_theo_2.wav")
+    word_N = audio.read(RECORDINGS / "7_theo_10.wav")
     samples_N = np.concatenate([np.zeros(5 * SAMPLE_RATE, np.float32), word_N])
     soundfile.write(tmp_path / "late.wav", samples_N, SAMPLE_RATE)
     out, _ = listen(capsys, run, tmp_path / "late.wav", "--json")
@@ -515,12 +525,13 @@ def test_a_folder_and_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert row["step"] in (30, 60)
 
 
-def test_stdin(run: Path) -> None:
+def test_stdin(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = (RECORDINGS / "3_george_1.wav").read_bytes()
-    line = [sys.executable, "sample.py", str(run), "--audio", "-"]
-    made = subprocess.run(line, input=content, capture_output=True, cwd=REPO)
-    assert made.returncode == 0, made.stderr
-    assert made.stdout.decode().splitlines()[0] == "three"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    out, _ = listen(capsys, run, "-")
+    assert out.splitlines()[0] == "three"
 
 
 def test_a_sound_longer_than_the_window_is_heard_in_windows(
@@ -569,11 +580,11 @@ def test_a_file_that_cannot_be_read_does_not_keep_the_others_from_being_heard(
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), SAMPLE_RATE)
     for bad in ("broken.wav", "empty.wav", "missing.wav"):
-        out, err = refused(capsys, run, "--audio", tmp_path / bad)
+        out, err = refuses(capsys, run, "--audio", tmp_path / bad)
         assert out == ""
         assert bad in err.splitlines()[-1]
         assert len(err.splitlines()) == 1
-        out, err = refused(capsys, run, "--audio", tmp_path / bad, good)
+        out, err = refuses(capsys, run, "--audio", tmp_path / bad, good)
         assert "nine" in out
         assert bad in err
 
@@ -583,13 +594,13 @@ def test_options_of_the_other_models_are_refused(
 ) -> None:
     good = RECORDINGS / "9_theo_3.wav"
     for extra in (("--prompt", "x"), ("--source", "x"), ("--interactive",)):
-        _, err = refused(capsys, run, "--audio", good, *extra)
+        _, err = refuses(capsys, run, "--audio", good, *extra)
         assert f"{extra[0]} is not for" in err
-    _, err = refused(capsys, run)
+    _, err = refuses(capsys, run)
     assert "--audio is missing" in err
-    _, err = refused(capsys, run, "--audio", tmp_path)
+    _, err = refuses(capsys, run, "--audio", tmp_path)
     assert "has no sound files" in err
-    _, err = refused(capsys, run, "--audio", good, "--beam", "0")
+    _, err = refuses(capsys, run, "--audio", good, "--beam", "0")
     assert "--beam is 0" in err
 
 
@@ -609,9 +620,9 @@ def test_attention_draws_one_sound(
     assert np.all(weights_TS.sum(1) > 0.5)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 5000
-    _, err = refused(capsys, run, "--audio", good, good, "--attention", picture)
+    _, err = refuses(capsys, run, "--audio", good, good, "--attention", picture)
     assert "draws one sound, not 2" in err
-    _, err = refused(capsys, run, "--audio", good, "--attention", tmp_path / "a.gif")
+    _, err = refuses(capsys, run, "--audio", good, "--attention", tmp_path / "a.gif")
     assert "must end in .png" in err
 
 
@@ -624,9 +635,11 @@ def test_a_run_that_is_stopped_ends_as_if_it_had_not_been(
     losses = []
     for name, stops in (("whole", [12]), ("parts", [6, 12])):
         for n_steps in stops:
+            # Another process would know nothing of what this one keeps in memory.
+            epoch_batches.cache_clear()
+            speech.read_word.cache_clear()
             line = ["--config", config_file, "--run-dir", tmp_path / name, *varied]
-            made = command("train.py", *line, "--train.max-steps", n_steps)
-            assert made.returncode == 0, made.stderr[-2000:]
+            run_train(*line, "--train.max-steps", n_steps)
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         found = [json.loads(row) for row in rows]
         losses.append([row["train_loss"] for row in found if "train_loss" in row])
@@ -647,17 +660,14 @@ def test_a_run_that_is_stopped_ends_as_if_it_had_not_been(
     ],
 )
 def test_data_that_the_model_cannot_learn_from_is_refused_in_one_line(
-    tmp_path: Path, config: str, name: str, says: str
+    tmp_path: Path, refused: Refused, config: str, name: str, says: str
 ) -> None:
-    line = ["--config", config, "--run-dir", tmp_path / "run", "--data.name", *name.split()]
-    made = command("train.py", *line)
-    assert made.returncode == 2
-    assert says in made.stderr
-    assert len(made.stderr.strip().splitlines()) == 1
+    line = ["--config", REPO / config, "--run-dir", tmp_path / "run", "--data.name", *name.split()]
+    assert says in refused(train.main, *line)
     assert not (tmp_path / "run").exists()
 
 
-def test_librispeech_end_to_end(tmp_path: Path) -> None:
+def test_librispeech_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """configs/librispeech.py, smaller: trains, is measured, hears."""
     if not RECORDINGS.is_dir():
         pytest.skip(f"no {RECORDINGS}")
@@ -681,13 +691,11 @@ def test_librispeech_end_to_end(tmp_path: Path) -> None:
     small = "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 32 --model.n-head 2"
     small += " --data.vocab-size 270 --model.source-block-size 100 --train.max-steps 4"
     small += " --train.batch-size 4 --train.eval-interval 4"
-    arguments = ["--config", "configs/librispeech.py", "--data.path", folder, "--run-dir", run]
-    made = command("train.py", *arguments, *small.split())
-    assert made.returncode == 0, made.stderr[-2000:]
+    arguments = ["--config", REPO / "configs/librispeech.py", "--data.path", folder]
+    run_train(*arguments, "--run-dir", run, *small.split())
     found = evaluate.evaluate(evaluate.Evaluate(run))
     assert found["clips"] == 12
     assert set(found["per_speaker"]) == {"lucas"}
     clip = next(folder.rglob("*.flac"))
-    heard = command("sample.py", run, "--audio", clip, "--json")
-    assert heard.returncode == 0, heard.stderr
-    assert json.loads(heard.stdout)["audio"] == str(clip)
+    heard, _ = listen(capsys, run, clip, "--json")
+    assert json.loads(heard)["audio"] == str(clip)
