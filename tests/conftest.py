@@ -21,6 +21,19 @@ import pytest
 from gptjax import models
 from gptjax.config import GPTConfig
 
+# The files that take longest come first: a worker takes a whole file, and one that begins late
+# would keep the others waiting at the end.
+LONGEST = (
+    *("test_end_to_end.py", "test_quantize.py", "test_transcribe.py", "test_importers.py"),
+    *("test_evaluate.py", "test_search.py", "test_benchmarks.py", "test_sampling.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, dropout=0.0)
 MODERN = GPTConfig(
     n_layer=2,

@@ -368,19 +368,18 @@ def test_the_second_trainer_of_a_run_is_refused(config_file: Path, half: Path) -
     ids=["in-an-evaluation", "between-evaluations"],
 )
 def test_a_loss_that_is_no_number_stops_the_run(
-    config_file: Path, tmp_path: Path, eval_interval: int, what: str
+    config_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    eval_interval: int,
+    what: str,
 ) -> None:
     run = tmp_path / "run"
-    flags = ["--optim.learning-rate", "1e30", "--train.eval-interval", eval_interval]
-    done = subprocess.run(
-        command(config_file, run, *flags),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    flags = ["--optim.learning-rate", "1e30", "--train.eval-interval", str(eval_interval)]
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--config", str(config_file), "--run-dir", str(run), *flags])
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
     assert re.match(rf"error: step [1-9]\d*: {what}; ", line)
     assert re.search(r"\b(nan|inf)\b", line)
     assert "--optim.learning-rate" in line
@@ -444,15 +443,18 @@ def test_a_micro_batch_smaller_than_the_number_of_devices(
 # --- sampling from the result
 
 
-def test_json_samples(half: Path) -> None:
-    done = run_sample(half, "--json", "--num-samples", 3, "--prompt", "ab", "--max-new-tokens", 30)
-    samples = [json.loads(line) for line in done.stdout.splitlines()]
+def test_json_samples(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--json", "--num-samples", "3", "--prompt", "ab", "--max-new-tokens", "30"]
+    capsys.readouterr()
+    sample.main([str(half), *flags])
+    printed = capsys.readouterr()
+    samples = [json.loads(line) for line in printed.out.splitlines()]
     assert [s["sample"] for s in samples] == [0, 1, 2]
     assert {s["prompt"] for s in samples} == {"ab"}
     assert {s["step"] for s in samples} <= set(committed(half))
     assert all(len(s["text"]) == 30 and set(s["text"]) <= set(ALPHABET) for s in samples)
     assert len({s["text"] for s in samples}) == 3
-    assert done.stderr == ""
+    assert printed.err == ""
 
 
 def test_a_conversation_through_stdin(half: Path) -> None:

@@ -1,5 +1,7 @@
 """Each part against its formula, written out in numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +110,7 @@ def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
     def attend(key):
         return attention.apply(variables, x, deterministic=False, rngs={"dropout": key})[0]
 
-    outputs = jax.vmap(attend)(jax.random.split(KEY, 4000))
+    outputs = jax.jit(jax.vmap(attend))(jax.random.split(KEY, 4000))
     assert not np.allclose(outputs[0], outputs[1])
     clean, _ = attention.apply(variables, x)
     np.testing.assert_allclose(outputs.mean(0), clean, atol=0.05 * float(np.abs(clean).max()))
@@ -153,8 +155,8 @@ def test_causal_attention_in_chunks_is_attention_under_the_causal_mask(n_target)
     x = normal(2, n_target, 16)
     attention = Attention(TINY)
     mask = blocks.causal_mask(jnp.arange(n_target), n_target)
-    (masked, _), variables = attention.init_with_output(KEY, x, mask=mask)
-    causal, _ = attention.apply(variables, x, causal=True)
+    (masked, _), variables = jax.jit(attention.init_with_output)(KEY, x, mask=mask)
+    causal, _ = jax.jit(functools.partial(attention.apply, causal=True))(variables, x)
     np.testing.assert_allclose(causal, masked, rtol=1e-5, atol=1e-6)
 
 

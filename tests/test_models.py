@@ -1,6 +1,7 @@
 """What a language model must be: causal, of the right size, the same with and without a cache."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +49,13 @@ def test_causality_by_gradient(model, params, tokens):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_cached_pieces_equal_the_whole(model, params, tokens, batch_size):
     tokens = tokens[:batch_size]
-    whole, none = model.apply({"params": params}, tokens)
+    apply = jax.jit(model.apply)
+    whole, none = apply({"params": params}, tokens)
     assert none is None
     cache = model.init_cache(len(tokens))
     pieces = []
     for piece in np.split(tokens, [5, 6, 14], axis=1):
-        logits, cache = model.apply({"params": params}, piece, cache)
+        logits, cache = apply({"params": params}, piece, cache)
         pieces.append(logits)
     np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=2e-4, atol=2e-5)
 
@@ -67,13 +69,14 @@ def test_dropout_needs_a_key_and_changes_the_logits(gpt_config, tokens):
     model = models.GPT(dataclasses.replace(gpt_config, dropout=0.3), VOCAB_SIZE)
     params = jax.tree.map(lambda p: p + 0.1, models.init(model, seed=0))
 
+    noisy = jax.jit(functools.partial(model.apply, deterministic=False))
+
     def logits(seed):
-        rngs = {"dropout": jax.random.key(seed)}
-        return model.apply({"params": params}, tokens, deterministic=False, rngs=rngs)[0]
+        return noisy({"params": params}, tokens, rngs={"dropout": jax.random.key(seed)})[0]
 
     np.testing.assert_array_equal(logits(1), logits(1))
     assert not np.allclose(logits(1), logits(2))
-    clean, _ = model.apply({"params": params}, tokens)
+    clean, _ = jax.jit(model.apply)({"params": params}, tokens)
     assert not np.allclose(logits(1), clean)
 
 
@@ -81,7 +84,7 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_weights(gpt_config
     half = models.GPT(gpt_config, VOCAB_SIZE, jnp.bfloat16)
     full = models.GPT(gpt_config, VOCAB_SIZE)
     assert {p.dtype for p in jax.tree.leaves(models.init(half, seed=0))} == {jnp.dtype("float32")}
-    a, b = (m.apply({"params": params}, tokens)[0] for m in (half, full))
+    a, b = (jax.jit(m.apply)({"params": params}, tokens)[0] for m in (half, full))
     assert a.dtype == b.dtype == jnp.float32
     error = jnp.linalg.norm(a - b) / jnp.linalg.norm(b)
     assert 0 < error < 0.05  # not zero, or it would not compute in bfloat16
@@ -89,7 +92,7 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_weights(gpt_config
 
 def test_softcap_bounds_the_logits(params, tokens, gpt_config):
     model = models.GPT(dataclasses.replace(gpt_config, logit_softcap=0.5), VOCAB_SIZE)
-    logits, _ = model.apply({"params": params}, tokens)
+    logits, _ = jax.jit(model.apply)({"params": params}, tokens)
     assert 0.4 < jnp.abs(logits).max() <= 0.5
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -94,10 +95,8 @@ def test_ragged_weights_are_exact_over_micro_batches():
     batch["weights"][0, 0] = 0.0
     batch["weights"][0, 1, 5:] = 0.0
     model, optimizer = models.GPT(TINY, VOCAB_SIZE), optax.sgd(0.1)
-    whole, _ = training.cross_entropy(
-        model,
-        start(TINY, optimizer).params,
-        {k: v[0] for k, v in batch.items()},
+    whole, _ = jax.jit(partial(training.cross_entropy, model))(
+        start(TINY, optimizer).params, {k: v[0] for k, v in batch.items()}
     )
     for micro in (1, 4):
         train_steps = training.make_train_steps(model, optimizer, micro, seed=1)
@@ -133,10 +132,11 @@ def test_evaluation_is_exact_over_the_whole_split():
     model = models.GPT(TINY, VOCAB_SIZE)
     params = models.init(model, seed=1)
     text = TEXT[:211]
+    apply = jax.jit(model.apply)
     total = 0.0
     for first in range(0, 210, 16):
         window = text[first : first + 17].astype(np.int32)
-        logits, _ = model.apply({"params": params}, window[None, :-1])
+        logits, _ = apply({"params": params}, window[None, :-1])
         logp = np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
         total -= logp[np.arange(len(window) - 1), window[1:]].sum()
     evaluate = training.make_evaluate(model)

@@ -347,22 +347,22 @@ def test_case_and_punctuation_are_no_errors() -> None:
 
 # --- four clips learned by heart, and every command on that run
 
+# The window is so long that all clips are padded to one width and share every batch. When a batch
+# had clips of one length alone, what a step taught the next one overwrote, and how many steps it
+# took to tell "seven" from "nine" was luck.
 CONFIG = """
 from pathlib import Path
 from gptjax.config import Config, DataConfig, OptimConfig, SpeechConfig, TrainConfig
 
 config = Config(
     model=SpeechConfig(n_encoder_layer=1, n_layer=1, n_head=2, n_embd=64, block_size=8,
-        source_block_size=80, dropout=0.0, position="rotary", norm="rmsnorm", short_conv=3),
+        source_block_size=240, dropout=0.0, position="rotary", norm="rmsnorm", short_conv=3),
     data=DataConfig(name="fsdd", path=Path({path!r}), tokenizer="word"),
     optim=OptimConfig(learning_rate=3e-3, warmup_steps=5),
-    train=TrainConfig(max_steps=60, batch_size=4, eval_interval=30, log_interval=1),
+    train=TrainConfig(max_steps=60, batch_size=8, eval_interval=30, log_interval=1),
 )
 """
-# All between 0.4 and 0.8 s long, so that they share every batch. Of clips of different lengths a
-# batch has one or two, what one step teaches the next one overwrites, and how many steps it takes
-# to tell the four apart is luck.
-SAID = {"0_george_1": "zero", "3_george_1": "three", "7_theo_10": "seven", "9_theo_3": "nine"}
+SAID = {"0_george_0": "zero", "3_george_1": "three", "7_theo_2": "seven", "9_theo_3": "nine"}
 
 
 def run_train(*arguments: object) -> None:
@@ -375,6 +375,11 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"no {RECORDINGS}")
     folder = tmp_path_factory.mktemp("clips")
     rows = []
+    pause = np.zeros(int(transcribe.MARGIN_SECONDS * SAMPLE_RATE), np.float32)
+    for name, text in SAID.items():  # as a window of a longer sound has it
+        samples_N = np.concatenate([pause, audio.read(RECORDINGS / f"{name}.wav"), pause])
+        soundfile.write(folder / f"paused-{name}.wav", samples_N, SAMPLE_RATE)
+        rows.append({"audio": f"paused-{name}.wav", "text": text, "split": "train"})
     for split in ("train", "val", "test"):
         for name, text in SAID.items():
             copy = folder / f"{split}-{name}.wav"
@@ -412,7 +417,7 @@ def refuses(capsys: pytest.CaptureFixture[str], run: Path, *arguments: object) -
 
 def test_four_clips_are_learned_by_heart(run: Path) -> None:
     losses = [row["val_loss"] for row in report.read_metrics(run) if "val_loss" in row]
-    assert losses[-1] < 0.02  # 0.003; with 0.2, all four are right
+    assert losses[-1] < 0.02  # 0.002 to 0.003 with any seed; below 0.1, all four are right
     found = evaluate.evaluate(evaluate.Evaluate(run))
     assert found["accuracy"] == 1.0, found["worst"]
     assert found["wer"] == found["cer"] == 0.0
@@ -437,7 +442,7 @@ def test_evaluate_takes_every_clip_of_another_folder(
 ) -> None:
     for take in (0, 6, 20):  # of all three splits
         name = f"0_george_{take}.wav"
-        (tmp_path / name).write_bytes((RECORDINGS / "0_george_1.wav").read_bytes())
+        (tmp_path / name).write_bytes((RECORDINGS / "0_george_0.wav").read_bytes())
     evaluate.main([str(run), "--json", "--data.path", str(tmp_path)])
     found = json.loads(capsys.readouterr().out)
     assert found["clips"] == 3
@@ -454,7 +459,7 @@ def test_other_formats_rates_and_channels_say_the_same(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str, rate: int
 ) -> None:
     soxr = pytest.importorskip("soxr", reason="an extra: pip install -e '.[speech]'")
-    samples_N, original = soundfile.read(RECORDINGS / "7_theo_10.wav")
+    samples_N, original = soundfile.read(RECORDINGS / "7_theo_2.wav")
     samples_N = soxr.resample(samples_N, original, rate)
     both_NC = np.stack([samples_N, samples_N], axis=1)
     soundfile.write(tmp_path / f"a{suffix}", both_NC, rate)
@@ -478,7 +483,7 @@ def test_rates_that_cannot_be_and_nameless_formats_are_refused(
 
 def test_a_name_that_is_no_utf_8_is_a_name(run: Path, tmp_path: Path) -> None:
     path = bytes(tmp_path) + b"/bad\xff.wav"
-    Path(os.fsdecode(path)).write_bytes((RECORDINGS / "7_theo_10.wav").read_bytes())
+    Path(os.fsdecode(path)).write_bytes((RECORDINGS / "7_theo_2.wav").read_bytes())
     line = [os.fsencode(sys.executable), b"sample.py", bytes(run), b"--audio", path]
     made = subprocess.run(line, capture_output=True, cwd=REPO)
     assert made.returncode == 0, made.stderr
@@ -488,7 +493,7 @@ def test_a_name_that_is_no_utf_8_is_a_name(run: Path, tmp_path: Path) -> None:
 def test_words_are_where_they_are_said_behind_a_long_pause(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    word_N = audio.read(RECORDINGS / "7_theo_10.wav")
+    word_N = audio.read(RECORDINGS / "7_theo_2.wav")
     samples_N = np.concatenate([np.zeros(5 * SAMPLE_RATE, np.float32), word_N])
     soundfile.write(tmp_path / "late.wav", samples_N, SAMPLE_RATE)
     out, _ = listen(capsys, run, tmp_path / "late.wav", "--json")
@@ -498,7 +503,7 @@ def test_words_are_where_they_are_said_behind_a_long_pause(
 
 
 def test_strings_of_test_clips_are_heard(run: Path, tmp_path: Path) -> None:
-    """By a model that knows only single words, so mostly wrong, and not always."""
+    """By a model that writes one word of three to five, so mostly wrong, and not always."""
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     config = json.loads((copy / "config.json").read_text())
@@ -537,8 +542,8 @@ def test_stdin(
 def test_a_sound_longer_than_the_window_is_heard_in_windows(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Pauses so long that a window has one word, all that the model knows to write."""
-    pause = np.zeros(SAMPLE_RATE, np.float32)
+    """Pauses longer than a window, which so has one word, all that the model knows to write."""
+    pause = np.zeros(4 * SAMPLE_RATE, np.float32)
     parts, places = [], []
     for name in (*SAID, *SAID):
         word_N = audio.read(RECORDINGS / f"{name}.wav")
@@ -546,7 +551,7 @@ def test_a_sound_longer_than_the_window_is_heard_in_windows(
         places.append((SAID[name], first, first + len(word_N) / SAMPLE_RATE))
         parts += [word_N, pause]
     samples_N = np.concatenate(parts)
-    assert len(samples_N) > 5 * 80 * 2 * HOP
+    assert len(samples_N) > 5 * 240 * 2 * HOP
     soundfile.write(tmp_path / "long.wav", samples_N, SAMPLE_RATE)
     row = json.loads(listen(capsys, run, tmp_path / "long.wav", "--json")[0])
     assert row["text"] == " ".join(word["text"] for word in row["words"])
@@ -555,8 +560,7 @@ def test_a_sound_longer_than_the_window_is_heard_in_windows(
         for text, start, end in places
         for word in row["words"]
     ]
-    assert sum(found) >= 6
-    assert len(row["words"]) <= 9
+    assert sum(found) == len(row["words"]) == len(places)
 
 
 def test_silence_and_clipping(
