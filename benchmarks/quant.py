@@ -31,14 +31,13 @@ from benchmarks.expected import RUNS
 from gptjax import blocks, checkpoint, data, devices, layers, models, sampling, training
 from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig, load_file
 from gptjax.evaluate import Evaluate, evaluate
-from gptjax.quant_array import FLOAT32, quantize_params
+from gptjax.quant_array import quantize_params
 from gptjax.quantize import (
     BATCH_SIZES,
     FORMATS,
     Quantize,
     decoder,
     decoding_rates,
-    fine_tune,
     quantize,
 )
 from gptjax.sampling import Sampler
@@ -78,7 +77,6 @@ def card(name: str) -> dict[str, Any]:
         "parameters": evaluate(Evaluate(run, split="val"))["parameters"],
         "qat_steps": steps,
         "rows": rows,
-        "float32_after_as_many_steps": continued(run, steps),
         "environment": environment.describe(),
     }
     if isinstance(config.model, EncoderDecoderConfig | SpeechConfig):
@@ -86,31 +84,6 @@ def card(name: str) -> dict[str, Any]:
         sides = {"float32": run, "int8": int8, "int4+QAT": int4}
         record["test"] = {side: evaluate(Evaluate(folder)) for side, folder in sides.items()}
     return record
-
-
-class Trained:
-    """A run to measure: its model, parameters and the loss of any others on its data."""
-
-    def __init__(self, run: Path):
-        self.config = checkpoint.read_config(run)
-        self.dataset = data.load(self.config)
-        dtype = devices.compute_dtype(self.config.train)
-        self.model = models.build(self.config.model, self.dataset.tokenizer, dtype)
-        self.step, self.params = checkpoint.load_params(run, self.model)
-        self._mean_loss = training.make_evaluate(self.model)
-
-    def loss(self, params: Any) -> float:
-        tokens_per_sequence = self.dataset.tokens_per_sequence(self.config)
-        batch_size = devices.micro_batch_size(
-            self.config.train, self.config.model, tokens_per_sequence
-        )
-        return self._mean_loss(params, self.dataset.validation(self.config, batch_size))
-
-
-def continued(run: Path, n_steps: int) -> float:
-    """The validation loss after the steps of the fine-tuning, without any rounding."""
-    t = Trained(run)
-    return t.loss(fine_tune(t.model, t.params, t.dataset, t.config, FLOAT32, t.step, n_steps))
 
 
 KEPT: dict[str, Callable[[str, Any], bool]] = {
@@ -124,10 +97,20 @@ KEPT: dict[str, Callable[[str, Any], bool]] = {
 
 def kept(name: str) -> dict[str, Any]:
     """What each kind of parameter costs and saves: validation loss and size without rounding it."""
-    trained = Trained(RUNS / name)
-    params = trained.params
+    config = checkpoint.read_config(RUNS / name)
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
+    _, params = checkpoint.load_params(RUNS / name, model)
+    batch_size = devices.micro_batch_size(
+        config.train, config.model, dataset.tokens_per_sequence(config)
+    )
+    mean_loss = training.make_evaluate(model)
+
+    def loss(params: Any) -> float:
+        return mean_loss(params, dataset.validation(config, batch_size))
+
     float32_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    float32_loss = trained.loss(params)
+    float32_loss = loss(params)
     rows = []
     for form in ("int8", "int4"):
         for kind, is_kept in KEPT.items():
@@ -139,7 +122,7 @@ def kept(name: str) -> dict[str, Any]:
             mixed = jax.tree_util.tree_map_with_path(choose, params, rounded)
             n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(mixed))
             row = {"format": form, "kept": kind, "smaller": round(float32_bytes / n_bytes, 3)}
-            rows.append({**row, "delta": trained.loss(mixed) - float32_loss})
+            rows.append({**row, "delta": loss(mixed) - float32_loss})
     return {"run": name, "rows": rows, "environment": environment.describe()}
 
 

@@ -18,8 +18,8 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -36,7 +36,7 @@ from gptjax import models
 from gptjax import tokenizer as tokenizer_lib
 from gptjax.config import Config
 from gptjax.data import Data
-from gptjax.errors import UserError
+from gptjax.errors import Interrupted, UserError
 from gptjax.models import Model
 from gptjax.quant_array import FLOAT32, Format, quantize_params
 from gptjax.tokenizer import Tokenizer
@@ -257,6 +257,11 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
     return allowed
 
 
+def has_data(folder: Path) -> bool:
+    """Whether a run names what it was trained on; one that was imported does not."""
+    return len(read_environment(folder)["data"]) > 2  # sizes, next to a source and its hash
+
+
 def check_same_data(folder: Path, data: Data) -> None:
     """Raises UserError when this is not what the run was trained on."""
     if changes := _data_changes(folder, data):
@@ -281,6 +286,52 @@ def describe_run(folder: Path, config: Config, data: Data) -> None:
     _describe(folder, config, data.tokenizer, of_data)
 
 
+@contextlib.contextmanager
+def new_run(folder: Path) -> Iterator[Path]:
+    """The folder FOLDER.part, to make a run in; it gets its name in the end.
+
+    It is there from the start, so that of two processes that make the same run the second is
+    refused before its work and not after. Work that fails, or is stopped by Ctrl-C or SIGTERM,
+    leaves nothing. Raises UserError if something is there, or if nothing can be made there.
+    """
+    taken = UserError(f"{folder} exists; remove it, or name another folder")
+    if not folder.name:  # . or /
+        raise taken
+    part = folder.with_name(folder.name + ".part")
+    missing = [parent for parent in folder.absolute().parents if not parent.exists()]
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+    except OSError as error:
+        if isinstance(error, FileExistsError) and part.exists():
+            raise UserError(
+                f"{part} exists: another process is making {folder}, or was killed at it; name "
+                f"another folder, or remove {part.name} if there is no such process"
+            ) from None
+        raise UserError(
+            f"{folder} cannot be made in {folder.parent} ({error.strerror}); name another folder"
+        ) from None
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Interrupted(signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        # Now nobody else can make it any more.
+        if folder.is_symlink() or folder.exists():
+            raise taken
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):  # somebody else put something there
+                parent.rmdir()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    part.rename(folder)
+
+
 def save_finished(
     folder: Path,
     config: Config,
@@ -289,45 +340,16 @@ def save_finished(
     data: dict[str, Any],
     files: dict[str, Any] | None = None,
 ) -> None:
-    """Makes a run of parameters alone, whole or not at all.
+    """Writes a run of parameters alone into a folder of `new_run`.
 
     data: what they were trained on, a source and its sha256 at least. files: further JSON files,
-    by name. Raises UserError when the folder is there, or what a save that was killed left of it.
+    by name.
     """
-    part = check_free(folder)
-    part.mkdir(parents=True)
-    try:
-        checkpoints = Checkpoints(part / "checkpoints", keep_latest=1)
+    with contextlib.closing(Checkpoints(folder / "checkpoints", keep_latest=1)) as checkpoints:
         checkpoints.save_params(params)
-        checkpoints.close()
-        for name, content in (files or {}).items():
-            write_json(part / name, content)
-        _describe(part, config, tok, data)
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-
-
-def check_free(folder: Path) -> Path:
-    """The name that a new run has while it is made.
-
-    Raises UserError if something is there, or if nothing can be made there.
-    """
-    if not folder.name or folder.is_symlink() or folder.exists():
-        raise UserError(f"{folder} exists; remove it, or name another folder")
-    part = folder.with_name(folder.name + ".part")
-    if part.exists():
-        raise UserError(f"{part} exists; remove it, or name another folder")
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=parent):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be made in {parent} ({error.strerror}); name another folder"
-        ) from None
-    return part
+    for name, content in (files or {}).items():
+        write_json(folder / name, content)
+    _describe(folder, config, tok, data)
 
 
 def _describe(folder: Path, config: Config, tok: Tokenizer, data: dict[str, Any]) -> None:

@@ -317,19 +317,19 @@ def import_whisper(command: Whisper) -> None:
     folder, out = command.path, command.out
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name one with config.json and model.safetensors")
-    checkpoint.check_free(out)
-    model_config, vocab_size = whisper_config(folder / "config.json")
-    data = DataConfig(name="fsdd", tokenizer="bpe")
-    config = Config(model=model_config, data=data, run_dir=out)
-    config_lib.check(config)
     with ExitStack() as stack:
+        part = stack.enter_context(checkpoint.new_run(out))
+        model_config, vocab_size = whisper_config(folder / "config.json")
+        data = DataConfig(name="fsdd", tokenizer="bpe")
+        config = Config(model=model_config, data=data, run_dir=out)
+        config_lib.check(config)
         tensors = Tensors(folder, stack)
         tok = whisper_tokenizer(folder, vocab_size, command.language)
         model = models.build(model_config, tok)
         params = whisper_params(tensors, jax.eval_shape(lambda: models.init(model, seed=0)))
         origin = f"no data: weights imported from {folder.resolve()}"
         checkpoint.save_finished(
-            out, config, tok, params, {"source": origin, "sha256": tensors.sha256()}
+            part, config, tok, params, {"source": origin, "sha256": tensors.sha256()}
         )
     print(f"{models.count(params):,} parameters in {out}; try: python sample.py {out} --audio FILE")
 

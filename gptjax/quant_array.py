@@ -2,7 +2,12 @@
 
 `Linear` and `Embed` compute with a QuantArray as with an array: `x @ kernel`, `table[ids]`. The
 integers are made floats inside that computation, a part at a time, so that no float copy of the
-weights is ever alive. Array names end in their dimensions:
+weights is ever alive. They are packed in int32 words and not jnp.int4, which XLA's CPU backend (jax
+0.10) does keep in half a byte each, but unpacks into a copy of a byte each (or, left alone, of
+float32) to compute with. That took four times as long as these words or more, and Array.nbytes
+counts a byte each.
+
+Array names end in their dimensions:
     M rows of x   K fan in   N columns   C chunks of K   R words of a chunk   G groups of K
 """
 

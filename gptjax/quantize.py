@@ -35,6 +35,8 @@ from gptjax.tokenizer import PairTokenizer, SpeechTokenizer
 
 QAT_LEARNING_RATE = 0.1
 """Peak of the fine-tuning's learning rates, as a share of those that the run was trained with."""
+STEPS = "float32+steps"
+"""Row of a run that trained as many steps more as the quantization-aware one, without rounding."""
 FORMATS = {
     "float32": FLOAT32,
     "bf16": Format(16),
@@ -69,7 +71,8 @@ class Quantize:
     activations: Literal[0, 8] = 0
     """8 rounds what the matrices multiply to 8 bits, too."""
     qat_steps: int = 0
-    """Steps of training with rounded weights (quantization-aware) before the rounding stays."""
+    """Steps of training with rounded weights (quantization-aware) before the rounding stays; and
+    as many without rounding, for the card to compare with."""
     step: str = "best"
     """Which checkpoint: best, latest or a step."""
 
@@ -96,37 +99,38 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     config = checkpoint.read_config(command.run)
     if checkpoint.read_format(command.run) != FLOAT32:
         raise UserError(f"{command.run} is quantized already; name the run that it was made from")
-    checkpoint.check_free(command.out)
     if command.qat_steps < 0:
         raise UserError(f"--qat-steps is {command.qat_steps}, but must be 0 or more")
     if command.qat_steps and form.bits == 16:
         raise UserError(f"--qat-steps {command.qat_steps} is for --bits 4 or 8; leave it out")
-    of_training = checkpoint.read_environment(command.run)["data"]
-    if len(of_training) == 2:  # source and hash of what was imported
+    if not checkpoint.has_data(command.run):
         raise UserError(f"{command.run} was imported, with no data to measure a card on")
-    dataset = data.load(config)
-    checkpoint.check_same_data(command.run, dataset)
-    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
-    step, params = checkpoint.load_params(command.run, model, command.step)
+    with checkpoint.new_run(command.out) as part:
+        dataset = data.load(config)
+        checkpoint.check_same_data(command.run, dataset)
+        model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
+        step, params = checkpoint.load_params(command.run, model, command.step)
 
-    named = {name: quantize_params(params, of_row) for name, of_row in FORMATS.items()}
-    name = _name(form) + ("+QAT" if command.qat_steps else "")
-    if command.qat_steps:
-        params = fine_tune(model, params, dataset, config, form, step, command.qat_steps)
-    named[name] = quantize_params(params, form)
-    rows = card(model, named, dataset, config)
-    of_saved = next(row for row in rows if row["format"] == name)
-    checkpoint.save_finished(
-        command.out,
-        dataclasses.replace(config, run_dir=command.out),
-        dataset.tokenizer,
-        named[name],
-        of_training,
-        {"format.json": dataclasses.asdict(form), "quantization.json": rows},
-    )
-    # orbax packs differently from save to save, by some kilobytes.
-    of_saved["disk_bytes"] = checkpoint.disk_bytes(command.out)
-    checkpoint.write_json(command.out / "quantization.json", rows)
+        named = {name: quantize_params(params, of_row) for name, of_row in FORMATS.items()}
+        name = _name(form) + ("+QAT" if command.qat_steps else "")
+        if command.qat_steps:
+            n_steps = command.qat_steps
+            named[STEPS] = fine_tune(model, params, dataset, config, FLOAT32, step, n_steps)
+            params = fine_tune(model, params, dataset, config, form, step, n_steps)
+        named[name] = quantize_params(params, form)
+        rows = card(model, named, dataset, config)
+        checkpoint.save_finished(
+            part,
+            dataclasses.replace(config, run_dir=command.out),
+            dataset.tokenizer,
+            named[name],
+            checkpoint.read_environment(command.run)["data"],
+            {"format.json": dataclasses.asdict(form)},
+        )
+        # orbax packs differently from save to save, by some kilobytes.
+        of_saved = next(row for row in rows if row["format"] == name)
+        of_saved["disk_bytes"] = checkpoint.disk_bytes(part)
+        checkpoint.write_json(part / "quantization.json", rows)
     print(table(rows, saved=name))
     print(f"{name} in {command.out}")
     return rows
@@ -287,13 +291,13 @@ def decoding_rates(decoders: dict[str, Callable[[], int]]) -> dict[str, float]:
 
 def table(rows: list[dict[str, Any]], saved: str) -> str:
     """The card in words, sizes and rates also as multiples of the first row's."""
-    first = rows[0]
+    first, losses = rows[0], {row["format"]: row["val_loss"] for row in rows}
     lines = [
-        f"{'':13}{'bits':>6}{'on disk':>18}{'in memory':>18}{'val_loss':>10}{'':>10}"
+        f"{'':15}{'bits':>6}{'on disk':>18}{'in memory':>18}{'val_loss':>10}{'delta':>10}"
         f"{'tokens/s, batch 1':>20}{'batch 32':>18}"
     ]
     for row in rows:
-        cells = f"{row['format'] + (' <' if row['format'] == saved else ''):13}{row['bits']:6.2f}"
+        cells = f"{row['format'] + (' <' if row['format'] == saved else ''):15}{row['bits']:6.2f}"
         for name in ("disk_bytes", "memory_bytes"):
             cells += f"{row[name] / 1e6:9.2f} MB {first[name] / row[name]:4.2f}x"
         cells += f"{row['val_loss']:10.4f}{row['delta']:+10.5f}"
@@ -301,21 +305,24 @@ def table(rows: list[dict[str, Any]], saved: str) -> str:
             rate, of_first = (r[f"tokens_per_second_{n}"] for r in (row, first))
             cells += f"{rate:{width},.0f} {rate / of_first:4.2f}x"
         lines.append(cells)
-    lines += [
-        f"{name} is slower than {first['format']} at batch {n}: {share:.2f} of its tokens/s"
-        for name, n, share in slower(rows)
-    ]
-    return "\n".join(lines)
+    if STEPS in losses:
+        lines.append(
+            f"{saved} compared with {STEPS}, which trained as long: "
+            f"{losses[saved] - losses[STEPS]:+.5f}"
+        )
+    return "\n".join([*lines, slower(rows)])
 
 
-def slower(rows: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
-    """(format, batch size, share of the first row's tokens per second) where that is less."""
+def slower(rows: list[dict[str, Any]]) -> str:
+    """Which formats decode slower than the first row's, in words."""
     shares = [
         (row["format"], n, row[f"tokens_per_second_{n}"] / rows[0][f"tokens_per_second_{n}"])
         for row in rows
         for n in BATCH_SIZES
     ]
-    return [of_row for of_row in shares if of_row[2] < SAME]
+    listed = [f"{name} at batch {n} ({share:.2f})" for name, n, share in shares if share < SAME]
+    margin = f"slower than {rows[0]['format']} by more than {1 - SAME:.0%}"
+    return f"{margin}: {', '.join(listed) or 'none'}"
 
 
 def main(argv: list[str]) -> None:

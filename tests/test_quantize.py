@@ -3,8 +3,13 @@
 import dataclasses
 import gc
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -51,6 +56,7 @@ from gptjax.quant_array import (
 )
 from gptjax.tokenizer import CharTokenizer
 
+REPO = Path(__file__).parent.parent
 RECORDINGS = Path(__file__).parents[2] / "shared/speech/fsdd/recordings"
 INT8, INT4, BF16, W8A8 = Format(8), Format(4, group=32), Format(16), Format(8, activation_bits=8)
 INTEGERS = pytest.mark.parametrize(
@@ -396,7 +402,8 @@ def test_a_loaded_run_writes_without_float_weights(tmp_path: Path) -> None:
     origin = {"source": "nowhere", "sha256": ""}
     small = quantize_params(params, INT8)
     config = Config(model=model.config)
-    checkpoint.save_finished(tmp_path / "run", config, tok, small, origin, files)
+    with checkpoint.new_run(tmp_path / "run") as part:
+        checkpoint.save_finished(part, config, tok, small, origin, files)
     del params, small
     gc.collect()
     before = sum(a.nbytes for a in jax.live_arrays())
@@ -557,6 +564,17 @@ def test_a_card_has_a_row_for_each_format(run: Path, run8: Path) -> None:
     assert deltas["int8"] < rows["int4"]["delta"] < 0.3
 
 
+def test_a_card_says_what_is_slower_and_by_what_margin() -> None:
+    rates = {"float32": (100, 1000), "bf16": (96, 951), "int8": (94, 2000), "int4": (200, 500)}
+    rows = [
+        {"format": name, "tokens_per_second_1": one, "tokens_per_second_32": many}
+        for name, (one, many) in rates.items()
+    ]
+    says = "slower than float32 by more than 5%: int8 at batch 1 (0.94), int4 at batch 32 (0.50)"
+    assert quantize.slower(rows) == says
+    assert quantize.slower(rows[:2]) == "slower than float32 by more than 5%: none"
+
+
 def test_a_card_tells_the_bytes_that_are_on_disk(run8: Path) -> None:
     files = (p for p in (run8 / "checkpoints/0/params").rglob("*") if p.is_file())
     assert card(run8)["int8"]["disk_bytes"] == sum(p.stat().st_size for p in files)
@@ -608,7 +626,9 @@ def test_each_format_is_saved_as_it_was_measured(
     out = tmp_path / "out"
     measure_only("float32", name)
     quantize.main([str(run), *flags.split(), "--out", str(out)])
-    assert f"{name} in {out}\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{name} in {out}\n" in printed
+    assert "slower than float32 by more than 5%: none\n" in printed
     assert checkpoint.read_format(out) == form
     rows = card(out)
     assert val_loss(out) == pytest.approx(rows[name]["val_loss"], abs=1e-6)
@@ -616,14 +636,19 @@ def test_each_format_is_saved_as_it_was_measured(
 
 
 def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
-    run: Path, run8: Path, tmp_path: Path, measure_only: MeasureOnly
+    run: Path,
+    run8: Path,
+    tmp_path: Path,
+    measure_only: MeasureOnly,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = snapshot(run)
     outs = [tmp_path / "one", tmp_path / "two"]
-    measure_only("float32", "int4", "int4+QAT")
+    measure_only("float32", "int4", "float32+steps", "int4+QAT")
     for out in outs:
         flags = ["--bits", "4", "--qat-steps", "30", "--out", str(out)]
         quantize.main([str(run), *flags])
+    printed = capsys.readouterr().out
     assert snapshot(run) == before
     rows, of_8 = card(outs[0]), card(run8)
     for name in ("float32", "int4"):
@@ -641,6 +666,13 @@ def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
     mean_loss = training.make_evaluate(model)
     plain = mean_loss(quantize_params(tuned, INT4), dataset.validation(config, 16))
     assert rows["int4+QAT"]["val_loss"] < plain - 0.003
+    # The card says what they reach, and what int4 loses to them.
+    assert rows["float32+steps"].keys() == rows["float32"].keys()
+    fair = rows["float32+steps"]["val_loss"]
+    assert fair == pytest.approx(mean_loss(tuned, dataset.validation(config, 16)), abs=1e-6)
+    assert fair < rows["float32"]["val_loss"]
+    lost = rows["int4+QAT"]["val_loss"] - fair
+    assert f"int4+QAT compared with float32+steps, which trained as long: {lost:+.5f}" in printed
 
 
 @pytest.fixture
@@ -801,6 +833,64 @@ def test_a_run_that_fails_midway_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+SECOND = """
+import sys
+from gptjax import quantize
+
+def fail(*_):
+    raise AssertionError("computed something")
+
+quantize.card = quantize.fine_tune = fail
+quantize.main(sys.argv[1:])
+"""
+
+
+def test_of_two_processes_with_one_name_the_second_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first still computes; which takes its name nevertheless."""
+    out = tmp_path / "out"
+    flags = [str(run), "--out", str(out)]
+    found: list[subprocess.CompletedProcess[str]] = []
+
+    def card(*_: object) -> list[dict[str, Any]]:
+        line = [sys.executable, "-c", SECOND, *flags]
+        found.append(subprocess.run(line, capture_output=True, text=True, cwd=REPO))
+        assert [path.name for path in tmp_path.iterdir()] == ["out.part"]
+        return [{"format": "int8", "val_loss": 0.0}]
+
+    monkeypatch.setattr(quantize, "card", card)
+    monkeypatch.setattr(quantize, "table", lambda *_, **__: "")
+    quantize.main(flags)
+    (second,) = found
+    assert second.returncode == 2
+    (line,) = second.stderr.splitlines()
+    assert f"{out}.part exists: another process is making {out}" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert checkpoint.read_format(out) == INT8
+    n_parameters = models.count(params_of(run))
+    assert models.count(params_of(out)) == n_parameters
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+) -> None:
+    def card(*_: object) -> None:
+        assert (tmp_path / "new/out.part").is_dir()
+        os.kill(os.getpid(), signum)
+        time.sleep(5)
+        raise AssertionError("went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(quantize, "card", card)
+    with pytest.raises(SystemExit) as stop:
+        quantize.main([str(run), "--out", str(tmp_path / "new/out")])
+    assert stop.value.code == 128 + signum
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_text_is_decoded_as_much_as_is_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "DECODED_TOKENS", 20)  # over the end of the context
     config = checkpoint.read_config(run)
@@ -881,7 +971,8 @@ def speech_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = models.build(config.model, dataset.tokenizer)
     origin = {"source": dataset.source, "sha256": dataset.sha256, **dataset.sizes}
     params = models.init(model, seed=0)
-    checkpoint.save_finished(folder / "run", config, dataset.tokenizer, params, origin)
+    with checkpoint.new_run(folder / "run") as part:
+        checkpoint.save_finished(part, config, dataset.tokenizer, params, origin)
     return folder / "run"
 
 
