@@ -308,7 +308,11 @@ def _sound_files(given: tuple[Path, ...]) -> list[Path]:
     paths: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SOUND_SUFFIXES]
+            inside = [
+                p
+                for p in sorted(path.rglob("*"))
+                if p.suffix.lower() in SOUND_SUFFIXES and p.is_file()
+            ]
             if not inside:
                 raise UserError(f"--audio {path} has no sound files ({' '.join(SOUND_SUFFIXES)})")
             paths += inside

@@ -32,14 +32,15 @@ def read(path: Path) -> np.ndarray:
     missing, broken, empty, of a rate that cannot be, or has samples that are no numbers.
     """
     soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
-    if path != Path("-") and not path.is_file():
+    from_stdin = path == Path("-")
+    if not from_stdin and not path.is_file():
         raise UserError(f"{path} is no file; name a WAV, FLAC, OGG or MP3")
     try:
         # An open file: libsndfile takes no name that is not UTF-8.
-        with io.BytesIO(sys.stdin.buffer.read()) if path == Path("-") else path.open("rb") as file:
+        with io.BytesIO(sys.stdin.buffer.read()) if from_stdin else path.open("rb") as file:
             samples_NC, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw
-        raise _unreadable(path, error) from None
+        raise _unreadable(Path("stdin") if from_stdin else path, error) from None
     if not RATES[0] <= rate <= RATES[1]:
         raise UserError(f"{path} has a rate of {rate:,} Hz, which no sound has; convert it again")
     if not np.isfinite(samples_NC).all():

@@ -310,6 +310,9 @@ def parse(argv: list[str]) -> Config:
         default = dataclasses.replace(default, run_dir=Path("runs") / path.stem)
     config = parse_command(Config, overrides, "train.py --config FILE", default)
     check(config)
+    if config.data.path:  # whoever uses the run may do so from another folder
+        found = dataclasses.replace(config.data, path=config.data.path.absolute())
+        config = dataclasses.replace(config, data=found)
     return config
 
 

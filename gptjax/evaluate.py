@@ -55,7 +55,7 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     """Run directory that train.py made."""
     split: Literal["val", "test"] = "test"
-    """Of pairs; a text has only val."""
+    """Of pairs and of speech; a text has only val."""
     beam: int = 1
     """Targets that beam search keeps; 1 is greedy."""
     length_penalty: float = 1.0
@@ -109,7 +109,11 @@ def evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
     tok = checkpoint.read_tokenizer(command.run)
     assert isinstance(tok, SpeechTokenizer)
     if command.data.path:
+        if command.split != "test":
+            raise UserError(f"--split {command.split} is of the run's own data; leave it out")
         clips, strings = tuple(speech.find_clips(command.data.path)), []
+    elif not checkpoint.has_data(command.run):
+        raise UserError(f"{command.run} was imported, with no data; name some with --data.path DIR")
     else:
         dataset = data.load(config)
         assert isinstance(dataset, SpeechData)
@@ -170,7 +174,9 @@ def speech_errors(said: Sequence[Clip | Example], written: Sequence[str]) -> dic
     def rates(rows: np.ndarray) -> dict[str, float]:
         return {
             "wer": float(mistakes[rows].sum() / max(1, n_words[rows].sum())),
-            "cer": jiwer.cer([right[i] for i in rows.tolist()], [heard[i] for i in rows.tolist()]),
+            "cer": float(
+                jiwer.cer([right[i] for i in rows.tolist()], [heard[i] for i in rows.tolist()])
+            ),
             "accuracy": float((mistakes[rows] == 0).mean()),
         }
 

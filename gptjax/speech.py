@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class SpeechData:
     @property
     def sample_flags(self) -> str:
         """What sample.py wants besides the run."""
-        return f" --audio {self.val[0].path}"
+        return f" --audio {shlex.quote(str(self.val[0].path))}"
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -110,14 +110,14 @@ def transcribe(
     length_penalty: float = 1.0,
     times: bool = True,
 ) -> list[Transcript]:
-    """What is said in each clip of samples at 16 kHz (N,); silence says nothing."""
+    """What is said in each clip of samples at 16 kHz (N,); silence says nothing, nor do 25 ms."""
     longest = longest_window(model.config, tok)
     pieces = [windows(samples_N, longest) for samples_N in clips]
     flat = [
         (i, first, end)
         for i, several in enumerate(pieces)
         for first, end in several
-        if np.abs(clips[i][first:end]).max(initial=0) > SILENT
+        if end - first >= WINDOW and np.abs(clips[i][first:end]).max() > SILENT
     ]
     order = sorted(range(len(flat)), key=lambda j: flat[j][2] - flat[j][1])
     batch_size = min(BATCH_SIZE, 1 << max(0, len(flat) - 1).bit_length())
@@ -185,14 +185,17 @@ def _join(samples_N: np.ndarray, parts: list[Heard], times: bool) -> Transcript:
     earliest = last_end = 0.0
     for n, part in enumerate(parts):
         latest = part.end / SAMPLE_RATE
-        if n + 1 < len(parts) and parts[n + 1].first < part.end:
+        overlaps = n + 1 < len(parts) and parts[n + 1].first < part.end
+        if overlaps:
             latest = quietest(samples_N, parts[n + 1].first, part.end) / SAMPLE_RATE
         offset = part.first / SAMPLE_RATE
         for text, start, end in part.words:
             start, end = start + offset, end + offset
             if kept and text == kept[-1].text and start < last_end:
                 continue  # both windows claim a word at the joint
-            if earliest <= (start + end) / 2 < latest:
+            middle = (start + end) / 2
+            # The last position of a window may reach past its end.
+            if earliest <= middle and (middle < latest or not overlaps):
                 kept.append(Word(text, max(start, earliest), min(end, latest)))
                 last_end = end
         earliest = latest

@@ -1,6 +1,7 @@
 """Speech as data: splits, strings, batches that repeat, and folders that are refused."""
 
 import dataclasses
+import io
 import json
 import zipfile
 from collections import Counter
@@ -8,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Refused
 
-from gptjax import audio, datasets, speech
+import sample
+from gptjax import audio, checkpoint, datasets, evaluate, models, speech, transcribe
+from gptjax import config as config_lib
 from gptjax.audio import HOP, SAMPLE_RATE
 from gptjax.config import Config, DataConfig, SpeechConfig, TrainConfig
 from gptjax.errors import UserError
 from gptjax.speech import Clip, SpeechData
+from gptjax.tokenizer import SpeechTokenizer, WordTokenizer
 
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
 SHARED = Path(__file__).parents[2] / "shared/speech/fsdd"
@@ -353,6 +358,90 @@ def test_a_clip_that_does_not_fit_the_model_is_refused(
     rows.append({"audio": long, "text": text, "split": "train"})
     with pytest.raises(UserError, match=rf"long\.wav.*{says}"):
         load(write_manifest(tmp_path, rows))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_every_depth_gives_the_same_samples(tmp_path: Path, subtype: str) -> None:
+    wave_N = np.sin(np.arange(SAMPLE_RATE // 2) / 5) / 2
+    soundfile.write(tmp_path / "a.wav", wave_N, SAMPLE_RATE, subtype=subtype)
+    step = {"PCM_U8": 2.0**-7, "PCM_16": 2.0**-15}.get(subtype, 1e-6)
+    np.testing.assert_allclose(audio.read(tmp_path / "a.wav"), wave_N, atol=step)
+    assert audio.duration(tmp_path / "a.wav") == 0.5
+
+
+def test_a_wav_that_breaks_off_is_heard_as_far_as_it_goes(tmp_path: Path) -> None:
+    whole = (tmp_path / tone(tmp_path / "a.wav")).read_bytes()
+    expected_N = audio.read(tmp_path / "a.wav")
+    n_kept = len(expected_N) // 2
+    (tmp_path / "a.wav").write_bytes(whole[: 44 + 2 * n_kept])
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav"), expected_N[:n_kept])
+    (tmp_path / "a.wav").write_bytes(whole[:44])
+    with pytest.raises(UserError, match="has no samples"):
+        audio.read(tmp_path / "a.wav")
+
+
+def test_what_comes_on_stdin_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in (b"", b"no sound"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        with pytest.raises(UserError, match=r"^stdin cannot be read as sound"):
+            audio.read(Path("-"))
+
+
+def test_a_folder_that_is_called_as_a_sound_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").mkdir()
+    with pytest.raises(UserError, match="has no sound files"):
+        sample._sound_files((tmp_path,))
+    tone(tmp_path / "a.wav/b.WAV")
+    assert sample._sound_files((tmp_path,)) == [tmp_path / "a.wav/b.WAV"]
+
+
+def test_the_last_word_is_timed_though_its_position_ends_behind_the_sound() -> None:
+    """A position is 20 ms, and 13 of them hear 250 ms."""
+    samples_N = np.ones(SAMPLE_RATE // 4, np.float32)
+    last = transcribe.Word("one", 0.24, 0.26)
+    found = transcribe._join(
+        samples_N, [transcribe.Heard(0, len(samples_N), "one", (last,), False)], times=True
+    )
+    assert found.text == "one"
+    assert found.words == (transcribe.Word("one", 0.24, 0.25),)
+
+
+def test_less_than_25_ms_is_no_word() -> None:
+    tok = SpeechTokenizer(WordTokenizer(["one"]))
+    model = models.build(MODEL, tok)
+    assert isinstance(model, models.SpeechRecognizer)
+    lengths = (1, 80, audio.WINDOW - 1)
+    clips = [np.full(n, 0.5, np.float32) for n in lengths]
+    nothing = {}  # is computed with
+    for found, n in zip(transcribe.transcribe(model, nothing, tok, clips), lengths, strict=True):
+        assert found == transcribe.Transcript("", (), n / SAMPLE_RATE, False)
+
+
+def test_a_run_finds_its_data_from_any_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    (tmp_path / "tiny.py").write_text(
+        "from gptjax.config import *\nconfig = Config(SpeechConfig(), DataConfig('fsdd'))\n"
+    )
+    arguments = ["--config", str(tmp_path / "tiny.py"), "--data.path", folder.name]
+    parsed = config_lib.parse(arguments)
+    assert parsed.data.path == folder
+    assert config_lib.from_json(config_lib.to_json(parsed)).data.path == folder
+
+
+def test_an_imported_run_is_evaluated_on_recordings_that_one_names(
+    tmp_path: Path, refused: Refused
+) -> None:
+    pytest.importorskip("jiwer", reason="an extra: pip install -e '.[evaluate]'")
+    tok = SpeechTokenizer(WordTokenizer(["one"]))
+    params = {"kernel": np.zeros((2, 2), np.float32)}
+    origin = {"source": "no data: weights imported from elsewhere", "sha256": "0"}
+    with checkpoint.new_run(tmp_path / "run") as part:
+        checkpoint.save_finished(part, Config(MODEL, DataConfig("fsdd")), tok, params, origin)
+    assert "--data.path DIR" in refused(evaluate.main, tmp_path / "run")
+    line = refused(evaluate.main, tmp_path / "run", "--data.path", tmp_path, "--split", "val")
+    assert "--split val" in line
 
 
 def test_a_broken_recording_is_refused_before_training(tmp_path: Path) -> None:
