@@ -15,11 +15,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from gptjax import checkpoint, data, devices, models, optim, training
+from gptjax import checkpoint, data, devices, memory, models, optim, processes, sharding, training
 from gptjax.config import Config, parse
 from gptjax.errors import Interrupted, TrainingDiverged, UserError, exit_codes
-from gptjax.report import Reporter, check_trackers
+from gptjax.report import Reporter, Silence, check_trackers
 from gptjax.texts import TextData
 
 # A dispatch aims at this many seconds on a CPU, so that nothing waits long for the host's ear.
@@ -47,9 +48,10 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came."""
-        if self.received is not None:
-            raise Interrupted(self.received)
+        """Raises Interrupted if a signal came, to whichever process."""
+        (received,) = processes.agree(self.received or 0)
+        if received:
+            raise Interrupted(int(received))
 
     def between(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items, with a check before each."""
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         config = parse(sys.argv[1:] if argv is None else argv)
         folder = config.run_dir
         assert folder is not None  # parse names it after the config file
-        with checkpoint.locked(folder):
+        with processes.together(config.mesh), checkpoint.locked(folder), memory.advice():
             train(config, folder, stop)
 
 
@@ -77,20 +79,21 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     devices.require_backend()
     check_trackers(c)
     dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c))
+    mesh = sharding.make_mesh(config)
+    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c), c.remat)
     optimizer = optim.build(config.optim, c.max_steps)
     learning_rate = optim.schedule(config.optim, c.max_steps, config.optim.learning_rate)
-    batch_sharding, state_sharding = devices.data_parallel(c.batch_size)
     tokens_per_sequence = dataset.tokens_per_sequence(config)
     micro_batch_size = devices.micro_batch_size(
-        c, config.model, tokens_per_sequence, batch_sharding.mesh.size
+        c, config.model, tokens_per_sequence, sharding.n_row_groups(mesh)
     )
 
-    @jax.jit(out_shardings=state_sharding)
     def fresh_state() -> training.TrainState:
         return training.init_state(models.init(model, config.seed), optimizer)
 
-    shapes = checkpoint.with_sharding(jax.eval_shape(fresh_state), state_sharding)
+    shapes = jax.eval_shape(fresh_state)
+    state_sharding = sharding.shardings(shapes, mesh)
+    shapes = checkpoint.with_sharding(shapes, state_sharding)
     checkpoint.check_disk(folder, shapes, n_checkpoints=c.keep_checkpoints + 2)
     if config.resume and not checkpoint.committed_steps(folder):
         raise UserError(f"--resume: {folder} has no checkpoint to continue; leave --resume out")
@@ -98,12 +101,15 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     last_step = max(checkpoints.steps(), default=None)
     changes = checkpoint.check_resumable(folder, config, dataset) if last_step is not None else []
     restored = None if last_step is None else checkpoints.restore(last_step, shapes)
-    checkpoint.describe_run(folder, config, dataset)
 
     step = last_step or 0
     tokens_per_step = c.batch_size * tokens_per_sequence
-    report = Reporter(folder, config, step, tokens_per_step)
-    report.say(_headline(config, models.count(shapes.params), tokens_per_step, step))
+    report: Reporter | Silence = Silence()
+    if processes.is_first():
+        checkpoint.describe_run(folder, config, dataset)
+        report = Reporter(folder, config, step, tokens_per_step)
+        report.say(_headline(config, mesh, models.count(shapes.params), tokens_per_step, step))
+        report.say(memory.describe(config, model, shapes, micro_batch_size, tokens_per_sequence))
     sizes = "  ".join(f"{n:,} {of.replace('_', ' ')}" for of, n in dataset.sizes.items())
     report.say(f"data {dataset.source}  {sizes}  vocabulary {model.vocab_size}")
     for change in changes:
@@ -113,9 +119,9 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     elif last_step is not None:
         report.say(f"complete at step {step}; raise --train.max-steps or name another --run-dir")
 
-    state = restored or fresh_state()
-    train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
-    mean_loss = training.make_evaluate(model)
+    state = restored or jax.jit(fresh_state, out_shardings=state_sharding)()
+    train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed, mesh)
+    mean_loss = training.make_evaluate(model, mesh)
 
     def request_batches() -> tuple[int, Future[training.Batch] | None]:
         """Starts to cut and move the batches of the next dispatch; says of how many steps."""
@@ -127,14 +133,15 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
         return n, feeder.submit(load_batches, range(step, step + n))
 
     def load_batches(steps: range) -> training.Batch:
-        batches = data.training_batches(dataset, config, steps, capacity)
-        return jax.device_put(batches, batch_sharding)
+        rows = sharding.local_rows(c.batch_size, mesh)
+        batches = data.training_batches(dataset, config, steps, capacity, rows)
+        return sharding.put(batches, c.batch_size, mesh)
 
     def evaluation_is_due() -> bool:
         return step % c.eval_interval == 0 or step == c.max_steps
 
     def evaluate(split: Iterator[training.Batch]) -> float:
-        groups = (jax.device_put(group, batch_sharding) for group in stop.between(split))
+        groups = (sharding.put_whole(group, mesh) for group in stop.between(split))
         return mean_loss(state.params, groups)
 
     def look() -> float:
@@ -146,9 +153,9 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
             if not np.isfinite(loss):
                 raise TrainingDiverged(f"step {step}: {name} {loss}; {_advice(folder)}")
         if c.sample_tokens:
-            (folder / "samples").mkdir(exist_ok=True)
-            sample = dataset.sample(model, state.params, config)
-            checkpoint.write_atomically(folder / "samples" / f"{step}.txt", sample + "\n")
+            with jax.set_mesh(mesh):
+                sample = dataset.sample(model, state.params, config)
+            report.sample(step, sample)
         report.evaluation(step, losses)
         return losses["val_loss"]
 
@@ -159,11 +166,12 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
 
     capacity = min(c.steps_per_dispatch, c.max_steps) if dataset.one_shape else 1
     seconds_per_step = DISPATCH_SECONDS  # until measured: the first dispatch is one step
-    saved_at = time.monotonic()
+    saved_at = time.perf_counter()
     with report, ThreadPoolExecutor(1) as feeder:
         try:
             # At the very start, or where a signal came between a step and its evaluation.
-            if evaluation_is_due() and step not in report.evaluated:
+            (due,) = processes.agree(evaluation_is_due() and step not in report.evaluated)
+            if due:
                 val_loss = look()
                 if step:
                     save(val_loss)
@@ -174,7 +182,10 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
                 first, step = step, step + n
                 n, batches = request_batches()  # while the device works
                 losses, norms = jax.device_get(metrics)  # waits for it
-                seconds_per_step = (time.perf_counter() - started) / (step - first)
+                now = time.perf_counter()
+                seconds_per_step, unsaved_seconds = processes.agree(
+                    (now - started) / (step - first), now - saved_at
+                )
                 report.steps_done(step)
                 for i in range(step - first):
                     if not (np.isfinite(losses[i]) and np.isfinite(norms[i])):
@@ -188,10 +199,10 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
                 stop.check()
                 if evaluation_is_due():
                     save(look())
-                    saved_at = time.monotonic()
-                elif time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    saved_at = time.perf_counter()
+                elif unsaved_seconds > CHECKPOINT_SECONDS:
                     save()
-                    saved_at = time.monotonic()
+                    saved_at = time.perf_counter()
         except Interrupted as interrupt:
             save()
             checkpoints.wait()
@@ -199,20 +210,24 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
             report.say(f"{name}: saved step {step}; the same command continues from there")
             raise
         finally:
-            checkpoints.close()
-        report.say(_closing_words(folder, dataset.sample_flags))
+            # After a failure the others may be gone, and what was begun with them never ends.
+            failure = sys.exception()
+            if not processes.several() or failure is None or isinstance(failure, Interrupted):
+                checkpoints.close()
+        if processes.is_first():
+            report.say(_closing_words(folder, dataset.sample_flags))
 
 
-def _headline(config: Config, n_params: int, tokens_per_step: float, step: int) -> str:
+def _headline(config: Config, mesh: Mesh, n_params: int, tokens_per_step: float, step: int) -> str:
     """Device, dtype, size, and how long this will take if the device is as fast as it seems."""
     c = config.train
     dtype = devices.compute_dtype(c)
     # 6 operations per parameter and token, at the third of the matmul rate that training reaches.
     n_steps = max(0, c.max_steps - step)
     operations = 6 * n_params * tokens_per_step * n_steps
-    minutes = operations / (0.3 * devices.matmul_rate(dtype)) / 60
+    minutes = operations / (0.3 * mesh.size * devices.matmul_rate(dtype)) / 60
     return (
-        f"{devices.describe()}  {np.dtype(dtype).name}  {n_params:,} parameters  "
+        f"{sharding.describe(mesh)}  {np.dtype(dtype).name}  {n_params:,} parameters  "
         f"about {minutes:.1f} min for {n_steps} steps"
     )
 

@@ -100,29 +100,27 @@ def log_mel(samples_BN: Array, n_mels: int = N_MELS) -> Array:
 
 
 def spec_augment(
-    mel_BTM: Array, key: Array, n_times: int, most_frames: int, n_bands: int, most_bands: int
+    mel_TM: Array, key: Array, n_times: int, most_frames: int, n_bands: int, most_bands: int
 ) -> Array:
     """Replaces stretches of time and of frequency by the clip's mean (Park et al. 2019).
 
-    In every clip n_times stretches of up to most_frames frames and n_bands of up to most_bands
-    bands, each of a random length at a random place.
+    n_times stretches of up to most_frames frames and n_bands of up to most_bands bands, each of a
+    random length at a random place.
     """
-    n_batch, n_frames, n_mels = mel_BTM.shape
+    n_frames, n_mels = mel_TM.shape
 
     def stretches(key: Array, n: int, size: int, most: int) -> Array:
-        """(B, size), true in n random stretches."""
+        """(size,), true in n random stretches."""
         length_key, start_key = jax.random.split(key)
-        length_BN1 = jax.random.randint(length_key, (n_batch, n, 1), 0, min(most, size) + 1)
-        room_BN1 = size - length_BN1 + 1
-        start_BN1 = jnp.floor(jax.random.uniform(start_key, (n_batch, n, 1)) * room_BN1)
+        length_N1 = jax.random.randint(length_key, (n, 1), 0, min(most, size) + 1)
+        start_N1 = jnp.floor(jax.random.uniform(start_key, (n, 1)) * (size - length_N1 + 1))
         at = jnp.arange(size)
-        return ((start_BN1 <= at) & (at < start_BN1 + length_BN1)).any(1)
+        return ((start_N1 <= at) & (at < start_N1 + length_N1)).any(0)
 
     time_key, band_key = jax.random.split(key)
-    hidden_BT1 = stretches(time_key, n_times, n_frames, most_frames)[:, :, None]
-    hidden_B1M = stretches(band_key, n_bands, n_mels, most_bands)[:, None, :]
-    mean_B11 = mel_BTM.mean((1, 2), keepdims=True)
-    return jnp.where(hidden_BT1 | hidden_B1M, mean_B11, mel_BTM)
+    hidden_T = stretches(time_key, n_times, n_frames, most_frames)
+    hidden_M = stretches(band_key, n_bands, n_mels, most_bands)
+    return jnp.where(hidden_T[:, None] | hidden_M, mel_TM.mean(), mel_TM)
 
 
 def change_speed(samples_N: np.ndarray, factor: float) -> np.ndarray:

@@ -94,7 +94,7 @@ class Attention(nn.Module):
         causal: bool = False,
         rotary: tuple[Array, Array] | None = None,
         cache: BlockCache | None = None,
-        deterministic: bool = True,
+        rows_B: Array | None = None,
     ) -> tuple[Array, KeysValues]:
         if causal and not (mask is None and memory is None):
             raise ValueError("causal attention takes neither a mask nor a memory")
@@ -128,7 +128,7 @@ class Attention(nn.Module):
                 scores_BHTS = jnp.where(mask, scores_BHTS, jnp.finfo(jnp.float32).min)
             weights_BHTS = jax.nn.softmax(scores_BHTS).astype(self.dtype)
             self.sow("intermediates", "weights", weights_BHTS)
-            return Dropout(c.dropout)(weights_BHTS, deterministic) @ v_BHSK
+            return Dropout(c.dropout)(weights_BHTS, rows_B) @ v_BHSK
 
         if causal and cache is None:
             mask = causal_mask(jnp.arange(n_target), n_target)
@@ -217,7 +217,7 @@ class Block(nn.Module):
         causal: bool = False,
         rotary: tuple[Array, Array] | None = None,
         cache: BlockCache | None = None,
-        deterministic: bool = True,
+        rows_B: Array | None = None,
     ) -> tuple[Array, BlockCache | None]:
         c, dtype = self.config, self.dtype
 
@@ -233,9 +233,9 @@ class Block(nn.Module):
             causal=causal,
             rotary=rotary,
             cache=cache,
-            deterministic=deterministic,
+            rows_B=rows_B,
         )
-        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
+        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, rows_B)
 
         memory = cache.memory if cache is not None and memory_BSD is None else memory_BSD
         if memory is not None:
@@ -244,14 +244,14 @@ class Block(nn.Module):
                 y_BTD,
                 memory,
                 over_heads_and_targets(memory_mask_BS),
-                deterministic=deterministic,
+                rows_B=rows_B,
             )
-            x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
+            x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, rows_B)
 
         y_BTD = Norm(c, dtype, name="mlp_norm")(x_BTD)
         y_BTD, cache = ShortConv(c.short_conv, name="mlp_input")(y_BTD, mask_BT, causal, cache)
         y_BTD = MLP(c, dtype, name="mlp")(y_BTD)
-        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, deterministic)
+        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, rows_B)
         if cache is not None:
             length = cache.length + x_BTD.shape[1]
             cache = cache._replace(k=k, v=v, length=length, memory=memory)

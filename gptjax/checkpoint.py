@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from gptjax import config as config_lib
-from gptjax import models
+from gptjax import models, processes
 from gptjax import tokenizer as tokenizer_lib
 from gptjax.config import Config
 from gptjax.data import Data
@@ -48,6 +48,9 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of each file th
 FIXED = ("model", "optim.name", "data")
 FREE = ("model.dropout", "data.path", "data.name", "data.vocab_size", "data.tokenizer")
 FREE += ("data.speed_change", "data.noise", "data.spec_masks")
+
+# Of this start, not of the run.
+HERE = ("run_dir", "resume", "mesh.coordinator", "mesh.processes", "mesh.process")
 
 
 class Checkpoints:
@@ -181,9 +184,15 @@ def _by_path(tree: Any) -> dict[str, Any]:
 def locked(folder: Path) -> Iterator[None]:
     """Makes the folder and holds its lock, which the system releases however we end.
 
+    Of several processes the first does, and the others wait for it.
+
     Raises UserError when another process holds it (naming its PID), when the folder is something
     else than a run, and when it cannot be written.
     """
+    if not processes.is_first():
+        processes.wait_for_all(str(folder))
+        yield
+        return
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--run-dir {folder} is a file; name a folder")
@@ -213,6 +222,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        processes.wait_for_all(str(folder))
         try:
             yield
         except UserError:
@@ -239,7 +249,7 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
     refused, allowed = [], []
     for knob in had | want:
         change = f"{knob} {had.get(knob, 'none')} -> {want.get(knob, 'none')}"
-        if had.get(knob) == want.get(knob) or knob in ("run_dir", "resume"):
+        if had.get(knob) == want.get(knob) or knob in HERE:
             continue
         fixed = knob not in FREE and any(knob == f or knob.startswith(f + ".") for f in FIXED)
         (refused if fixed else allowed).append(change)
@@ -464,6 +474,13 @@ def write_atomically(path: Path, content: str) -> None:
     part.replace(path)
 
 
-def with_sharding(shapes: Any, sharding: Any) -> Any:
-    """Shapes that say where their arrays belong, to restore a checkpoint into."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+def with_sharding(shapes: Any, shardings: Any) -> Any:
+    """Shapes that say where their arrays belong, to restore a checkpoint into.
+
+    shardings: a tree like that of the shapes, or one for all of them.
+    """
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        jax.tree.broadcast(shardings, shapes),
+    )

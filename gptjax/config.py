@@ -176,6 +176,28 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How devices share the work: data x fsdp x model of them. One size may be -1, what is left.
+
+    Batches are split over data x fsdp, parameters and all that training keeps of them over
+    fsdp x model. The layout changes no batch, no initial weight and no dropout mask.
+    """
+
+    data: int = -1
+    """Groups of devices with whole models that share the batch."""
+    fsdp: int = 1
+    """Devices that share the batch, and keep a part of every parameter each (fully sharded)."""
+    model: int = 1
+    """Devices that share every matmul (tensor parallel); best within one machine."""
+    coordinator: str = ""
+    """HOST:PORT of process 0, of several processes; Slurm, Open MPI and Kubernetes tell it."""
+    processes: int = 0
+    """How many processes there are; 0: one, or as many as the cluster says."""
+    process: int = -1
+    """Which of them this is, from 0; -1: as the cluster says."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How long, how much at once, and how often to look."""
 
@@ -185,6 +207,9 @@ class TrainConfig:
     """Sequences per optimizer step, over all devices."""
     micro_batch_size: int = 0
     """Sequences per forward-backward pass; gradients accumulate to batch_size. 0: by device."""
+    remat: bool = False
+    """Keep only what enters each block, and compute its inside again in the backward pass: a third
+    more work for far less memory (of a GPU or TPU; XLA's CPU backend frees none)."""
     steps_per_dispatch: int = 50
     """Most steps that run on the device before the host looks again; of pairs it is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -212,6 +237,7 @@ class Config:
     model: ModelConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 1337
     """Decides initial weights, batches and dropout."""
@@ -262,6 +288,24 @@ def check(config: Config) -> None:
         even = model.position != "rotary" or model.n_embd // model.n_head % 2 == 0
         width = f"{model.n_embd}/{model.n_head}"
         require(even, "model.n-embd / n-head", width, "even for rotary positions")
+    mesh = config.mesh
+    for name in ("data", "fsdp", "model"):
+        size = getattr(mesh, name)
+        require(size >= 1 or size == -1, f"mesh.{name}", size, "at least 1, or -1 for what is left")
+    if [mesh.data, mesh.fsdp, mesh.model].count(-1) > 1:
+        sizes = f"{mesh.data} x {mesh.fsdp} x {mesh.model}"
+        raise UserError(f"--mesh.data x fsdp x model is {sizes}, but only one of them can be -1")
+    explicit = [bool(mesh.coordinator), mesh.processes > 0, mesh.process >= 0]
+    if any(explicit) and not all(explicit):
+        raise UserError(
+            "--mesh.coordinator, --mesh.processes and --mesh.process go together: HOST:PORT, how "
+            "many processes there are, and which of them this is"
+        )
+    if all(explicit):
+        is_address = re.fullmatch(r".+:\d{1,5}", mesh.coordinator)
+        require(bool(is_address), "mesh.coordinator", mesh.coordinator, "HOST:PORT")
+        in_range = mesh.process < mesh.processes
+        require(in_range, "mesh.process", mesh.process, f"in [0, {mesh.processes})")
     micro = train.micro_batch_size
     divides = micro >= 0 and (micro == 0 or train.batch_size % micro == 0)
     require(divides, "train.micro-batch-size", micro, f"a divisor of {train.batch_size}, or 0")
@@ -397,7 +441,7 @@ def to_json(config: Config) -> str:
 def from_json(text: str) -> Config:
     """Reads what `to_json` wrote. Raises UserError when it is not that."""
     models = (BigramConfig, GPTConfig, EncoderDecoderConfig, SpeechConfig)
-    classes = (Config, *models, DataConfig, OptimConfig, TrainConfig)
+    classes = (Config, *models, DataConfig, OptimConfig, MeshConfig, TrainConfig)
     by_name = {cls.__name__: cls for cls in classes}
 
     def decode(value: Any) -> Any:

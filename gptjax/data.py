@@ -11,7 +11,7 @@ from gptjax import pairs, speech, texts
 from gptjax.config import Config, EncoderDecoderConfig, SpeechConfig
 from gptjax.pairs import PairData
 from gptjax.speech import SpeechData
-from gptjax.texts import Batch, TextData
+from gptjax.texts import ALL, Batch, TextData
 
 Data = TextData | PairData | SpeechData
 
@@ -27,9 +27,14 @@ def load(config: Config) -> Data:
             return texts.load(config.data, config.model.block_size)
 
 
-def training_batches(data: Data, config: Config, steps: range, capacity: int) -> Batch:
-    """The batches of these steps, leaves (capacity, B, ...): then zeros, which weigh nothing."""
-    batches = [data.batch(config, step) for step in steps]
+def training_batches(
+    data: Data, config: Config, steps: range, capacity: int, rows: slice = ALL
+) -> Batch:
+    """These rows of the batches of these steps, leaves (capacity, B, ...).
+
+    Behind the steps follow zeros, which weigh nothing.
+    """
+    batches = [data.batch(config, step, rows) for step in steps]
     stacked = {}
     for name, leaf in batches[0].items():
         stacked[name] = np.zeros((capacity, *leaf.shape), leaf.dtype)

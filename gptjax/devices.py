@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax.config import BigramConfig, ModelConfig, TrainConfig
 from gptjax.errors import UserError
@@ -53,13 +52,11 @@ def compute_dtype(config: TrainConfig) -> Any:
 def micro_batch_size(
     config: TrainConfig, model: ModelConfig, tokens_per_sequence: float, n_devices: int = 1
 ) -> int:
-    """Sequences per forward-backward pass: a divisor of the batch, a multiple of the devices."""
+    """Sequences per forward-backward pass: a divisor of the batch, a multiple of n_devices.
+
+    n_devices: how many share the rows of a batch.
+    """
     if config.micro_batch_size:
-        if config.micro_batch_size % n_devices:
-            raise UserError(
-                f"--train.micro-batch-size is {config.micro_batch_size}, but must be a multiple of "
-                f"the {n_devices} devices, or 0"
-            )
         return config.micro_batch_size
     if not on_cpu() or isinstance(model, BigramConfig):
         return config.batch_size
@@ -77,18 +74,6 @@ def query_chunks(n_target: int) -> list[tuple[int, int]]:
     n_chunks = min(4, max(1, n_target // 32)) if on_cpu() else 1
     edges = [n_target * i // n_chunks for i in range(n_chunks + 1)]
     return list(pairwise(edges))
-
-
-def data_parallel(batch_size: int) -> tuple[NamedSharding, NamedSharding]:
-    """Shardings (batches, state) over as many of the devices as divide the batch evenly.
-
-    Batches have the leading axes (step, sequence) and are split by sequence; the state is
-    replicated.
-    """
-    devices = jax.devices()
-    n_devices = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-    mesh = Mesh(devices[:n_devices], ("data",))
-    return NamedSharding(mesh, PartitionSpec(None, "data")), NamedSharding(mesh, PartitionSpec())
 
 
 def describe() -> str:

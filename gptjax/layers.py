@@ -116,6 +116,10 @@ class Embed(nn.Module):
 class Dropout(nn.Module):
     """Zeroes a share `rate` of x, scales the rest to keep the mean (Srivastava et al. 2014).
 
+    x is (B, ...), and rows_B are the numbers that its rows have in the batch of the step: the mask
+    of a row depends on the key and on that number alone, not on how many rows a micro-batch or a
+    device has. Without rows_B nothing is dropped.
+
     One random byte decides for each number, so the rate is rounded to a multiple of 1/256: JAX's
     generator makes 32 bits at a time, and on a CPU making them all would cost as much as a third
     of the step.
@@ -124,13 +128,18 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Array, deterministic: bool) -> Array:
+    def __call__(self, x: Array, rows_B: Array | None) -> Array:
         n_dropped = min(round(256 * self.rate), 255)
-        if deterministic or not n_dropped:
+        if rows_B is None or not n_dropped:
             return x
-        *rows, width = x.shape
-        words = jax.random.bits(self.make_rng("dropout"), (*rows, -(-width // 4)))
-        bytes_ = lax.bitcast_convert_type(words, jnp.uint8).reshape(*rows, -1)[..., :width]
+        key, (*inner, width) = self.make_rng("dropout"), x.shape[1:]
+
+        def words(row: Array) -> Array:
+            return jax.random.bits(jax.random.fold_in(key, row), (*inner, -(-width // 4)))
+
+        words_B = jax.vmap(words)(rows_B)
+        bytes_ = lax.bitcast_convert_type(words_B, jnp.uint8)
+        bytes_ = bytes_.reshape(*x.shape[:-1], -1)[..., :width]
         return jnp.where(bytes_ < n_dropped, 0, x * (256 / (256 - n_dropped)))
 
 

@@ -2,11 +2,12 @@
 
 Every model is a Linen module that maps tokens to next-token logits:
 
-    logits_BTV, cache = model.apply({"params": params}, tokens_BT, cache, deterministic, ...)
+    logits_BTV, cache = model.apply({"params": params}, tokens_BT, cache, rows_B, ...)
 
 `cache` is None in training; for decoding it starts as `model.init_cache(batch_size)` and each
-call hands in the last call's. float32 logits whatever the dtype. `deterministic=False` turns
-dropout on and needs `rngs={"dropout": key}`.
+call hands in the last call's. float32 logits whatever the dtype. rows_B, the numbers of the rows
+in the batch of the step, turns dropout on and needs `rngs={"dropout": key}`. `remat` has the
+backward pass compute the inside of every block again, instead of keeping it.
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ class Bigram(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BT: Array, cache: tuple[()] | None = None, deterministic: bool = True
+        self, tokens_BT: Array, cache: tuple[()] | None = None, rows_B: Array | None = None
     ) -> tuple[Array, tuple[()] | None]:
         logits_BTV = Embed(self.vocab_size, self.vocab_size, self.dtype, name="table")(tokens_BT)
         return logits_BTV.astype(jnp.float32), cache
@@ -53,6 +54,7 @@ class GPT(nn.Module):
     config: GPTConfig
     vocab_size: int
     dtype: Any = jnp.float32
+    remat: bool = False
     embedding: Embed | None = None
 
     @nn.compact
@@ -60,7 +62,7 @@ class GPT(nn.Module):
         self,
         tokens_BT: Array,
         cache: Cache | None = None,
-        deterministic: bool = True,
+        rows_B: Array | None = None,
         memory_BSD: Array | None = None,
         memory_mask_BS: Array | None = None,
     ) -> tuple[Array, Cache | None]:
@@ -74,14 +76,9 @@ class GPT(nn.Module):
         x_BTD, rotary = add_positions(c, embed(tokens_BT), start, c.block_size)
         caches = []
         for i in range(c.n_layer):
-            x_BTD, layer_cache = Block(c, dtype, name=f"block_{i}")(
-                x_BTD,
-                memory_BSD=memory_BSD,
-                memory_mask_BS=memory_mask_BS,
-                causal=True,
-                rotary=rotary,
-                cache=cache[i] if cache else None,
-                deterministic=deterministic,
+            layer_cache = cache[i] if cache else None
+            x_BTD, layer_cache = block(self, i)(
+                x_BTD, None, memory_BSD, memory_mask_BS, True, rotary, layer_cache, rows_B
             )
             caches.append(layer_cache)
 
@@ -109,19 +106,18 @@ class Encoder(nn.Module):
     config: EncoderDecoderConfig
     vocab_size: int
     dtype: Any = jnp.float32
+    remat: bool = False
     embedding: Embed | None = None
 
     @nn.compact
     def __call__(
-        self, source_BS: Array, mask_BS: Array | None, deterministic: bool = True
+        self, source_BS: Array, mask_BS: Array | None, rows_B: Array | None = None
     ) -> Array:
         c, dtype = self.config, self.dtype
         embed = self.embedding or token_embedding(c, self.vocab_size, dtype)
         x_BSD, rotary = add_positions(c, embed(source_BS), 0, c.source_block_size)
         for i in range(c.n_encoder_layer):
-            x_BSD, _ = Block(c, dtype, name=f"block_{i}")(
-                x_BSD, mask_BS, rotary=rotary, deterministic=deterministic
-            )
+            x_BSD, _ = block(self, i)(x_BSD, mask_BS, None, None, False, rotary, None, rows_B)
         return Norm(c, dtype, name="final_norm")(x_BSD)
 
 
@@ -136,13 +132,14 @@ class EncoderDecoder(nn.Module):
     vocab_size: int
     source_vocab_size: int
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self,
         tokens_BT: Array,
         cache: Cache | None = None,
-        deterministic: bool = True,
+        rows_B: Array | None = None,
         source: Array | None = None,
         source_mask: Array | None = None,
     ) -> tuple[Array, Cache | None]:
@@ -150,10 +147,10 @@ class EncoderDecoder(nn.Module):
         embed = token_embedding(c, self.vocab_size, dtype) if c.share_embeddings else None
         memory_BSD = None
         if source is not None:
-            encoder = Encoder(c, self.source_vocab_size, dtype, embed, name="encoder")
-            memory_BSD = encoder(source, source_mask, deterministic)
-        decoder = GPT(c, self.vocab_size, dtype, embed, name="decoder")
-        return decoder(tokens_BT, cache, deterministic, memory_BSD, source_mask)
+            encoder = Encoder(c, self.source_vocab_size, dtype, self.remat, embed, name="encoder")
+            memory_BSD = encoder(source, source_mask, rows_B)
+        decoder = GPT(c, self.vocab_size, dtype, self.remat, embed, name="decoder")
+        return decoder(tokens_BT, cache, rows_B, memory_BSD, source_mask)
 
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache of block_size positions for every layer of the decoder."""
@@ -169,9 +166,10 @@ class SpeechEncoder(nn.Module):
 
     config: SpeechConfig
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, mel_BTM: Array, mask_BT: Array | None, deterministic: bool = True) -> Array:
+    def __call__(self, mel_BTM: Array, mask_BT: Array | None, rows_B: Array | None = None) -> Array:
         c, dtype = self.config, self.dtype
 
         def convolve(x_BTC: Array, stride: int, name: str) -> Array:
@@ -195,9 +193,7 @@ class SpeechEncoder(nn.Module):
         else:
             x_BSD = x_BSD + sinusoids(n_source, c.n_embd).astype(dtype)
         for i in range(c.n_encoder_layer):
-            x_BSD, _ = Block(c, dtype, name=f"block_{i}")(
-                x_BSD, mask_BS, rotary=rotary, deterministic=deterministic
-            )
+            x_BSD, _ = block(self, i)(x_BSD, mask_BS, None, None, False, rotary, None, rows_B)
         return Norm(c, dtype, name="final_norm")(x_BSD)
 
 
@@ -211,28 +207,36 @@ class SpeechRecognizer(nn.Module):
     config: SpeechConfig
     vocab_size: int
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self,
         tokens_BT: Array,
         cache: Cache | None = None,
-        deterministic: bool = True,
+        rows_B: Array | None = None,
         source: Array | None = None,
         source_mask: Array | None = None,
     ) -> tuple[Array, Cache | None]:
         c, dtype = self.config, self.dtype
         memory_BSD = None
         if source is not None:
-            encoder = SpeechEncoder(c, dtype, name="encoder")
-            memory_BSD = encoder(source, source_mask, deterministic)
+            encoder = SpeechEncoder(c, dtype, self.remat, name="encoder")
+            memory_BSD = encoder(source, source_mask, rows_B)
         mask_BS = None if source_mask is None else half(source_mask)
-        decoder = GPT(c, self.vocab_size, dtype, name="decoder")
-        return decoder(tokens_BT, cache, deterministic, memory_BSD, mask_BS)
+        decoder = GPT(c, self.vocab_size, dtype, self.remat, name="decoder")
+        return decoder(tokens_BT, cache, rows_B, memory_BSD, mask_BS)
 
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache of block_size positions for every layer of the decoder."""
         return empty_cache(self.config, batch_size, self.dtype)
+
+
+def block(model: GPT | Encoder | SpeechEncoder, i: int) -> Any:
+    """Block i of a model, to be called in its compact method, all arguments by position."""
+    causal = 5  # the place of this one, counted from self, which decides what is traced
+    cls: Any = nn.remat(Block, static_argnums=(causal,)) if model.remat else Block
+    return cls(model.config, model.dtype, name=f"block_{i}")
 
 
 def half(mask_BT: Array) -> Array:
@@ -279,7 +283,12 @@ def add_positions(
 Model = Bigram | GPT | EncoderDecoder | SpeechRecognizer
 
 
-def build(config: ModelConfig, vocabulary: Tokenizer | int, dtype: Any = jnp.float32) -> Model:
+def build(
+    config: ModelConfig,
+    vocabulary: Tokenizer | int,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> Model:
     """The model that a configuration describes, without parameters.
 
     vocabulary: the tokenizer or, of a model without an encoder, the number of its tokens.
@@ -290,11 +299,11 @@ def build(config: ModelConfig, vocabulary: Tokenizer | int, dtype: Any = jnp.flo
             return Bigram(config, vocab_size, dtype)
         case EncoderDecoderConfig():
             assert isinstance(vocabulary, PairTokenizer)
-            return EncoderDecoder(config, vocab_size, vocabulary.source_vocab_size, dtype)
+            return EncoderDecoder(config, vocab_size, vocabulary.source_vocab_size, dtype, remat)
         case SpeechConfig():
-            return SpeechRecognizer(config, vocab_size, dtype)
+            return SpeechRecognizer(config, vocab_size, dtype, remat)
         case GPTConfig():
-            return GPT(config, vocab_size, dtype)
+            return GPT(config, vocab_size, dtype, remat)
 
 
 def init(model: Model, seed: int) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from gptjax import datasets, search, tokenizer
 from gptjax.config import SPEECH, Config, EncoderDecoderConfig
 from gptjax.errors import UserError
-from gptjax.texts import TRAINING, Batch, read_text
+from gptjax.texts import ALL, TRAINING, Batch, read_text
 from gptjax.tokenizer import PairTokenizer, TextTokenizer
 
 Pairs = dict[str, list[str]]
@@ -101,17 +101,17 @@ class PairData:
         lengths = [b.source_length_N + b.target_length_N for b in self.buckets]
         return float(np.concatenate(lengths).mean())
 
-    def batch(self, config: Config, step: int) -> Batch:
-        """The training batch of a step, leaves (B, S) and (B, T).
+    def batch(self, config: Config, step: int, rows: slice = ALL) -> Batch:
+        """These rows of the training batch of a step, leaves (B, S) and (B, T).
 
         An epoch takes every pair at least once, in an order of its own; the last batch of a
         bucket is filled up with pairs of its first.
         """
-        bucket, rows = self._plan(config, step)
-        return self.buckets[bucket].batch(rows)
+        bucket, pairs = self._plan(config, step)
+        return self.buckets[bucket].batch(pairs[rows])
 
     def _plan(self, config: Config, step: int) -> tuple[int, np.ndarray]:
-        """Bucket and rows of a step's batch."""
+        """The bucket of a step's batch, and which of its pairs."""
         batch_size = config.train.batch_size
         sizes = tuple(len(bucket.source_NS) for bucket in self.buckets)
         epoch, number = divmod(step, sum(-(-size // batch_size) for size in sizes))

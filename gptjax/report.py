@@ -109,6 +109,11 @@ class Reporter:
         }
         self._store(row)
 
+    def sample(self, step: int, text: str) -> None:
+        """Writes samples/STEP.txt."""
+        (self.folder / "samples").mkdir(exist_ok=True)
+        write_atomically(self.folder / "samples" / f"{step}.txt", text + "\n")
+
     def evaluation(self, step: int, losses: dict[str, float]) -> None:
         """A row for an evaluation; draws loss.png anew."""
         row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **losses}
@@ -169,6 +174,24 @@ class _WandB:
 
     def close(self) -> None:
         self.run.finish()
+
+
+class Silence:
+    """What every process but the first reports."""
+
+    evaluated = range(0)
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def say(self, line: str) -> None: ...
+    def steps_done(self, step: int) -> None: ...
+    def training(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None: ...
+    def sample(self, step: int, text: str) -> None: ...
+    def evaluation(self, step: int, losses: dict[str, float]) -> None: ...
 
 
 def check_trackers(config: TrainConfig) -> None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from gptjax import sharding
 from gptjax.errors import UserError
 from gptjax.models import Model
 
@@ -82,7 +83,7 @@ def _prefill(
     # The padding behind `length` is in the cache too, but each position is written before any
     # later query may see it.
     cache = tuple(layer._replace(length=length) for layer in cache)
-    return sampler(logits_BV, jax.random.fold_in(key, index)), cache
+    return sharding.replicate(sampler(logits_BV, jax.random.fold_in(key, index))), cache
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames="cache")
@@ -105,7 +106,8 @@ def _decode(
         return out_BN.at[:, i].set(token_B), token_B, cache
 
     out_BN = jnp.zeros((token_B.shape[0], TOKENS_PER_DISPATCH), jnp.int32)
-    return lax.fori_loop(0, n_tokens, step, (out_BN, token_B, cache))
+    out_BN, token_B, cache = lax.fori_loop(0, n_tokens, step, (out_BN, token_B, cache))
+    return sharding.replicate(out_BN), sharding.replicate(token_B), cache
 
 
 def generate(

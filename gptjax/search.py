@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from gptjax import sharding
 from gptjax.blocks import BlockCache
 from gptjax.errors import UserError
 from gptjax.models import EncoderDecoder, SpeechRecognizer
@@ -128,7 +129,7 @@ def beam_search(
     )
     beams, _ = step(jnp.int32(0), beams, logits_BPV[repeated_R, -1])
     _, beams, _ = lax.while_loop(unfinished, extend, (jnp.int32(1), beams, cache))
-    return beams
+    return sharding.replicate(beams)
 
 
 def _reordered(layer: BlockCache, parents_R: Array) -> BlockCache:

@@ -26,7 +26,7 @@ from gptjax.audio import HOP, SAMPLE_RATE
 from gptjax.config import Config, DataConfig, SpeechConfig
 from gptjax.errors import UserError
 from gptjax.pairs import epoch_batches
-from gptjax.texts import TRAINING, Batch
+from gptjax.texts import ALL, TRAINING, Batch
 from gptjax.tokenizer import SpeechTokenizer
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -105,48 +105,55 @@ class SpeechData:
         lengths = [len(self.tokenizer.target.encode(clip.text)) for clip in some]
         return float(positions + n_clips * np.mean(lengths) + 1)
 
-    def batch(self, config: Config, step: int) -> Batch:
-        """The training batch of a step: mel spectrograms (B, T, M), their masks, and texts.
+    def batch(self, config: Config, step: int, rows: slice = ALL) -> Batch:
+        """These rows of the training batch of a step: mel spectrograms (B, T, M), masks, texts.
 
         Clips on their own come in epochs, each an order of its own, those of like length together;
-        strings are drawn at random, of one speaker and one number of clips in a batch.
+        strings are drawn at random, of one speaker and one number of clips in a batch. What the
+        batch is made of is decided for all rows, but only these are read.
         """
         c, model = config.data, config.model
         assert isinstance(model, SpeechConfig)
         rng = np.random.default_rng((config.seed, TRAINING, step))
         longest = model.source_block_size * 2 * HOP
-        factors = 1 + rng.uniform(-c.speed_change, c.speed_change, config.train.batch_size)
+        batch_size = config.train.batch_size
+        factors = 1 + rng.uniform(-c.speed_change, c.speed_change, batch_size)
         if self.string_clips > 1:
             strings = Strings(self.train, self.string_clips)
             # Of like length, so that little of a batch is padding.
             width = longest * rng.integers(1, transcribe.N_WIDTHS + 1) / transcribe.N_WIDTHS
-            fill = width * rng.uniform(0.4, 1, config.train.batch_size) * np.minimum(factors, 1)
-            examples = [strings.fill(rng, int(size)) for size in fill]
+            fill = width * rng.uniform(0.4, 1, batch_size) * np.minimum(factors, 1)
+            plans = [strings.fill(rng, int(size)) for size in fill]
+            sizes = np.array([plan.size for plan in plans])
+            examples = [plan.read() for plan in plans[rows]]
         else:
-            clips = [self.train[i] for i in self._rows(config, step)]
-            examples = [
-                Example(samples_N, clip.text, clip.speaker)
-                for clip, samples_N in zip(clips, read(clips), strict=True)
-            ]
+            clips = self._clips(config, step)
+            plans = [Plan((self.train[i],)) for i in clips]
+            sizes = np.round(self.seconds[clips] * SAMPLE_RATE)
+            examples = list(read_examples([self.train[i] for i in clips[rows]]))
+        # A clip that is slowed down may grow past the model's window by a little.
+        n_frames = int(min((sizes / factors).max(), longest)) // HOP
         varied = []
-        for example, factor in zip(examples, factors, strict=True):
+        for row, example in zip(range(batch_size)[rows], examples, strict=True):
             samples_N = example.samples_N
             if c.speed_change:
-                samples_N = audio.change_speed(samples_N, factor)
+                samples_N = audio.change_speed(samples_N, factors[row])
+            rng = np.random.default_rng((config.seed, TRAINING, step, 1 + row))
             if rng.random() < c.noise:
                 samples_N = audio.add_noise(samples_N, rng, rng.uniform(*NOISE_DB))
-            # A clip that was slowed down may have grown past the model's window by a little.
-            varied.append(example._replace(samples_N=samples_N[:longest]))
-        batch = make_batch(varied, model, self.tokenizer)
+            varied.append(example._replace(samples_N=samples_N))
+        like = n_frames, [plan.text for plan in plans]
+        batch = make_batch(varied, model, self.tokenizer, like)
         if c.spec_masks:
             n_frames, n_bands = batch["source"].shape[1:]
             most = round(TIME_SHARE * n_frames), round(BAND_SHARE * n_bands)
             key = jax.random.fold_in(jax.random.key(config.seed), step)
+            keys_B = jax.random.split(key, batch_size)[rows]
             masks = c.spec_masks, most[0], c.spec_masks, most[1]
-            batch["source"] = np.asarray(_spec_augment(batch["source"], key, *masks))
+            batch["source"] = np.asarray(_spec_augment(batch["source"], keys_B, *masks))
         return batch
 
-    def _rows(self, config: Config, step: int) -> np.ndarray:
+    def _clips(self, config: Config, step: int) -> np.ndarray:
         """Which training clips a step's batch takes."""
         model, batch_size = config.model, config.train.batch_size
         assert isinstance(model, SpeechConfig)
@@ -192,11 +199,31 @@ class SpeechData:
         return _strings(self.test, *TEST_STRING_WORDS, N_TEST_STRINGS, model)
 
 
-class Strings:
-    """Makes strings of a speaker's clips, as real as recordings of single words allow.
+class Plan(NamedTuple):
+    """One clip, or a string of several with pauses (in samples) between them."""
 
-    Between two words lies a pause of the first one's own quietest 20 ms, back and forth.
-    """
+    clips: tuple[Clip, ...]
+    pauses: tuple[int, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return " ".join(clip.text for clip in self.clips)
+
+    @property
+    def size(self) -> int:
+        """In samples."""
+        return sum(len(read_word(clip.path)) for clip in self.clips) + sum(self.pauses)
+
+    def read(self) -> Example:
+        """In a pause sounds the quietest 20 ms of the word before it, back and forth."""
+        parts = [read_word(self.clips[0].path)]
+        for before, clip, pause in zip(self.clips, self.clips[1:], self.pauses, strict=False):
+            parts += [room_tone(read_word(before.path), pause), read_word(clip.path)]
+        return Example(np.concatenate(parts), self.text, self.clips[0].speaker)
+
+
+class Strings:
+    """Makes strings of a speaker's clips, as real as recordings of single words allow."""
 
     def __init__(self, clips: Sequence[Clip], most: int):
         self._clips, self._most = clips, most
@@ -204,28 +231,26 @@ class Strings:
         for clip in clips:
             self._of_speaker.setdefault(clip.speaker, []).append(clip)
 
-    def fill(self, rng: np.random.Generator, size: int) -> Example:
+    def fill(self, rng: np.random.Generator, size: int) -> Plan:
         """A string of one clip, and as many more as fit `size` samples."""
         return self._join(rng, self._most, size)
 
-    def draw(self, rng: np.random.Generator, fewest: int, longest: int) -> Example:
+    def draw(self, rng: np.random.Generator, fewest: int, longest: int) -> Plan:
         """A string of fewest ... most clips, or of what fits `longest` samples."""
         return self._join(rng, int(rng.integers(fewest, self._most + 1)), longest)
 
-    def _join(self, rng: np.random.Generator, n: int, size: int) -> Example:
+    def _join(self, rng: np.random.Generator, n: int, size: int) -> Plan:
         first = self._clips[int(rng.integers(len(self._clips)))]
         of_speaker = self._of_speaker[first.speaker]
         clips = [first] + [of_speaker[int(i)] for i in rng.integers(len(of_speaker), size=n - 1)]
-        pauses = (rng.uniform(*PAUSE_SECONDS, n) * SAMPLE_RATE).astype(int)
-        samples_N, texts = read_word(first.path), [first.text]
-        for before, clip, pause in zip(clips, clips[1:], pauses, strict=False):
-            word_N = read_word(clip.path)
-            if len(samples_N) + pause + len(word_N) > size:
+        pauses = (rng.uniform(*PAUSE_SECONDS, n) * SAMPLE_RATE).astype(int).tolist()
+        plan = Plan((first,))
+        for i in range(1, n):
+            longer = Plan(tuple(clips[: i + 1]), tuple(pauses[:i]))
+            if longer.size > size:
                 break
-            tone_N = room_tone(read_word(before.path), int(pause))
-            samples_N = np.concatenate([samples_N, tone_N, word_N])
-            texts.append(clip.text)
-        return Example(samples_N, " ".join(texts), first.speaker)
+            plan = longer
+        return plan
 
 
 def _strings(
@@ -234,7 +259,7 @@ def _strings(
     """Strings that depend on the clips alone."""
     strings, longest = Strings(clips, most), model.source_block_size * 2 * HOP
     rngs = map(np.random.default_rng, range(n_strings))
-    return [strings.draw(rng, fewest, longest) for rng in rngs]
+    return [strings.draw(rng, fewest, longest).read() for rng in rngs]
 
 
 def room_tone(samples_N: np.ndarray, size: int) -> np.ndarray:
@@ -249,7 +274,11 @@ def room_tone(samples_N: np.ndarray, size: int) -> np.ndarray:
 
 # Words are short, few, and wanted again and again; whole utterances stay on the disk.
 read_word = functools.lru_cache(maxsize=4096)(audio.read)
-_spec_augment = jax.jit(audio.spec_augment, static_argnums=(2, 3, 4, 5))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _spec_augment(mel_BTM: Any, keys_B: Any, *masks: int) -> Any:
+    return jax.vmap(lambda mel_TM, key: audio.spec_augment(mel_TM, key, *masks))(mel_BTM, keys_B)
 
 
 @functools.cache
@@ -271,14 +300,25 @@ def read_examples(clips: Sequence[Clip]) -> Iterator[Example]:
 
 
 def make_batch(
-    examples: Sequence[Example], model: SpeechConfig, tok: SpeechTokenizer
+    examples: Sequence[Example],
+    model: SpeechConfig,
+    tok: SpeechTokenizer,
+    like: tuple[int, list[str]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The batch of these examples; texts padded to a multiple of a quarter of block_size."""
-    mel_BTM, mask_BT = transcribe.features([e.samples_N for e in examples], model)
+    """The batch of these examples; texts padded to a multiple of a quarter of block_size.
+
+    like: the frames of the longest clip, and all texts, of the batch that these are some rows of.
+    """
+    texts = [e.text for e in examples]
+    n_frames, all_texts = like or (None, texts)
+    width = None if n_frames is None else transcribe.padded_frames(n_frames, model)
+    clips = [e.samples_N[: width and width * HOP] for e in examples]
+    mel_BTM, mask_BT = transcribe.features(clips, model, width)
     start, n_start = list(tok.start_ids), len(tok.start_ids)
-    rows = [[*start, *tok.target.encode(e.text), tok.end] for e in examples]
+    rows = [[*start, *tok.target.encode(text), tok.end] for text in texts]
+    longest = n_start + 1 + max(len(tok.target.encode(text)) for text in all_texts)
     quarter = -(-model.block_size // 4)
-    width = -(-(max(map(len, rows)) - 1) // quarter) * quarter
+    width = -(-(longest - 1) // quarter) * quarter
     ids = np.full((len(rows), min(width, model.block_size) + 1), tok.end, np.int32)
     weights = np.zeros((len(rows), ids.shape[1] - 1), np.float32)
     for i, row in enumerate(rows):

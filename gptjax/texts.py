@@ -34,6 +34,9 @@ Batch = dict[str, np.ndarray]
 # Streams of random numbers that must not meet.
 TRAINING, SAMPLED_EVALUATION = 0, 1
 
+ALL = slice(None)
+"""The rows of a batch that one process makes, when it is the only one."""
+
 # Size of one dispatch of an evaluation, between which a signal is heard.
 EVALUATION_TOKENS = 32_768
 
@@ -66,12 +69,15 @@ class TextData:
         """Every window has as many."""
         return config.model.block_size
 
-    def batch(self, config: Config, step: int) -> Batch:
-        """The training batch of a step, leaves (B, T); config.data.windows says how it is cut."""
+    def batch(self, config: Config, step: int, rows: slice = ALL) -> Batch:
+        """These rows of the training batch of a step, leaves (B, T).
+
+        config.data.windows says how it is cut.
+        """
         sizes = config.model.block_size, config.train.batch_size
         if config.data.windows == "epochs":
-            return epoch_batch(self.train, *sizes, config.seed, step)
-        return random_batch(self.train, *sizes, config.seed, TRAINING, step)
+            return epoch_batch(self.train, *sizes, config.seed, step, rows)
+        return random_batch(self.train, *sizes, config.seed, TRAINING, step, rows)
 
     def validation(self, config: Config, batch_size: int) -> Iterator[Batch]:
         """The whole validation split, in groups of leaves (K, B, T)."""
@@ -144,15 +150,22 @@ def read_text(path: Path) -> tuple[str, str]:
 
 
 def random_batch(
-    tokens: np.ndarray, block_size: int, batch_size: int, seed: int, stream: int, step: int
+    tokens: np.ndarray,
+    block_size: int,
+    batch_size: int,
+    seed: int,
+    stream: int,
+    step: int,
+    rows: slice = ALL,
 ) -> Batch:
     """Windows at uniformly random places, leaves (B, T); a pure function of its arguments."""
     rng = np.random.default_rng((seed, stream, step))
-    return _windows(tokens, rng.integers(0, len(tokens) - block_size, batch_size), block_size)
+    starts = rng.integers(0, len(tokens) - block_size, batch_size)
+    return _windows(tokens, starts[rows], block_size)
 
 
 def epoch_batch(
-    tokens: np.ndarray, block_size: int, batch_size: int, seed: int, step: int
+    tokens: np.ndarray, block_size: int, batch_size: int, seed: int, step: int, rows: slice = ALL
 ) -> Batch:
     """Windows side by side, each once an epoch, leaves (B, T); a pure function of its arguments.
 
@@ -161,7 +174,7 @@ def epoch_batch(
     n_windows = _windows_per_epoch(len(tokens), block_size)
     starts = [
         _epoch(len(tokens), block_size, seed, number // n_windows)[number % n_windows]
-        for number in range(step * batch_size, (step + 1) * batch_size)
+        for number in range(step * batch_size, (step + 1) * batch_size)[rows]
     ]
     return _windows(tokens, np.array(starts), block_size)
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
+from jax.sharding import Mesh
 
-from gptjax import devices
+from gptjax import devices, sharding
 from gptjax.models import Model
 
 Batch = dict[str, Any]
@@ -37,16 +38,21 @@ class StepMetrics(NamedTuple):
 
 
 def cross_entropy(
-    model: Model, params: Params, batch: Batch, dropout_key: Array | None = None
+    model: Model,
+    params: Params,
+    batch: Batch,
+    dropout_key: Array | None = None,
+    rows_B: Array | None = None,
 ) -> tuple[Array, Array]:
     """Sum of weighted losses (nats) and sum of weights. Dropout is on if there is a key.
 
-    Sums, not means: they add up exactly over micro-batches, devices and ragged batches.
+    rows_B then are the numbers that the rows have in the batch of the step. Sums, not means: they
+    add up exactly over micro-batches, devices and ragged batches.
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     source = {name: batch[name] for name in ("source", "source_mask") if name in batch}
     logits_BTV, _ = model.apply(
-        {"params": params}, batch["tokens"], deterministic=rngs is None, rngs=rngs, **source
+        {"params": params}, batch["tokens"], rows_B=rows_B, rngs=rngs, **source
     )
     losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
     return jnp.sum(losses_BT * batch["weights"]), jnp.sum(batch["weights"])
@@ -58,17 +64,30 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def make_train_steps(
-    model: Model, optimizer: optax.GradientTransformation, micro_batch_size: int, seed: int
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    micro_batch_size: int,
+    seed: int,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch, int], tuple[TrainState, StepMetrics]]:
     """Returns train_steps(state, batches, n_steps) -> (state, metrics), one device dispatch.
 
     batches: leaves of shape (K, B, ...), of which the first n_steps <= K are used; metrics:
     leaves (K,). The global batch B is worked through in micro-batches whose gradients add up.
-    `state` is donated. Every random number is drawn from (seed, step, micro-batch).
+    `state` is donated, and split over the mesh as sharding.py says. Every random number is drawn
+    from (seed, step, row of the batch), whatever the micro-batches and devices.
     """
 
+    def loss(
+        params: Params, batch: Batch, dropout_key: Array, rows_B: Array
+    ) -> tuple[Array, Array]:
+        return cross_entropy(model, params, batch, dropout_key, rows_B)
+
+    loss_and_gradient = jax.value_and_grad(sharding.gather_for_use(loss, mesh), has_aux=True)
+
     def gradient(state: TrainState, batch: Batch) -> tuple[Array, Params]:
-        n_micro = batch["targets"].shape[0] // micro_batch_size
+        batch_size = batch["targets"].shape[0]
+        n_micro = batch_size // micro_batch_size
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         # Micro-batch i takes rows i, i + n_micro, ...: each device keeps its share of every one.
@@ -76,15 +95,14 @@ def make_train_steps(
             return x.reshape(micro_batch_size, n_micro, *x.shape[1:]).swapaxes(0, 1)
 
         def accumulate(sums: Any, xs: tuple[Array, Batch]) -> tuple[Any, None]:
-            i, micro_batch = xs
-            loss_fn = jax.value_and_grad(cross_entropy, argnums=1, has_aux=True)
-            key = jax.random.fold_in(step_key, i)
-            (loss, weight), grads = loss_fn(model, state.params, micro_batch, key)
+            rows_B, micro_batch = xs
+            (loss, weight), grads = loss_and_gradient(state.params, micro_batch, step_key, rows_B)
+            grads = sharding.constrain(grads, mesh)
             return jax.tree.map(jnp.add, sums, (loss, weight, grads)), None
 
         zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-        micro_batches = jax.tree.map(split, batch)
-        sums, _ = lax.scan(accumulate, zeros, (jnp.arange(n_micro), micro_batches))
+        micro_batches = jax.tree.map(split, (jnp.arange(batch_size), batch))
+        sums, _ = lax.scan(accumulate, zeros, micro_batches)
         loss, weight, grads = sums
         return loss / weight, jax.tree.map(lambda g: g / weight, grads)
 
@@ -93,7 +111,8 @@ def make_train_steps(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, optax.tree.norm(grads))
-        return TrainState(state.step + 1, params, opt_state), metrics
+        state = TrainState(state.step + 1, params, opt_state)
+        return sharding.constrain(state, mesh), metrics
 
     def train_steps(
         state: TrainState, batches: Batch, n_steps: int
@@ -104,7 +123,8 @@ def make_train_steps(
             return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
 
         empty = jnp.full(batches["targets"].shape[0], jnp.nan, jnp.float32)
-        return lax.fori_loop(0, n_steps, body, (state, StepMetrics(empty, empty)))
+        state, history = lax.fori_loop(0, n_steps, body, (state, StepMetrics(empty, empty)))
+        return state, sharding.replicate(history, mesh)
 
     # On a CPU the number of steps is data, so that one executable serves every number (and
     # gives the same bits); an accelerator runs a loop of known length without asking the host.
@@ -112,7 +132,9 @@ def make_train_steps(
     return jax.jit(train_steps, donate_argnums=0, static_argnames=static)
 
 
-def make_evaluate(model: Model) -> Callable[[Params, Iterable[Batch]], float]:
+def make_evaluate(
+    model: Model, mesh: Mesh | None = None
+) -> Callable[[Params, Iterable[Batch]], float]:
     """Returns evaluate(params, batches) -> mean loss in nats per token.
 
     batches: an iterable of dicts with leaves (K, B, ...), all of one shape. Exact: a sum of
@@ -121,7 +143,12 @@ def make_evaluate(model: Model) -> Callable[[Params, Iterable[Batch]], float]:
 
     @jax.jit
     def sums(params: Params, batches: Batch) -> tuple[Array, Array]:
-        return lax.map(lambda batch: cross_entropy(model, params, batch), batches)
+        def loss(params: Params, batch: Batch) -> tuple[Array, Array]:
+            return cross_entropy(model, params, batch)
+
+        of_params = sharding.gather_for_use(loss, mesh)
+        of_batches = lax.map(lambda batch: of_params(params, batch), batches)
+        return sharding.replicate(of_batches, mesh)
 
     def evaluate(params: Params, batches: Iterable[Batch]) -> float:
         loss = weight = 0.0

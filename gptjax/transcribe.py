@@ -77,13 +77,16 @@ def padded_frames(n_frames: int, model: SpeechConfig) -> int:
     return min(most, max(1, -(-n_frames // quarter)) * quarter)
 
 
-def features(clips: Sequence[np.ndarray], model: SpeechConfig) -> tuple[np.ndarray, np.ndarray]:
+def features(
+    clips: Sequence[np.ndarray], model: SpeechConfig, width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Log-mel spectrograms (B, T, M) of clips (N,), padded to one length, and their mask (B, T).
 
-    Relative to a clip's loudest number, unless the model takes sounds as Whisper does.
+    Relative to a clip's loudest number, unless the model takes sounds as Whisper does. The length
+    is `width` frames, by default what the longest clip wants.
     """
     n_frames = np.array([max(1, len(samples_N) // HOP) for samples_N in clips])
-    width = padded_frames(int(n_frames.max()), model)
+    width = width or padded_frames(int(n_frames.max()), model)
     # Silence behind the end, so that a clip's last frames do not depend on how far it is padded.
     behind = 0 if model.pad_source else WINDOW
     samples_BN = np.zeros((len(clips), width * HOP + behind), np.float32)

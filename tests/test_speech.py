@@ -228,7 +228,7 @@ def test_between_two_words_lies_a_pause(tmp_path: Path) -> None:
     clips = [Clip(tmp_path / tone(tmp_path / "a.wav", 0.2), "one", "x", "train")]
     strings = speech.Strings(clips, 4)
     for seed in range(10):
-        string = strings.draw(np.random.default_rng(seed), 4, 20 * SAMPLE_RATE)
+        string = strings.draw(np.random.default_rng(seed), 4, 20 * SAMPLE_RATE).read()
         assert len(string.text.split()) == 4
         pause = (len(string.samples_N) / SAMPLE_RATE - 4 * 0.2) / 3
         assert speech.PAUSE_SECONDS[0] <= pause <= speech.PAUSE_SECONDS[1]

@@ -148,15 +148,16 @@ def test_evaluation_is_exact_over_the_whole_split():
 EVALUATE_ON_ALL_DEVICES = """
 import json, sys
 import jax, numpy as np
-from gptjax import devices, models, texts, training
-from gptjax.config import GPTConfig
+from gptjax import models, sharding, texts, training
+from gptjax.config import Config, GPTConfig, TrainConfig
 config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16)
 model = models.GPT(config, 20)
 text = np.random.default_rng(0).integers(0, 20, 1003).astype(np.uint16)
-sharding, replicated = devices.data_parallel(8)
-params = jax.device_put(models.init(model, seed=1), replicated)
-groups = (jax.device_put(g, sharding) for g in texts.whole_split(text, 16, 8))
-print(json.dumps([sharding.mesh.size, training.make_evaluate(model)(params, groups)]))
+mesh = sharding.make_mesh(Config(config, train=TrainConfig(batch_size=8)))
+params = models.init(model, seed=1)
+params = jax.device_put(params, sharding.shardings(params, mesh))
+groups = (sharding.put_whole(g, mesh) for g in texts.whole_split(text, 16, 8))
+print(json.dumps([mesh.size, training.make_evaluate(model, mesh)(params, groups)]))
 """
 
 

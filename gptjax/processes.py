@@ -1,0 +1,207 @@
+"""Several processes that train one run together: how they start, agree and fail.
+
+JAX's own runtime does the work: jax.distributed finds the others and watches that they are alive,
+gloo (on CPUs) or NCCL (on GPUs) moves arrays, orbax writes one checkpoint of all. Every process
+runs the same program; whatever it decides by itself (how long a dispatch may be, whether a signal
+came) it asks the others about first, or their collectives would no longer meet.
+"""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import NoReturn
+
+import jax
+import numpy as np
+from jax._src import distributed  # nothing public says who is alive
+from jax.experimental import multihost_utils
+
+from gptjax.config import MeshConfig
+from gptjax.errors import Interrupted, UserError, exit_codes
+
+# A process that was not heard of for so long is dead to the others; process 0, which they ask
+# about one another, a little sooner, or JAX would end them before they can say why.
+HEARTBEAT_SECONDS, ANSWER_SECONDS = 12, 8
+# How long a process waits for the others to start.
+START_SECONDS = 300
+
+
+def is_first() -> bool:
+    """Whether this process prints, plots and writes what is not a checkpoint."""
+    return jax.process_index() == 0
+
+
+def several() -> bool:
+    return jax.process_count() > 1
+
+
+def agree(*values: float) -> tuple[float, ...]:
+    """The largest of what each process says, for every value; all have to ask."""
+    if not several():
+        return values
+    every_PN = multihost_utils.process_allgather(np.array(values, np.float32))
+    return tuple(np.asarray(every_PN).max(0).tolist())
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process is here."""
+    if several():
+        multihost_utils.sync_global_devices(what)
+
+
+def in_cluster() -> bool:
+    """Whether Slurm, Open MPI or Kubernetes started this process as one of several."""
+    sizes = (os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    in_pod = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(os.environ)
+    return in_pod or any(size.isdecimal() and int(size) > 1 for size in sizes)
+
+
+@contextlib.contextmanager
+def together(config: MeshConfig) -> Iterator[None]:
+    """Joins the other processes, if there are any, and leaves them: the last thing a program does.
+
+    All but the first end in here. A process that fails ends at once, with the exit code of its
+    error and without waiting for the others, which cannot come; they end when they miss it.
+    Raises UserError when it cannot start.
+    """
+    if not (config.coordinator or in_cluster()):
+        yield
+        return
+    _start(config)
+    interrupted = None
+    try:
+        yield
+    except Interrupted as interrupt:  # all of them, at the same step
+        interrupted = interrupt
+    except BaseException as error:
+        _end(error)
+    wait_for_all("the end")
+    if not is_first():
+        _exit(128 + interrupted.signum if interrupted else 0)
+    time.sleep(1)  # process 0 leaves last: those whose connection to it breaks would call it lost
+    jax.distributed.shutdown()
+    if interrupted:
+        raise interrupted
+
+
+def _start(config: MeshConfig) -> None:
+    # Its handler of SIGTERM would take the place of ours, which tells the others by `agree`.
+    jax.config.update("jax_enable_preemption_service", False)
+    # Else JAX aborts at once where a process is missed, and our _watch could not say which one.
+    jax.config.update("jax_enable_recoverability", True)
+    explicit = {}
+    if config.coordinator:
+        host = config.coordinator.rpartition(":")[0]
+        explicit = {
+            "coordinator_address": config.coordinator,
+            "num_processes": config.processes,
+            "process_id": config.process,
+            "cluster_detection_method": "deactivate",
+        }
+        if host == "localhost" or host.startswith("127."):  # else to every address of the machine
+            explicit["coordinator_bind_address"] = config.coordinator
+    try:
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=START_SECONDS,
+            **explicit,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = config.coordinator or "as the cluster says"
+        raise UserError(
+            f"the processes do not find one another (--mesh.coordinator {where}): {error}"
+        ) from None
+    if several():
+        threading.Thread(target=_watch_all, daemon=True).start()
+    if not is_first():
+        threading.Thread(target=_watch_process_0, daemon=True).start()
+        _say_if_process_0_is_gone()
+
+
+def _watch_all() -> None:
+    """Ends this process when another one is gone: no collective with it will ever return."""
+    client, everyone = distributed.global_state.client, range(jax.process_count())
+    assert client is not None
+    with contextlib.suppress(Exception):  # the run has ended, or process 0 has
+        while True:
+            # Returns when all have asked, or else have been dead for HEARTBEAT_SECONDS.
+            alive = client.get_live_nodes([*everyone])
+            if gone := [process for process in everyone if process not in alive]:
+                _lost(gone)
+            time.sleep(1)
+
+
+def _watch_process_0() -> None:
+    """Ends this process when the one that answers for all is there, but does not answer."""
+    client = distributed.global_state.client
+    assert client is not None
+    asking = concurrent.futures.ThreadPoolExecutor(1)
+    while True:
+        answer = asking.submit(client.key_value_try_get, "anything")
+        try:
+            answer.exception(ANSWER_SECONDS)  # that there is no such key is an answer
+        except concurrent.futures.TimeoutError:
+            _lost([0])
+        time.sleep(1)
+
+
+def _say_if_process_0_is_gone() -> None:
+    """Has JAX's runtime, which aborts without process 0, say so in a line.
+
+    It calls abort() in a thread of its own, where Python's own signal handlers never run.
+    """
+    host, _, port = (distributed.global_state.coordinator_address or "").rpartition(":")
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def last_words(signum: int) -> None:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+        except OSError:
+            _lost([0])  # else something else is wrong: back to abort()
+
+    global _last_words
+    _last_words = last_words  # must outlive this call
+    ctypes.CDLL(None).signal(signal.SIGABRT, last_words)
+
+
+_last_words: object = None
+
+
+def _lost(gone: list[int]) -> NoReturn:
+    names = ", ".join(map(str, gone))
+    print(
+        f"error: process {jax.process_index()} lost process {names} of {jax.process_count()}, "
+        "which ended or hangs (see what it printed); start all of them again, and they continue "
+        "from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _end(error: BaseException) -> None:
+    """Says what is wrong and ends this process, in spite of collectives that still wait."""
+    code = 1
+    try:
+        with exit_codes():
+            raise error
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except Exception:
+        traceback.print_exc()
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """Ends this process without asking the others, which sys.exit would wait for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

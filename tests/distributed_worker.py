@@ -1,0 +1,240 @@
+"""What test_distributed.py has other processes do, with as many simulated devices as it says.
+
+python tests/distributed_worker.py layouts gpt|modern|pairs|speech
+python tests/distributed_worker.py save|restore FOLDER [PROCESS HOST:PORT]
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gptjax import checkpoint, models, optim, processes, sharding, training
+from gptjax.checkpoint import Checkpoints
+from gptjax.config import (
+    Config,
+    EncoderDecoderConfig,
+    GPTConfig,
+    MeshConfig,
+    OptimConfig,
+    SpeechConfig,
+    TrainConfig,
+)
+from gptjax.layers import Dropout
+
+LAYOUTS = {
+    name: MeshConfig(*map(int, name.split("x")))
+    for name in ("8x1x1", "1x8x1", "2x2x2", "4x1x2", "1x4x2")
+}
+MODERN: Any = {
+    "n_layer": 1,
+    "n_head": 4,
+    "n_embd": 64,
+    "block_size": 16,
+    "dropout": 0.2,
+    "norm": "rmsnorm",
+    "activation": "relu2",
+    "position": "rotary",
+    "qk_norm": True,
+    "short_conv": 3,
+    "logit_softcap": 15.0,
+}
+SEED: Any = {"n_layer": 1, "n_head": 4, "n_embd": 64, "block_size": 16, "dropout": 0.2}
+CONFIGS = {
+    "gpt": (GPTConfig(**SEED), "adamw"),
+    "modern": (GPTConfig(**MODERN), "muon"),
+    "pairs": (EncoderDecoderConfig(**SEED, n_encoder_layer=1, source_block_size=12), "adamw"),
+    "speech": (SpeechConfig(**SEED, n_encoder_layer=1, source_block_size=12, n_mels=8), "adamw"),
+}
+VOCAB_SIZE, BATCH_SIZE, MICRO_BATCH_SIZE, N_STEPS = 19, 16, 8, 20
+
+
+def build(name: str) -> models.Model:
+    config = CONFIGS[name][0]
+    match config:
+        case EncoderDecoderConfig():
+            return models.EncoderDecoder(config, VOCAB_SIZE, 13)
+        case SpeechConfig():
+            return models.SpeechRecognizer(config, VOCAB_SIZE)
+        case _:
+            return models.GPT(config, VOCAB_SIZE)
+
+
+def batches(name: str, n: int) -> dict[str, np.ndarray]:
+    """n batches for a model, ragged where they may be."""
+    rng = np.random.default_rng(5)
+    shape = n, BATCH_SIZE, 16
+    batch: dict[str, np.ndarray] = {
+        "tokens": rng.integers(0, VOCAB_SIZE, shape).astype(np.int32),
+        "targets": rng.integers(0, VOCAB_SIZE, shape).astype(np.int32),
+        "weights": (rng.random(shape) < 0.8).astype(np.float32),
+    }
+    lengths = rng.integers(1, 13, (n, BATCH_SIZE, 1))
+    if name == "pairs":
+        batch["source"] = rng.integers(0, 13, (n, BATCH_SIZE, 12)).astype(np.int32)
+        batch["source_mask"] = np.arange(12) < lengths
+    if name == "speech":
+        batch["source"] = rng.standard_normal((n, BATCH_SIZE, 24, 8)).astype(np.float32)
+        batch["source_mask"] = np.arange(24) < 2 * lengths
+    return batch
+
+
+def make_mesh(layout: MeshConfig) -> Mesh:
+    train = TrainConfig(batch_size=BATCH_SIZE, micro_batch_size=MICRO_BATCH_SIZE)
+    return sharding.make_mesh(Config(GPTConfig(**SEED), mesh=layout, train=train))
+
+
+def fresh(model: Any, optimizer: Any, mesh: Mesh) -> training.TrainState:
+    def state() -> training.TrainState:
+        return training.init_state(models.init(model, 3), optimizer)
+
+    shardings = sharding.shardings(jax.eval_shape(state), mesh)
+    return jax.jit(state, out_shardings=shardings)()
+
+
+def by_path(tree: Any) -> dict[str, np.ndarray]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {sharding.path_of(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def observe(name: str, mesh: Mesh) -> dict[str, Any]:
+    """Everything that must not depend on the mesh, and bytes, which must."""
+    model = build(name)
+    inner = optim.build(OptimConfig(name=CONFIGS[name][1], learning_rate=3e-3), N_STEPS)
+    # One that also keeps the gradient.
+    optimizer = optax.chain(optax.trace(decay=0), inner)
+    state = fresh(model, optimizer, mesh)
+    params = by_path(state.params)
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    share = sharding.bytes_per_device(state) / whole
+    batch = sharding.put_whole(batches(name, N_STEPS), mesh)
+    train_steps = training.make_train_steps(model, optimizer, MICRO_BATCH_SIZE, 1, mesh)
+    state, first = train_steps(state, batch, 1)
+    gradient = by_path(state.opt_state[0].trace)
+    # Batch 0 comes again; one executable serves any number of steps.
+    state, metrics = train_steps(state, batch, N_STEPS - 1)
+    evaluate = training.make_evaluate(model, mesh)
+    return {
+        "params": params,
+        "gradient": gradient,
+        "losses": np.concatenate([first.loss[:1], metrics.loss[: N_STEPS - 1]]),
+        "val_loss": evaluate(state.params, [sharding.put_whole(batches(name, 2), mesh)]),
+        "share": max(share, sharding.bytes_per_device(state) / whole),
+    }
+
+
+def masks(mesh: Mesh) -> list[np.ndarray]:
+    """Of residual branches (B, T, D) and of attention weights (B, H, T, S), split as in use."""
+    made = []
+    for shape, spec in (
+        ((8, 6, 64), P(sharding.ROWS)),
+        ((8, 4, 6, 6), P(sharding.ROWS, "model")),
+    ):
+
+        @jax.jit
+        def mask(x: Any, rows_B: Any, spec: Any = spec) -> Any:
+            x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+            y = Dropout(0.3).apply({}, x, rows_B, rngs={"dropout": jax.random.key(7)})
+            return jax.lax.with_sharding_constraint(y, NamedSharding(mesh, spec))
+
+        rows_B = jax.device_put(np.arange(8) * 2 + 1, NamedSharding(mesh, P(sharding.ROWS)))
+        made.append(np.asarray(mask(np.ones(shape, np.float32), rows_B)))
+    return made
+
+
+def layouts(name: str) -> None:
+    """How far each layout is from one device, as JSON: {layout: {what: number}}."""
+    alone = make_mesh(MeshConfig(data=1))
+    want, want_masks, found = observe(name, alone), masks(alone), {}
+    for layout, config in LAYOUTS.items():
+        mesh = make_mesh(config)
+        have = observe(name, mesh)
+        far = {
+            path: float(np.abs(have["gradient"][path] - g).max() / np.abs(g).max())
+            for path, g in want["gradient"].items()
+        }
+        found[layout] = {
+            "parameters_differ": [
+                path for path, p in want["params"].items() if (have["params"][path] != p).any()
+            ],
+            "masks_differ": sum(
+                (a != b).any() for a, b in zip(masks(mesh), want_masks, strict=True)
+            ).item(),
+            "gradient": max(far.values()),
+            "gradient_of": max(far, key=far.__getitem__),
+            "losses": float(np.abs(have["losses"] / want["losses"] - 1).max()),
+            "val_loss": abs(have["val_loss"] / want["val_loss"] - 1),
+            "share_x_parts": have["share"] * config.fsdp * config.model,
+        }
+    print(json.dumps(found))
+
+
+# --- checkpoints that move
+
+MOVES = {"1": MeshConfig(data=1), "8": MeshConfig(fsdp=8), "4x2": MeshConfig(fsdp=4, model=2)}
+TWO_PROCESSES = MeshConfig(data=2, fsdp=2, model=2)
+
+
+def some_state(mesh: Mesh) -> training.TrainState:
+    """Random numbers in every array, whatever the layout; step 7."""
+    optimizer = optim.build(OptimConfig(name="muon"), N_STEPS)
+
+    def state() -> training.TrainState:
+        made = training.init_state(models.init(build("modern"), 3), optimizer)
+        leaves, tree = jax.tree.flatten(made._replace(step=jnp.int32(7)))
+        keys = jax.random.split(jax.random.key(9), len(leaves))
+        leaves = [
+            jax.random.normal(key, leaf.shape) if leaf.ndim else leaf
+            for key, leaf in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(tree, leaves)
+
+    return jax.jit(state, out_shardings=sharding.shardings(jax.eval_shape(state), mesh))()
+
+
+def restores(folder: Path, want: training.TrainState, mesh: Mesh) -> bool:
+    """Whether a checkpoint holds some_state to the bit, and gets its layout."""
+    like = checkpoint.with_sharding(want, sharding.shardings(want, mesh))
+    have = Checkpoints(folder).restore(7, like)
+
+    def same(a: Any, b: Any) -> bool:
+        shards = zip(a.addressable_shards, b.addressable_shards, strict=True)
+        return a.sharding == b.sharding and all(
+            x.index == y.index and np.array_equal(x.data, y.data) for x, y in shards
+        )
+
+    return all(jax.tree.leaves(jax.tree.map(same, have, want)))
+
+
+def move(folder: Path, verb: str, *address: str) -> None:
+    """Saves in, or restores from, every subfolder and layout; prints the moves that went wrong."""
+    meshes = {"2 processes": TWO_PROCESSES} if address else MOVES
+    config = MeshConfig()
+    if address:
+        config = MeshConfig(coordinator=address[1], processes=2, process=int(address[0]))
+    with processes.together(config):
+        for name, layout in meshes.items():
+            mesh = make_mesh(layout)
+            if verb == "save":
+                checkpoints = Checkpoints(folder / name, keep_latest=1)
+                checkpoints.save(some_state(mesh))
+                checkpoints.close()
+                continue
+            want = some_state(mesh)
+            for saved in (*MOVES, "2 processes"):
+                if not restores(folder / saved, want, mesh):
+                    print(f"{saved} -> {name}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "layouts":
+        layouts(sys.argv[2])
+    else:
+        move(Path(sys.argv[2]), sys.argv[1], *sys.argv[3:])
