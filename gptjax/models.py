@@ -261,8 +261,12 @@ def empty_cache(config: GPTConfig, batch_size: int, dtype: Any) -> Cache:
 
 def token_embedding(config: GPTConfig, vocab_size: int, dtype: Any) -> Embed:
     """The table of token vectors; of small ones if they are the rows of the output head, too."""
-    scale = 0.02 if config.tie_embeddings else 1.0
-    return Embed(vocab_size, config.n_embd, dtype, scale, name="token_embedding")
+    return Embed(vocab_size, config.n_embd, dtype, embedding_scale(config), name="token_embedding")
+
+
+def embedding_scale(config: GPTConfig) -> float:
+    """Of tokens and positions alike, as GPT-2 has it: small tokens would drown in large positions."""
+    return 0.02 if config.tie_embeddings else 1.0
 
 
 def add_positions(
@@ -276,7 +280,8 @@ def add_positions(
     position_T = start + jnp.arange(x_BTD.shape[1])
     if config.position == "rotary":
         return x_BTD, rotary_angles(position_T, config.n_embd // config.n_head)
-    embed = Embed(n_positions, config.n_embd, x_BTD.dtype, name="position_embedding")
+    scale = embedding_scale(config)
+    embed = Embed(n_positions, config.n_embd, x_BTD.dtype, scale, name="position_embedding")
     return x_BTD + embed(position_T), None
 
 

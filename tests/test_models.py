@@ -101,3 +101,13 @@ def test_initialisation_is_a_function_of_the_seed(model):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
     same = jax.tree.map(np.array_equal, a["token_embedding"], c["token_embedding"])
     assert not any(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_positions_start_as_large_as_tokens(tie):
+    """Positions of size 1 on tied tokens of 0.02 kept a model at the frequencies of characters."""
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=64, block_size=64, tie_embeddings=tie)
+    params = models.init(models.GPT(config, 64), seed=0)
+    tokens, positions = (params[f"{of}_embedding"]["table"].std() for of in ("token", "position"))
+    np.testing.assert_allclose(positions, tokens, rtol=0.1)
+    np.testing.assert_allclose(tokens, 0.02 if tie else 1.0, rtol=0.1)
