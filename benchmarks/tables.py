@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md, docs/recipe.md and README.md's figures from docs/benchmarks/*.json.
+"""Writes the figures of README.md and docs/ from docs/benchmarks/*.json and benchmarks/plan.py.
 
     python -m benchmarks.tables [--check]
 
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ablate, decode, ladders, parity, quality, race
+from benchmarks import ablate, decode, ladders, parity, plan, quality, race
 from gptjax.quantize import STEPS, slower
 
 FOLDER = Path("docs/benchmarks")
@@ -465,19 +465,38 @@ def readme(text: str) -> str:
         "digits": digits_table(),
         "quant": f"Of {CARDS['gpt_cpu_wide']}:\n\n{card('gpt_cpu_wide')}",
     }
+    return filled(text, parts, "README.md")
+
+
+def scaling(text: str) -> str:
+    """docs/scaling.md with the tables of its plan, and of what compiled programs send."""
+    parts = {
+        "plan-memory": plan.memory_table(),
+        "plan-links": plan.links_table(),
+        "plan-model": plan.model_axis_table(),
+        "plan": plan.plan_table(),
+    }
+    return filled(text, parts, "docs/scaling.md")
+
+
+def filled(text: str, parts: dict[str, str], where: str) -> str:
+    """A text with what stands between pairs of markers made anew."""
     for name, content in parts.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        text, n = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL)
-        assert n == 1, f"README.md needs one pair of <!-- {name} --> markers"
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, n = re.subn(
+            pattern, lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text, flags=re.DOTALL
+        )
+        assert n == 1, f"{where} needs one pair of <!-- {name} --> markers"
     return text
 
 
 def main(argv: list[str]) -> None:
-    readme_path = Path("README.md")
+    readme_path, scaling_path = Path("README.md"), Path("docs/scaling.md")
     wanted = {
         Path("docs/benchmarks.md"): benchmarks_md(),
         Path("docs/recipe.md"): recipe_md(),
         readme_path: readme(readme_path.read_text()),
+        scaling_path: scaling(scaling_path.read_text()),
     }
     for path, text in wanted.items():
         if argv == ["--check"]:
