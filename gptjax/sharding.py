@@ -49,6 +49,12 @@ RULES = (
     (r"(^|\.)(count|ns_coeffs|step)", P()),
 )
 
+# The parameters that the model axis splits in use as well. What adds to the residual stream, a norm's
+# gain for one, is whole there: else XLA would split the stream, and gather it before every matmul.
+MODEL_PARALLEL = (
+    r"(query|key|value|hidden|gate|head)\.(kernel|bias)|output\.kernel|token_embedding\.table"
+)
+
 
 def make_mesh(config: Config) -> Mesh:
     """The devices as data x fsdp x model, in the order that their connections like best.
@@ -99,11 +105,8 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     An axis that does not divide its dimension evenly moves on to the next that it does, or splits
     nothing. Raises ValueError unless exactly one rule fits the path.
     """
-    specs = [spec for pattern, spec in RULES if re.search(pattern + r"$", path)]
-    if len(specs) != 1:
-        raise ValueError(f"{len(specs)} sharding rules fit {path}, but must be 1")
     split: list[tuple[str, ...]] = [()] * len(shape)
-    for first, axes in enumerate(specs[0]):
+    for first, axes in enumerate(_rule(path)):
         for axis in _tuple(axes):
             if mesh.shape[axis] == 1:
                 continue
@@ -112,6 +115,26 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
                     split[i] += (axis,)
                     break
     return P(*(axes or None for axes in split))
+
+
+def spec_in_use(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """How a parameter is split while it computes: over model alone, where that splits a matmul."""
+    if not re.search(rf"(^|\.)({MODEL_PARALLEL})$", path):
+        return P()
+    at_rest, rule = partition_spec(path, shape, mesh), _rule(path)
+    # An axis that moved on to another dimension splits no matmul there.
+    split = [
+        "model" in _tuple(axes) and "model" in _tuple(wanted)
+        for axes, wanted in zip(at_rest, rule, strict=True)
+    ]
+    return P(*("model" if is_split else None for is_split in split))
+
+
+def _rule(path: str) -> P:
+    specs = [spec for pattern, spec in RULES if re.search(pattern + r"$", path)]
+    if len(specs) != 1:
+        raise ValueError(f"{len(specs)} sharding rules fit {path}, but must be 1")
+    return specs[0]
 
 
 def _tuple(axes: Any) -> tuple[str, ...]:
@@ -167,19 +190,18 @@ def constrain(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def gather_for_use(loss: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    """`loss` (of parameters, then more), with parameters gathered over fsdp where it uses them.
+    """`loss` (of parameters, then more), with parameters gathered where it uses them.
 
     The gathered ones are not kept for the backward pass, which gathers them again: that is what
     makes the whole of them never be in memory at once.
     """
-    if mesh is None or mesh.shape["fsdp"] == 1:
+    if mesh is None or mesh.shape["fsdp"] * mesh.shape["model"] == 1:
         return loss
 
     def gather(path: tuple[Any, ...], leaf: Any) -> Any:
-        spec = partition_spec(path_of(path), leaf.shape, mesh)
-        kept = P(*(tuple(a for a in _tuple(axes) if a != "fsdp") or None for axes in spec))
-        whole = lax.with_sharding_constraint(leaf, NamedSharding(mesh, kept))
-        return checkpoint_name(whole, "gathered")
+        spec = spec_in_use(path_of(path), leaf.shape, mesh)
+        gathered = lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+        return checkpoint_name(gathered, "gathered")
 
     def gathered_loss(params: Any, *rest: Any) -> Any:
         return loss(jax.tree_util.tree_map_with_path(gather, params), *rest)
