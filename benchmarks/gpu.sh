@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure that wants a GPU, part by part; each writes JSON under docs/benchmarks/ (or $OUT).
 #
-#   benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|digits|decode|quant|all
+#   benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|digits|decode|quant|scaling|all
 #
 # TINY=1 runs the same commands at sizes that a CPU finishes in a minute, to try the script.
 set -euo pipefail
@@ -20,6 +20,7 @@ g2p=(g2p)
 digits=(digits)
 ladder=(gpu)
 quant=(seed gpt2)
+scaling=(--config configs/gpt2_124m.py --train.batch-size 64 --train.micro-batch-size 16)
 if [ -n "${TINY:-}" ]; then
   tag=tiny
   small=(--model.n-layer 2 --model.n-head 2 --model.n-embd 32 --model.block-size 32)
@@ -33,6 +34,7 @@ if [ -n "${TINY:-}" ]; then
   digits=(digits_debug)
   ladder=(short --steps 3)
   quant=(tiny)
+  scaling=(--config configs/debug.py --train.steps-per-dispatch 5)
 fi
 compare() { "$python" -m benchmarks.compare "$@" --config configs/gpt.py "${small[@]}"; }
 
@@ -55,8 +57,15 @@ part() {
     g2p) "$python" -m benchmarks.expected "${g2p[@]}" ;;
     digits) "$python" -m benchmarks.expected "${digits[@]}" ;; # FSDD=FOLDER where GitHub is not reachable
     ablate) "$python" -m benchmarks.ablate "${ladder[@]}" --json "$out/ablate-$tag.json" ;;
+    scaling) # not a part of all: wants two GPUs or more
+      for axis in data fsdp model; do
+        for kind in weak strong; do
+          "$python" -m benchmarks.scaling "$kind" --axis "$axis" "${scaling[@]}" --json "$out/scaling-$kind-$axis-$tag.json"
+        done
+      done
+      ;;
     all) for name in env parity race decode quant recipe best g2p digits ablate; do part "$name"; done ;;
-    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|digits|decode|quant|all" >&2; exit 2 ;;
+    *) echo "usage: benchmarks/gpu.sh env|parity|race|recipe|best|ablate|g2p|digits|decode|quant|scaling|all" >&2; exit 2 ;;
   esac
 }
 mkdir -p "$out"

@@ -297,7 +297,7 @@ def links_table() -> str:
 
 def model_axis_table() -> str:
     """How much longer a step gets by what the model axis sends."""
-    lines = ["| width | model 2 | model 4 | model 8 | model 16, two nodes |", "|---|---|---|---|---|"]
+    lines = ["| width | model 2 | model 4 | model 8 | 16, two nodes |", "|---|---|---|---|---|"]
     for width in (384, 768, 1600, 4096, 8192):
         shares = [model_axis_share(width, n) for n in (2, 4, 8)]
         shares.append(model_axis_share(width, 16, bandwidth(1, 16)))

@@ -88,7 +88,7 @@ def simulate() -> dict[str, Any]:
     rows = []
     for layout in LAYOUTS:
         print(f"compiling for {layout.name}", file=sys.stderr, flush=True)
-        compiled, state, mesh = compile_step(size, layout)
+        compiled, state = compile_step(size, layout)
         axes = dict(zip(AXES, (layout.data, layout.fsdp, layout.model), strict=True))
         kinds: dict[str, dict[str, Any]] = defaultdict(lambda: {"count": 0, "bytes": 0.0})
         sent: dict[str, float] = defaultdict(float)
@@ -108,8 +108,8 @@ def simulate() -> dict[str, Any]:
     return {"model": describe(size), "rows": rows, "environment": environment.describe()}
 
 
-def compile_step(size: plan.Size, layout: plan.Layout) -> tuple[Any, Any, Any]:
-    """One optimizer step of AdamW for a mesh: (compiled, shapes of its state, mesh)."""
+def compile_step(size: plan.Size, layout: plan.Layout) -> tuple[Any, Any]:
+    """One optimizer step of AdamW for a mesh: (compiled, shapes of its state)."""
     mesh_config = MeshConfig(layout.data, layout.fsdp, layout.model)
     train = TrainConfig(batch_size=size.batch_size)
     config = Config(size.model, mesh=mesh_config, train=train)
@@ -126,7 +126,7 @@ def compile_step(size: plan.Size, layout: plan.Layout) -> tuple[Any, Any, Any]:
     }
     micro_batch_size = size.batch_size // layout.n_micro
     steps = training.make_train_steps(model, optimizer, micro_batch_size, 0, mesh)
-    return steps.lower(state, batch, 1).compile(), state, mesh
+    return steps.lower(state, batch, 1).compile(), state
 
 
 def with_sharding(shapes: Any, shardings: Any) -> Any:
@@ -181,9 +181,11 @@ def measure(config: Config, axis: str, weak: bool) -> dict[str, Any]:
             f"scaling is measured on two devices or more, but JAX sees one ({devices.describe()}); "
             "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 simulates some"
         )
-    if not isinstance(config.model, GPTConfig) or type(config.model) is not GPTConfig:
+    if type(config.model) is not GPTConfig:
         raise UserError("scaling is measured with a GPT, as in configs/gpt.py")
     counts = [2**i for i in range(n_devices.bit_length())]
+    if axis == "model":  # which devices share the heads along
+        counts = [n for n in counts if config.model.n_head % n == 0]
     configs = [resized(config, axis, n, weak) for n in counts]
     for one in configs:
         sharding.make_mesh(one)  # refused now rather than after the measuring

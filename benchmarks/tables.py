@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ablate, decode, ladders, parity, plan, quality, race
+from benchmarks import ablate, decode, ladders, parity, plan, quality, race, scaling
 from gptjax.quantize import STEPS, slower
 
 FOLDER = Path("docs/benchmarks")
@@ -468,24 +468,43 @@ def readme(text: str) -> str:
     return filled(text, parts, "README.md")
 
 
-def scaling(text: str) -> str:
+def scaling_md(text: str) -> str:
     """docs/scaling.md with the tables of its plan, and of what compiled programs send."""
     parts = {
         "plan-memory": plan.memory_table(),
         "plan-links": plan.links_table(),
         "plan-model": plan.model_axis_table(),
         "plan": plan.plan_table(),
+        "simulated": simulated(),
+        "scaled": scaled(),
     }
     return filled(text, parts, "docs/scaling.md")
+
+
+def simulated() -> str:
+    """Bytes and collectives of compiled programs on simulated devices."""
+    record = read("scaling-simulated")
+    if record is None:
+        return "Not counted yet."
+    return f"{scaling.simulated_table(record)}\n\n{measured_on(record)}"
+
+
+def scaled() -> str:
+    """Tokens per second on 1, 2, 4 ... devices, along each axis."""
+    lines = []
+    for axis in scaling.AXES:
+        for kind in ("weak", "strong"):
+            if record := read(f"scaling-{kind}-{axis}-gpu"):
+                lines += [f"{kind.title()} scaling along {axis}:", ""]
+                lines += [scaling.measured_table(record), "", measured_on(record), ""]
+    return "\n".join(lines).strip() or "Not measured on several GPUs yet."
 
 
 def filled(text: str, parts: dict[str, str], where: str) -> str:
     """A text with what stands between pairs of markers made anew."""
     for name, content in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text, n = re.subn(
-            pattern, lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text, flags=re.DOTALL
-        )
+        text, n = re.subn(pattern, lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text, flags=re.DOTALL)
         assert n == 1, f"{where} needs one pair of <!-- {name} --> markers"
     return text
 
@@ -496,7 +515,7 @@ def main(argv: list[str]) -> None:
         Path("docs/benchmarks.md"): benchmarks_md(),
         Path("docs/recipe.md"): recipe_md(),
         readme_path: readme(readme_path.read_text()),
-        scaling_path: scaling(scaling_path.read_text()),
+        scaling_path: scaling_md(scaling_path.read_text()),
     }
     for path, text in wanted.items():
         if argv == ["--check"]:

@@ -265,7 +265,7 @@ def token_embedding(config: GPTConfig, vocab_size: int, dtype: Any) -> Embed:
 
 
 def embedding_scale(config: GPTConfig) -> float:
-    """Of tokens and positions alike, as GPT-2 has it: small tokens would drown in large positions."""
+    """Of tokens and positions alike, as in GPT-2: large positions would drown small tokens."""
     return 0.02 if config.tie_embeddings else 1.0
 
 

@@ -49,8 +49,8 @@ RULES = (
     (r"(^|\.)(count|ns_coeffs|step)", P()),
 )
 
-# The parameters that the model axis splits in use as well. What adds to the residual stream, a norm's
-# gain for one, is whole there: else XLA would split the stream, and gather it before every matmul.
+# What the model axis splits in use as well. Parameters that add to the residual stream, a norm's
+# gain for one, are whole there: else XLA would split the stream, and gather it for every matmul.
 MODEL_PARALLEL = (
     r"(query|key|value|hidden|gate|head)\.(kernel|bias)|output\.kernel|token_embedding\.table"
 )

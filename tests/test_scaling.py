@@ -9,14 +9,16 @@ from collections import Counter
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 import yaml
 from conftest import TINY, VOCAB_SIZE
 from jax._src.clusters.k8s_cluster import K8sCluster
 from jax._src.clusters.slurm_cluster import SlurmCluster
 
-from benchmarks import hlo, plan
-from gptjax import models
+from benchmarks import hlo, plan, scaling
+from gptjax import memory, models, optim, sharding, training
+from gptjax.config import Config, MeshConfig, OptimConfig, TrainConfig, load_file
 
 ROOT = Path(__file__).parent.parent
 GPT2 = plan.SIZES[1]
@@ -46,6 +48,37 @@ def test_remat_and_micro_batches_save_memory():
     plain = plan.memory(GPT2, plan.Layout(8, 1, 1))
     assert plan.memory(GPT2, plan.Layout(8, 1, 1, n_micro=2)) < plain
     assert plan.memory(GPT2, plan.Layout(8, 1, 1, remat=True)) < plain
+
+
+def test_the_plan_and_train_py_agree_on_memory():
+    """On one device, for which both say the same, but for the weights at work."""
+    size = dataclasses.replace(GPT2, batch_size=8)
+    train = TrainConfig(batch_size=8, micro_batch_size=2)
+    config = Config(size.model, mesh=MeshConfig(1, 1, 1), train=train)
+    model = models.build(size.model, size.vocab_size, jnp.bfloat16)
+    optimizer = optim.build(OptimConfig(), 10)
+    shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
+    state = scaling.with_sharding(shapes, sharding.shardings(shapes, sharding.make_mesh(config)))
+    estimate = sum(memory.estimate(config, model, state, 2, size.model.block_size))
+    at_work = plan.AT_WORK * plan.parameters(size.model, size.vocab_size)[0]
+    on_paper = plan.memory(size, plan.Layout(1, 1, 1, n_micro=4))
+    assert on_paper == pytest.approx(estimate + at_work, rel=1e-3)
+
+
+def test_gpt2_124m_says_what_the_arithmetic_says():
+    path = ROOT / "configs/gpt2_124m.py"
+    config, text = load_file(path), " ".join(path.read_text().split())
+    assert config.model == GPT2.model
+    assert config.train.batch_size == GPT2.batch_size
+    tokens = config.train.max_steps * GPT2.batch_tokens
+    operations = scaling.flops_per_token(config.model, GPT2.vocab_size)
+    hours = tokens * operations / (8 * plan.PEAK) / 3600
+    n_micro = config.train.batch_size // config.train.micro_batch_size
+    held = plan.memory(GPT2, plan.Layout(8, 1, 1, n_micro))
+    assert f"{tokens / 1e9:.0f} billion tokens of {operations / 1e6:.0f} MFLOP" in text
+    assert f"eight H100s {hours:.0f} hours at their peak" in text
+    assert f"{config.train.micro_batch_size // 8} sequences are about {held / 1e9:.0f} GB" in text
+    assert "124,439,808 parameters" in text
 
 
 @pytest.mark.parametrize("axis", ["data", "fsdp"])
@@ -107,7 +140,7 @@ HloModule jit_step, is_scheduled=true, num_partitions=4
 %body (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %state = (s32[], f32[8,4]{1,0}) parameter(0)
   %x = f32[8,4]{1,0} get-tuple-element(%state), index=1
-  %y = (f32[8,4]{1,0}, /*index=1*/bf16[6]{0}) all-reduce(%x, %z), replica_groups=GROUPS, to_apply=%add
+  %y = (f32[8,4]{1,0}, /*index=1*/bf16[6]{0}) all-reduce(%x, %z), replica_groups=GROUPS
   ROOT %out = (s32[], f32[8,4]{1,0}) tuple(%i, %y)
 }
 
@@ -117,10 +150,17 @@ HloModule jit_step, is_scheduled=true, num_partitions=4
 
 ENTRY %main (p: f32[8,4]) -> f32[8,4] {
   %p = f32[8,4]{1,0} parameter(0)
-  %loop = (s32[], f32[8,4]{1,0}) while(%t), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %loop = (s32[], f32[8,4]{1,0}) while(%t), condition=%condition, body=%body, TIMES
   ROOT %whole = f32[16,4]{1,0} all-gather(%q), replica_groups={}, dimensions={0}
 }
 """
+
+
+TIMES = 'backend_config={"known_trip_count":{"n":"3"}}'
+
+
+def module(groups: str) -> str:
+    return MODULE.replace("GROUPS", groups).replace("TIMES", TIMES)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +175,7 @@ ENTRY %main (p: f32[8,4]) -> f32[8,4] {
     ],
 )
 def test_groups_of_devices_are_read_however_they_are_written(written, groups):
-    in_loop, at_end = hlo.collectives(MODULE.replace("GROUPS", written))
+    in_loop, at_end = hlo.collectives(module(written))
     assert in_loop == hlo.Collective("all-reduce", 8 * 4 * 4 + 6 * 2, groups, count=3)
     assert at_end == hlo.Collective("all-gather", 16 * 4 * 4, ((0, 1, 2, 3),), count=1)
 
@@ -157,7 +197,7 @@ def test_groups_lie_along_axes():
 @pytest.mark.parametrize("written", ["mesh['a'=4] {'a':(1)2}", "@groups"])
 def test_what_is_not_understood_is_not_guessed(written):
     with pytest.raises(ValueError, match="not understood"):
-        hlo.collectives(MODULE.replace("GROUPS", written))
+        hlo.collectives(module(written))
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.collectives("module @jit_step {}")
 
@@ -209,6 +249,60 @@ def test_collectives_of_a_known_program():
             "all-to-all 5 256 b 960",
         ]
     )
+
+
+SMALL = """
+from benchmarks import plan, scaling
+scaling.SIMULATED = plan.Size("small", plan.gpt2(1, 4, 64, 16), 64, 16)
+scaling.LAYOUTS = [plan.Layout(1, 1, 1, 2), plan.Layout(2, 2, 2, 2)]
+scaling.main(["simulate", "--json", FILE])
+"""
+
+
+def test_a_compiled_step_sends_about_what_arithmetic_says(tmp_path):
+    file = tmp_path / "small.json"
+    ran = python("-c", SMALL.replace("FILE", repr(str(file))))
+    assert ran.returncode == 0, ran.stderr
+    one, shared = json.loads(file.read_text())["rows"]
+    assert not one["sent"]
+    assert shared["state_bytes"] <= 1.05 / 4 * one["state_bytes"]
+    # Over model: six all-reduces of (B, T, D) for the block where four would do, two around it, and
+    # little else. Were the residual stream split, it would be gathered, too, and exchanged.
+    on_paper = shared["on_paper"]["model"]
+    assert shared["sent"]["model"] == pytest.approx(on_paper * 8 / 6, rel=0.15)
+    assert "all-to-all" not in shared["collectives"]
+    assert "all-gather" in shared["collectives"]  # of weights, over fsdp
+
+
+def test_the_committed_count_is_of_layouts_that_share_out_the_state():
+    record = json.loads((ROOT / "docs/benchmarks/scaling-simulated.json").read_text())
+    rows = {row["layout"]: row for row in record["rows"]}
+    assert set(rows) == {layout.name for layout in scaling.LAYOUTS}
+    for name, row in rows.items():
+        _, fsdp, model = map(int, name.split("x"))
+        assert row["state_bytes"] <= 1.05 / (fsdp * model) * rows["1x1x1"]["state_bytes"]
+    data = rows["8x1x1"]
+    assert data["sent"]["data"] == pytest.approx(data["on_paper"]["data"], rel=0.1)
+
+
+def test_several_devices_are_measured(tmp_path):
+    """Four simulated ones: that it runs, not how fast it is."""
+    file = tmp_path / "weak.json"
+    argv = ["--config", "configs/debug.py", "--train.steps-per-dispatch", "2", "--json", file]
+    ran = python("-m", "benchmarks.scaling", "weak", "--axis", "fsdp", *map(str, argv), devices=4)
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads(file.read_text())
+    assert [row["mesh"] for row in record["rows"]] == ["1x1x1", "1x2x1", "1x4x1"]
+    assert [row["batch_size"] for row in record["rows"]] == [16, 32, 64]
+    assert all(seconds > 0 for row in record["rows"] for seconds in row["seconds_per_step"])
+    assert "| 4 | 1x4x1 | 64 |" in ran.stdout
+
+
+@pytest.mark.parametrize("part", ["weak", "strong"])
+def test_one_device_cannot_show_scaling(part, refused):
+    line = refused(scaling.main, part, "--config", ROOT / "configs/debug.py")
+    assert "JAX sees one" in line
+    assert "JAX_NUM_CPU_DEVICES=8" in line
 
 
 # --- the files for clusters
@@ -302,7 +396,8 @@ def test_kubernetes_tells_jax_all_it_wants(manifest, monkeypatch):
 def test_the_pods_may_ask_what_jax_asks(manifest):
     pod = manifest["JobSet"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     (subject,) = manifest["RoleBinding"]["subjects"]
-    assert pod["serviceAccountName"] == subject["name"] == manifest["ServiceAccount"]["metadata"]["name"]
+    assert pod["serviceAccountName"] == subject["name"]
+    assert subject["name"] == manifest["ServiceAccount"]["metadata"]["name"]
     assert manifest["RoleBinding"]["roleRef"]["name"] == manifest["Role"]["metadata"]["name"]
     allowed = {
         (resource, verb)

@@ -1,0 +1,47 @@
+"""GPT-2's smallest, 124,439,808 parameters, on a corpus of billions of tokens: for eight GPUs.
+
+    python -m gptjax.texts prepare --out tokens --tokenizer gpt2 --val-fraction 0.0005 *.txt
+    python train.py --config configs/gpt2_124m.py --data.path tokens
+
+Not measured. By arithmetic 570,000 steps, 299 billion tokens of 854 MFLOP each, take eight H100s 9
+hours at their peak, so a day or so at the 35 to 40 % of it that is usual; 16 sequences are about
+31 GB on each GPU. nanoGPT, with these settings and OpenWebText (9 billion tokens), reaches a loss
+of 2.85 on both splits (https://github.com/karpathy/nanoGPT, "reproducing GPT-2"); its batch is of
+480 sequences, here 512, which 8 to 512 GPUs share evenly. Several machines:
+deploy/slurm.sbatch, deploy/k8s-jobset.yaml. On 40 GB, or another number of GPUs, set
+--train.micro-batch-size, which is of all GPUs together. Wants the extra bpe.
+"""
+
+from gptjax.config import Config, DataConfig, GPTConfig, MeshConfig, OptimConfig, TrainConfig
+
+config = Config(
+    model=GPTConfig(
+        n_layer=12,
+        n_head=12,
+        n_embd=768,
+        block_size=1024,
+        dropout=0.0,
+        activation="gelu_tanh",
+        attention_bias=True,
+        tie_embeddings=True,
+    ),
+    data=DataConfig(tokenizer="gpt2"),
+    optim=OptimConfig(
+        learning_rate=6e-4,
+        schedule="cosine",
+        final_fraction=0.1,
+        warmup_steps=2000,
+        beta2=0.95,
+        weight_decay=0.1,
+        grad_clip=1.0,
+    ),
+    mesh=MeshConfig(data=-1, fsdp=1, model=1),  # as many GPUs as there are, each with the model
+    train=TrainConfig(
+        max_steps=570_000,
+        batch_size=512,
+        micro_batch_size=128,
+        steps_per_dispatch=10,  # a second or two, after which a signal is heard
+        eval_interval=2000,
+        eval_batches=0,
+    ),
+)
