@@ -347,5 +347,5 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.1f} s"
 
 
-def tables() -> str:
-    return "\n\n".join([memory_table(), links_table(), model_axis_table(), plan_table()])
+def tables(device: str = "H100") -> str:
+    return "\n\n".join([memory_table(), links_table(), model_axis_table(), plan_table(device)])

@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("part", choices=("plan", "simulate", "weak", "strong"))
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--axis", choices=AXES, default="data", help="of weak and strong")
+    parser.add_argument("--device", choices=plan.MEMORY, default="H100", help="of plan")
     argv = sys.argv[1:] if argv is None else argv
     arguments, rest = parser.parse_known_args(argv)
     with exit_codes():
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
             check_writable(arguments.json)
         match arguments.part:
             case "plan":
-                print(plan.tables())
+                print(plan.tables(arguments.device))
                 return
             case "simulate":
                 record = simulate()
@@ -156,14 +157,20 @@ def simulated_table(record: dict[str, Any]) -> str:
         kinds = row["collectives"].items()
         cells = [
             row["layout"],
-            f"{row['state_bytes'] / 1e6:.2f} MB",
+            megabytes(row["state_bytes"]),
             f"{row['state_bytes'] / whole:.4f}",
-            ", ".join(f"{of['count']} {kind}" for kind, of in sorted(kinds)),
-            f"{sum(row['sent'].values()) / 1e6:.1f} MB",
-            f"{sum(row['on_paper'].values()) / 1e6:.1f} MB",
+            ", ".join(
+                f"{of['count']} {kind} ({megabytes(of['bytes'])})" for kind, of in sorted(kinds)
+            ),
+            megabytes(sum(row["sent"].values())),
+            megabytes(sum(row["on_paper"].values())),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return f"{record['model']}:\n\n" + "\n".join(lines)
+
+
+def megabytes(n: float) -> str:
+    return f"{n / 1e6:.1f} MB" if n else ""
 
 
 # --- how fast real devices are

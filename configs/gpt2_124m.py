@@ -4,12 +4,12 @@
     python train.py --config configs/gpt2_124m.py --data.path tokens
 
 Not measured. By arithmetic 570,000 steps, 299 billion tokens of 854 MFLOP each, take eight H100s 9
-hours at their peak, so a day or so at the 35 to 40 % of it that is usual; 16 sequences are about
-31 GB on each GPU. nanoGPT, with these settings and OpenWebText (9 billion tokens), reaches a loss
-of 2.85 on both splits (https://github.com/karpathy/nanoGPT, "reproducing GPT-2"); its batch is of
-480 sequences, here 512, which 8 to 512 GPUs share evenly. Several machines:
-deploy/slurm.sbatch, deploy/k8s-jobset.yaml. On 40 GB, or another number of GPUs, set
---train.micro-batch-size, which is of all GPUs together. Wants the extra bpe.
+hours at their peak, so about a day if they reach 35 to 40 % of it; 16 sequences are about 34 GB on
+each GPU. The loss to expect is 2.85, which nanoGPT reports of OpenWebText (9 billion tokens) with
+this schedule, no biases, and batches of 480 (https://github.com/karpathy/nanoGPT, "reproducing
+GPT-2"); 512 sequences are what 8 to 512 GPUs share evenly. Several machines: deploy/slurm.sbatch,
+deploy/k8s-jobset.yaml. With less memory, or more than 128 GPUs, set --train.micro-batch-size, which
+is of all GPUs together. Wants the extra bpe.
 """
 
 from gptjax.config import Config, DataConfig, GPTConfig, MeshConfig, OptimConfig, TrainConfig
