@@ -286,16 +286,16 @@ def test_the_committed_count_is_of_layouts_that_share_out_the_state():
 
 
 def test_several_devices_are_measured(tmp_path):
-    """Four simulated ones: that it runs, not how fast it is."""
+    """Two simulated ones: that it runs, not how fast it is."""
     file = tmp_path / "weak.json"
     argv = ["--config", "configs/debug.py", "--train.steps-per-dispatch", "2", "--json", file]
-    ran = python("-m", "benchmarks.scaling", "weak", "--axis", "fsdp", *map(str, argv), devices=4)
+    ran = python("-m", "benchmarks.scaling", "weak", "--axis", "fsdp", *map(str, argv), devices=2)
     assert ran.returncode == 0, ran.stderr
     record = json.loads(file.read_text())
-    assert [row["mesh"] for row in record["rows"]] == ["1x1x1", "1x2x1", "1x4x1"]
-    assert [row["batch_size"] for row in record["rows"]] == [16, 32, 64]
+    assert [row["mesh"] for row in record["rows"]] == ["1x1x1", "1x2x1"]
+    assert [row["batch_size"] for row in record["rows"]] == [16, 32]
     assert all(seconds > 0 for row in record["rows"] for seconds in row["seconds_per_step"])
-    assert "| 4 | 1x4x1 | 64 |" in ran.stdout
+    assert "| 2 | 1x2x1 | 32 |" in ran.stdout
 
 
 @pytest.mark.parametrize("part", ["weak", "strong"])
