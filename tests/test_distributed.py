@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,10 @@ def free_address() -> str:
 class Pair:
     """Two processes with four devices each, both running the same command."""
 
+    all: ClassVar[list["Pair"]] = []
+
     def __init__(self, folder: Path, *commands: list[object]):
+        self.all.append(self)
         self.outputs = [folder / f"process-{i}.txt" for i in range(2)]
         self.processes = []
         for command, output in zip(commands, self.outputs, strict=True):
@@ -110,10 +114,7 @@ class Pair:
     def wait(self, seconds: float = 200) -> list[int]:
         """Exit codes of both."""
         end = time.monotonic() + seconds
-        try:
-            return [p.wait(max(0.1, end - time.monotonic())) for p in self.processes]
-        finally:
-            self.kill()
+        return [p.wait(max(0.1, end - time.monotonic())) for p in self.processes]
 
     def kill(self) -> None:
         for process in self.processes:
@@ -122,6 +123,15 @@ class Pair:
 
     def printed(self, i: int) -> str:
         return self.outputs[i].read_text(errors="replace")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Also where a test fails: what hangs there would slow down all that follow."""
+    yield
+    for pair in Pair.all:
+        pair.kill()
+    Pair.all.clear()
 
 
 @pytest.fixture(scope="module")
