@@ -16,9 +16,11 @@ from conftest import Refused
 
 import sample
 import train
-from gptjax import audio, checkpoint, importers, models, search, transcribe
+from gptjax import audio, checkpoint, models, search, transcribe
 from gptjax.config import SpeechConfig
 from gptjax.errors import UserError
+from gptjax.importers import whisper
+from gptjax.importers.__main__ import main
 
 EXTRA = "an extra: pip install -e '.[test]'"
 torch = pytest.importorskip("torch", reason=EXTRA)
@@ -99,7 +101,7 @@ def save(twin: Any, folder: Path, **options: Any) -> Path:
 
 
 def run_import(folder: Path, out: Path, language: str = "en") -> Path:
-    importers.import_whisper(importers.Whisper(folder, out, language))
+    whisper.import_whisper(whisper.Whisper(folder, out, language))
     return out
 
 
@@ -292,7 +294,7 @@ def test_start_tokens_by_language(saved: Path, copied: Path, tmp_path: Path) -> 
     vocab_size = make_tokenizer().get_vocab_size() + 4
 
     def start(folder: Path, language: str = "en") -> str:
-        tok = importers.whisper_tokenizer(folder, vocab_size, language)
+        tok = whisper.whisper_tokenizer(folder, vocab_size, language)
         assert tok.vocab_size == vocab_size
         assert tok.end == make_tokenizer().token_to_id("<|endoftext|>")
         ids = [make_tokenizer().id_to_token(i) for i in tok.start_ids]
@@ -472,7 +474,7 @@ def test_a_wrong_command_line_is_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        importers.main(arguments)
+        main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 

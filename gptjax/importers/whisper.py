@@ -1,19 +1,12 @@
-"""Weights that others trained, as a run that sample.py can use.
+"""Whisper, OpenAI's speech recognizer (Radford et al. 2022), from Hugging Face's files.
 
-    python -m gptjax.importers whisper PATH --out RUN [--language en]
-
-whisper: OpenAI's speech recognizer (Radford et al. 2022), PATH a folder as Hugging Face saves it
-(config.json, model.safetensors or shards of it, tokenizer.json). It computes the same logits, but
-its text may differ from Hugging Face's `generate`, which also keeps the tokens of
-generation_config.json's suppress_tokens and begin_suppress_tokens from being chosen: beam search
-here chooses freely. An imported run has no optimizer state, so train.py cannot continue it.
+It computes the same logits, but its text may differ from Hugging Face's `generate`, which also
+keeps the tokens of generation_config.json's suppress_tokens and begin_suppress_tokens from being
+chosen: beam search here chooses freely.
 """
 
-import hashlib
 import json
 import re
-import sys
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +18,11 @@ import tyro
 
 from gptjax import checkpoint, models
 from gptjax import config as config_lib
-from gptjax.config import Config, DataConfig, SpeechConfig, parse_command
-from gptjax.errors import UserError, exit_codes, import_extra
+from gptjax.config import Config, DataConfig, SpeechConfig
+from gptjax.errors import UserError, import_extra
+from gptjax.importers.files import NEEDS, Tensors, TheirConfig, read_json
 from gptjax.tokenizer import BPETokenizer, SpeechTokenizer
 
-NEEDS = "python -m gptjax.importers needs"
-N_NAMED = 3
-"""Tensors that an error names before it says how many more there are."""
 ENGLISH_ONLY = 51_864
 """Vocabulary of Whisper's English-only checkpoints: it has language tokens, but they have no use
 for them."""
@@ -69,91 +60,13 @@ class Whisper:
     """Language spoken, as Whisper abbreviates it; of multilingual checkpoints."""
 
 
-class Tensors:
-    """The tensors in a folder's safetensors files, read when asked for; never a pickle.
-
-    `shapes` has those not yet taken. To be closed by the ExitStack. Raises UserError for a folder
-    without them, and for a file that is missing or broken.
-    """
-
-    def __init__(self, folder: Path, stack: ExitStack):
-        safetensors = import_extra("safetensors", NEEDS)
-        index = folder / "model.safetensors.index.json"
-        if (folder / "model.safetensors").is_file():
-            names = ["model.safetensors"]
-        elif index.is_file():
-            shards = read_json(index).get("weight_map", {})
-            # A shard lies in the folder, whatever the index says.
-            names = sorted({Path(str(name)).name for name in shards.values()})
-        elif any(folder.glob("pytorch_model*.bin")):
-            raise UserError(
-                f"{folder} has pickled weights, which can run any code; save it again with "
-                "model.save_pretrained(folder, safe_serialization=True)"
-            )
-        else:
-            raise UserError(f"{folder} has no model.safetensors; name a folder that has")
-        self.files = [folder / name for name in names]
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._file_of: dict[str, Any] = {}
-        for path in self.files:
-            try:
-                # Its numpy reader knows no bfloat16, its JAX reader does.
-                file = stack.enter_context(safetensors.safe_open(path, framework="flax"))
-            except (OSError, safetensors.SafetensorError) as error:
-                raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
-            for name in file.keys():  # noqa: SIM118 - no dict
-                if name in self._file_of:
-                    raise UserError(f"{path} has {name}, which another file has, too; remove one")
-                self._file_of[name] = file
-                self.shapes[name] = tuple(file.get_slice(name).get_shape())
-
-    def take(self, name: str) -> np.ndarray:
-        """A tensor as float32; it can be taken once."""
-        del self.shapes[name]
-        return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
-
-    def is_bfloat16(self, name: str) -> bool:
-        return self._file_of[name].get_slice(name).get_dtype() == "BF16"
-
-    def sha256(self) -> str:
-        """Of all files, one behind the other."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            with open(path, "rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-        return digest.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError for a file that is missing or is something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); name a folder that has it") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object; name a folder that Hugging Face saved")
-    return content
-
-
 def whisper_config(path: Path) -> tuple[SpeechConfig, int]:
     """(configuration, vocabulary size) of Whisper's config.json.
 
     Raises UserError for what SpeechRecognizer cannot be, naming the value.
     """
-    theirs = read_json(path)
-
-    def require(name: str, value: Any, default: Any = None) -> None:
-        had = theirs.get(name, default)
-        if had != value or isinstance(had, bool) != isinstance(value, bool):
-            raise UserError(f"{path}: {name} is {had!r}, but only {value!r} can be imported")
-
-    def number(name: str) -> int:
-        value = theirs.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{path}: {name} is {value!r}, but must be a positive whole number")
-        return value
-
+    theirs = TheirConfig(path)
+    require, number = theirs.require, theirs.number
     require("model_type", "whisper")
     require("activation_function", "gelu", "gelu")
     require("scale_embedding", False, False)
@@ -207,13 +120,7 @@ def whisper_params(tensors: Tensors, shapes: Any) -> Any:
     expected[positions] = (tensors.shapes.get(positions, (1,))[0], width)
     if head in tensors.shapes:  # written out, though it is the embedding
         expected[head] = expected[embedding]
-    had = tensors.shapes
-    missing = [name for name in expected if name not in had]
-    unknown = [name for name in had if name not in expected]
-    other = [f"{n} {had[n]} for {s}" for n, s in expected.items() if had.get(n, s) != s]
-    faults = (("missing", missing), ("unknown", unknown), ("of another shape", other))
-    if wrong := [f"{what}: {some(names)}" for what, names in faults if names]:
-        raise UserError(f"{tensors.files[0]} does not fit its config.json; {'; '.join(wrong)}")
+    tensors.check_names(expected)
 
     rounding = 4e-3 if tensors.is_bfloat16(positions) else 5e-4
     theirs_SD = tensors.take(positions)
@@ -229,7 +136,7 @@ def whisper_params(tensors: Tensors, shapes: Any) -> Any:
     ]
     params = jax.tree.unflatten(tree, filled)
     table_VD = params["decoder"]["token_embedding"]["table"]
-    if head in had and not np.array_equal(tensors.take(head), table_VD):
+    if head in tensors.shapes and not np.array_equal(tensors.take(head), table_VD):
         raise UserError(f"{tensors.files[0]}: {head} is not {embedding}, but they must be the same")
     return params
 
@@ -251,11 +158,6 @@ def to_ours(tensor: np.ndarray, name: str) -> np.ndarray:
     if tensor.ndim == 3:  # (D, M, 3): here the three frames stand one behind the other, (3 M, D)
         return tensor.transpose(2, 1, 0).reshape(-1, len(tensor))
     return tensor.T if tensor.ndim == 2 and "embed_" not in name else tensor
-
-
-def some(names: Sequence[str]) -> str:
-    more = len(names) - N_NAMED
-    return ", ".join(names[:N_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTokenizer:
@@ -332,25 +234,3 @@ def import_whisper(command: Whisper) -> None:
             part, config, tok, params, {"source": origin, "sha256": tensors.sha256()}
         )
     print(f"{models.count(params):,} parameters in {out}; try: python sample.py {out} --audio FILE")
-
-
-IMPORTERS: dict[str, tuple[type[Whisper], Callable[[Whisper], None]]] = {
-    "whisper": (Whisper, import_whisper),
-}
-
-
-def main(argv: list[str]) -> None:
-    with exit_codes():
-        kind, arguments = (argv or [""])[0], argv[1:]
-        if kind in ("-h", "--help"):
-            print(__doc__)
-        elif kind not in IMPORTERS:
-            known = "|".join(IMPORTERS)
-            raise UserError(f"usage: python -m gptjax.importers {known} PATH --out RUN")
-        else:
-            cls, do = IMPORTERS[kind]
-            do(parse_command(cls, arguments, f"python -m gptjax.importers {kind}"))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

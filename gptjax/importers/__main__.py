@@ -1,0 +1,37 @@
+"""Weights that others trained, as a run that sample.py can use.
+
+    python -m gptjax.importers whisper PATH --out RUN [--language en]
+
+whisper: OpenAI's speech recognizer.
+
+PATH is a folder as Hugging Face saves it: config.json, model.safetensors or shards of it,
+tokenizer.json. An imported run has no optimizer state, so train.py cannot continue it.
+"""
+
+import sys
+from collections.abc import Callable
+
+from gptjax.config import parse_command
+from gptjax.errors import UserError, exit_codes
+from gptjax.importers.whisper import Whisper, import_whisper
+
+IMPORTERS: dict[str, tuple[type[Whisper], Callable[[Whisper], None]]] = {
+    "whisper": (Whisper, import_whisper),
+}
+
+
+def main(argv: list[str]) -> None:
+    with exit_codes():
+        kind, arguments = (argv or [""])[0], argv[1:]
+        if kind in ("-h", "--help"):
+            print(__doc__)
+        elif kind not in IMPORTERS:
+            known = "|".join(IMPORTERS)
+            raise UserError(f"usage: python -m gptjax.importers {known} PATH --out RUN")
+        else:
+            cls, do = IMPORTERS[kind]
+            do(parse_command(cls, arguments, f"python -m gptjax.importers {kind}"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,121 @@
+"""The files of a checkpoint as Hugging Face saves it: safetensors and JSON, never a pickle."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax.errors import UserError, import_extra
+
+NEEDS = "python -m gptjax.importers needs"
+N_NAMED = 3
+"""Tensors that an error names before it says how many more there are."""
+
+
+class Tensors:
+    """The tensors in a folder's safetensors files, read when asked for.
+
+    `shapes` has those not yet taken. To be closed by the ExitStack. Raises UserError for a folder
+    without them, and for a file that is missing or broken.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack):
+        safetensors = import_extra("safetensors", NEEDS)
+        index = folder / "model.safetensors.index.json"
+        if (folder / "model.safetensors").is_file():
+            names = ["model.safetensors"]
+        elif index.is_file():
+            shards = read_json(index).get("weight_map", {})
+            # A shard lies in the folder, whatever the index says.
+            names = sorted({Path(str(name)).name for name in shards.values()})
+        elif any(folder.glob("pytorch_model*.bin")):
+            raise UserError(
+                f"{folder} has pickled weights, which can run any code; save it again with "
+                "model.save_pretrained(folder, safe_serialization=True)"
+            )
+        else:
+            raise UserError(f"{folder} has no model.safetensors; name a folder that has")
+        self.files = [folder / name for name in names]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._file_of: dict[str, Any] = {}
+        for path in self.files:
+            try:
+                # Its numpy reader knows no bfloat16, its JAX reader does.
+                file = stack.enter_context(safetensors.safe_open(path, framework="flax"))
+            except (OSError, safetensors.SafetensorError) as error:
+                raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
+            for name in file.keys():  # noqa: SIM118 - no dict
+                if name in self._file_of:
+                    raise UserError(f"{path} has {name}, which another file has, too; remove one")
+                self._file_of[name] = file
+                self.shapes[name] = tuple(file.get_slice(name).get_shape())
+
+    def take(self, name: str) -> np.ndarray:
+        """A tensor as float32; it can be taken once."""
+        del self.shapes[name]
+        return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
+
+    def is_bfloat16(self, name: str) -> bool:
+        return self._file_of[name].get_slice(name).get_dtype() == "BF16"
+
+    def check_names(self, expected: dict[str, tuple[int, ...]]) -> None:
+        """Raises UserError, naming some, for tensors that are missing, unknown or misshapen."""
+        had = self.shapes
+        missing = [name for name in expected if name not in had]
+        unknown = [name for name in had if name not in expected]
+        other = [f"{n} {had[n]} for {s}" for n, s in expected.items() if had.get(n, s) != s]
+        faults = (("missing", missing), ("unknown", unknown), ("of another shape", other))
+        if wrong := [f"{what}: {some(names)}" for what, names in faults if names]:
+            raise UserError(f"{self.files[0]} does not fit its config.json; {'; '.join(wrong)}")
+
+    def sha256(self) -> str:
+        """Of all files, one behind the other."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError for a file that is missing or is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); name a folder that has it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no JSON object; name a folder that Hugging Face saved")
+    return content
+
+
+class TheirConfig:
+    """A config.json. Every method raises UserError, naming the value, for one that cannot be."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._fields = read_json(path)
+
+    def require(self, name: str, value: Any, default: Any = None) -> None:
+        """Refuses any other value; one that is not there is the default."""
+        had = self._fields.get(name, default)
+        if had != value or isinstance(had, bool) != isinstance(value, bool):
+            raise UserError(f"{self.path}: {name} is {had!r}, but only {value!r} can be imported")
+
+    def number(self, name: str) -> int:
+        """A positive whole number."""
+        value = self._fields.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(
+                f"{self.path}: {name} is {value!r}, but must be a positive whole number"
+            )
+        return value
+
+
+def some(names: Sequence[str]) -> str:
+    more = len(names) - N_NAMED
+    return ", ".join(names[:N_NAMED]) + (f" and {more} more" if more > 0 else "")
