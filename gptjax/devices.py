@@ -69,9 +69,10 @@ def query_chunks(n_target: int) -> list[tuple[int, int]]:
     """Ranges (first, end) of the queries that causal attention works through one by one.
 
     A quarter of them at a time on a CPU, but not under 32: that computes 5/8 of the scores. An
-    accelerator rather takes them at once.
+    accelerator rather takes them at once, and so does a program whose n_target is left open.
     """
-    n_chunks = min(4, max(1, n_target // 32)) if on_cpu() else 1
+    is_open = not isinstance(n_target, int)
+    n_chunks = min(4, max(1, n_target // 32)) if on_cpu() and not is_open else 1
     edges = [n_target * i // n_chunks for i in range(n_chunks + 1)]
     return list(pairwise(edges))
 

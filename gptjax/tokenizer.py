@@ -117,6 +117,10 @@ class GPT2Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._encoding.decode([int(i) for i in ids])
 
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token but the last, which is <|endoftext|>, in their order."""
+        return [self._encoding.decode_single_token_bytes(i) for i in range(self.start)]
+
     def to_dict(self) -> dict[str, Any]:
         return {"type": "gpt2"}
 
@@ -124,15 +128,16 @@ class GPT2Tokenizer:
 class BPETokenizer:
     """Byte-level byte-pair encoding trained on a text, by Hugging Face tokenizers.
 
-    Or one that others trained, whose special tokens are no part of a text.
+    Or any tokenizer of that package that others made, whose special tokens are no part of a text;
+    its model may have more rows than it has tokens, and a token of its own to start with.
     """
 
-    def __init__(self, model_json: str):
+    def __init__(self, model_json: str, vocab_size: int | None = None, start: int | None = None):
         self._tokenizer = import_extra(
             "tokenizers", "--data.tokenizer bpe needs"
         ).Tokenizer.from_str(model_json)
-        self.vocab_size = self._tokenizer.get_vocab_size()
-        self.start = int(self.encode("\n")[0])
+        self.vocab_size = vocab_size or self._tokenizer.get_vocab_size()
+        self.start = int(self.encode("\n")[0]) if start is None else start
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
@@ -144,7 +149,16 @@ class BPETokenizer:
         return cls(trainer.to_str())
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        """Raises UserError for what no token stands for; where each byte has one, there is none."""
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:
+            if type(error) is not Exception:  # the package raises nothing more specific
+                raise
+            raise UserError(
+                f"text has what is in none of the vocabulary's {self.vocab_size} tokens ({error})"
+            ) from None
+        return np.array(ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -154,7 +168,8 @@ class BPETokenizer:
         return self._tokenizer.token_to_id(token)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"type": "bpe", "model": self._tokenizer.to_str()}
+        sizes = {"vocab_size": self.vocab_size, "start": self.start}
+        return {"type": "bpe", "model": self._tokenizer.to_str(), **sizes}
 
 
 TextTokenizer = CharTokenizer | WordTokenizer | ByteTokenizer | GPT2Tokenizer | BPETokenizer
@@ -260,5 +275,5 @@ def text_tokenizer(saved: dict[str, Any]) -> TextTokenizer:
         case {"type": "gpt2"}:
             return GPT2Tokenizer()
         case {"type": "bpe", "model": model}:
-            return BPETokenizer(model)
+            return BPETokenizer(model, saved.get("vocab_size"), saved.get("start"))
     raise UserError("tokenizer.json was not written by this version")
