@@ -17,7 +17,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gptjax import checkpoint, data, devices, memory, models, optim, processes, sharding, training
+from gptjax import (
+    checkpoint,
+    data,
+    devices,
+    finetune,
+    memory,
+    models,
+    optim,
+    processes,
+    sharding,
+    training,
+)
 from gptjax.config import Config, parse
 from gptjax.errors import Interrupted, TrainingDiverged, UserError, exit_codes
 from gptjax.report import Reporter, Silence, check_trackers
@@ -78,7 +89,8 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     c = config.train
     devices.require_backend()
     check_trackers(c)
-    dataset = data.load(config)
+    vocabulary = finetune.vocabulary(config, folder)
+    dataset = data.load(config, vocabulary)
     mesh = sharding.make_mesh(config)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c), c.remat)
     optimizer = optim.build(config.optim, c.max_steps)
@@ -88,8 +100,9 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
         c, config.model, tokens_per_sequence, sharding.n_row_groups(mesh)
     )
 
-    def fresh_state() -> training.TrainState:
-        return training.init_state(models.init(model, config.seed), optimizer)
+    def fresh_state(params: Any = None) -> training.TrainState:
+        params = models.init(model, config.seed) if params is None else params
+        return training.init_state(params, optimizer)
 
     shapes = jax.eval_shape(fresh_state)
     state_sharding = sharding.shardings(shapes, mesh)
@@ -119,7 +132,11 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     elif last_step is not None:
         report.say(f"complete at step {step}; raise --train.max-steps or name another --run-dir")
 
-    state = restored or jax.jit(fresh_state, out_shardings=state_sharding)()
+    given = None
+    if vocabulary and not restored:
+        report.say(f"starting from the parameters of {c.init_from}")
+        given = finetune.parameters(config, vocabulary, shapes.params)
+    state = restored or jax.jit(fresh_state, out_shardings=state_sharding)(given)
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed, mesh)
     mean_loss = training.make_evaluate(model, mesh)
 

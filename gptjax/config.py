@@ -207,6 +207,9 @@ class TrainConfig:
     """Sequences per optimizer step, over all devices."""
     micro_batch_size: int = 0
     """Sequences per forward-backward pass; gradients accumulate to batch_size. 0: by device."""
+    init_from: Path | None = None
+    """Start a new run from the parameters of another, whose model and vocabulary it must share: the
+    data are read with that run's tokenizer. One that continues goes on from its own."""
     remat: bool = False
     """Keep only what enters each block, and compute its inside again in the backward pass: a third
     more work for far less memory (of a GPU or TPU; XLA's CPU backend frees none)."""

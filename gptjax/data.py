@@ -12,19 +12,23 @@ from gptjax.config import Config, EncoderDecoderConfig, SpeechConfig
 from gptjax.pairs import PairData
 from gptjax.speech import SpeechData
 from gptjax.texts import ALL, Batch, TextData
+from gptjax.tokenizer import Tokenizer
 
 Data = TextData | PairData | SpeechData
 
 
-def load(config: Config) -> Data:
-    """Reads, or fetches, and tokenizes what the model of a configuration can learn from."""
+def load(config: Config, tok: Tokenizer | None = None) -> Data:
+    """Reads, or fetches, and tokenizes what the model of a configuration can learn from.
+
+    With the tokenizer given, of the kind that the model wants, or one made as config.data says.
+    """
     match config.model:
         case EncoderDecoderConfig():
-            return pairs.load(config)
+            return pairs.load(config, tok)
         case SpeechConfig():
-            return speech.load(config)
+            return speech.load(config, tok)
         case _:
-            return texts.load(config.data, config.model.block_size)
+            return texts.load(config.data, config.model.block_size, tok)
 
 
 def training_batches(

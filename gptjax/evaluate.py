@@ -20,7 +20,17 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from gptjax import checkpoint, data, devices, models, search, speech, training, transcribe
+from gptjax import (
+    checkpoint,
+    data,
+    devices,
+    finetune,
+    models,
+    search,
+    speech,
+    training,
+    transcribe,
+)
 from gptjax.config import Config, SpeechConfig, parse_command
 from gptjax.errors import UserError, exit_codes, import_extra
 from gptjax.models import EncoderDecoder, SpeechRecognizer
@@ -76,7 +86,7 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
         return evaluate_speech(command, config)
     if command.data.path:
         raise UserError(f"--data.path is for speech, which {command.run} is not; leave it out")
-    dataset = data.load(config)
+    dataset = data.load(config, finetune.vocabulary(config, command.run))
     checkpoint.check_same_data(command.run, dataset)
     dtype = devices.compute_dtype(config.train)
     model = models.build(config.model, dataset.tokenizer, dtype)
@@ -115,7 +125,7 @@ def evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
     elif not checkpoint.has_data(command.run):
         raise UserError(f"{command.run} was imported, with no data; name some with --data.path DIR")
     else:
-        dataset = data.load(config)
+        dataset = data.load(config, tok if config.train.init_from else None)
         assert isinstance(dataset, SpeechData)
         checkpoint.check_same_data(command.run, dataset)
         clips = dataset.test if command.split == "test" else dataset.val

@@ -19,7 +19,7 @@ from gptjax import datasets, search, tokenizer
 from gptjax.config import SPEECH, Config, EncoderDecoderConfig
 from gptjax.errors import UserError
 from gptjax.texts import ALL, TRAINING, Batch, read_text
-from gptjax.tokenizer import PairTokenizer, TextTokenizer
+from gptjax.tokenizer import PairTokenizer, TextTokenizer, Tokenizer
 
 Pairs = dict[str, list[str]]
 """Sources and the targets of each."""
@@ -148,12 +148,13 @@ def epoch_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def load(config: Config) -> PairData:
+def load(config: Config, tok: Tokenizer | None = None) -> PairData:
     """Reads, or fetches, splits and tokenizes the pairs that a configuration names.
 
     config.data.val_fraction of the sources are held out for validation and as many for test.
-    Which ones depends on the sources alone, not on their order. Raises UserError for a file that
-    is missing, empty or not of pairs, a split without pairs, and a pair that is too long.
+    Which ones depends on the sources alone, not on their order. The tokenizer is made of all pairs
+    unless it is given. Raises UserError for a file that is missing, empty or not of pairs, a split
+    without pairs, and a pair that is too long.
     """
     model, c = config.model, config.data
     assert isinstance(model, EncoderDecoderConfig)
@@ -169,7 +170,8 @@ def load(config: Config) -> PairData:
         pairs = parse_cmudict(text, path, stress=c.name == "cmudict_stress")
     else:
         pairs = parse_tsv(text, path)
-    tok = _tokenizer(config, pairs)
+    tok = tok or _tokenizer(config, pairs)
+    assert isinstance(tok, PairTokenizer)
     train, val, test = split(pairs, c.val_fraction)
     source = str(c.path or c.name)
     for name, part in (("validation", val), ("training", train)):

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from rich.progress import track
 
-from gptjax import checkpoint, data, devices, models, optim, sampling, search, training
+from gptjax import checkpoint, data, devices, finetune, models, optim, sampling, search, training
 from gptjax.config import Config, parse_command
 from gptjax.data import Data
 from gptjax.errors import TrainingDiverged, UserError, exit_codes
@@ -106,7 +106,7 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     if not checkpoint.has_data(command.run):
         raise UserError(f"{command.run} was imported, with no data to measure a card on")
     with checkpoint.new_run(command.out) as part:
-        dataset = data.load(config)
+        dataset = data.load(config, finetune.vocabulary(config, command.run))
         checkpoint.check_same_data(command.run, dataset)
         model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
         step, params = checkpoint.load_params(command.run, model, command.step)

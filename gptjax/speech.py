@@ -27,7 +27,7 @@ from gptjax.config import Config, DataConfig, SpeechConfig
 from gptjax.errors import UserError
 from gptjax.pairs import epoch_batches
 from gptjax.texts import ALL, TRAINING, Batch
-from gptjax.tokenizer import SpeechTokenizer
+from gptjax.tokenizer import SpeechTokenizer, Tokenizer
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FSDD_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav")
@@ -333,12 +333,13 @@ def make_batch(
     }
 
 
-def load(config: Config) -> SpeechData:
+def load(config: Config, tok: Tokenizer | None = None) -> SpeechData:
     """Finds, or fetches, the clips that a configuration names, and splits them.
 
     Clips that do not say where they belong are split by the hashes of their names, val_fraction
-    each for validation and test. Raises UserError for a folder without clips, a clip that is
-    broken or longer than the model's window, a text that does not fit, an empty split.
+    each for validation and test. The tokenizer is made of their texts unless it is given. Raises
+    UserError for a folder without clips, a clip that is broken or longer than the model's window, a
+    text that does not fit, an empty split.
     """
     c, model = config.data, config.model
     assert isinstance(model, SpeechConfig)
@@ -353,7 +354,8 @@ def load(config: Config) -> SpeechData:
     texts = "\n".join(clip.text for clip in (*train, *val))  # those that must be encoded
     if c.tokenizer == "char":
         texts = texts.replace("\n", " ")
-    tok = SpeechTokenizer(tokenizer.train(c.tokenizer, texts, c.vocab_size))
+    tok = tok or SpeechTokenizer(tokenizer.train(c.tokenizer, texts, c.vocab_size))
+    assert isinstance(tok, SpeechTokenizer)
     _check_texts((*train, *val), model, tok, c.string_clips)
     seconds = _durations((*train, *val), model)[: len(train)]
     return SpeechData(train, val, test, seconds, c.string_clips, tok, source, sha256)

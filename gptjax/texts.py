@@ -27,7 +27,7 @@ import tyro
 from gptjax import datasets, sampling, tokenizer
 from gptjax.config import SPEECH, Config, DataConfig, parse_command
 from gptjax.errors import UserError, exit_codes
-from gptjax.tokenizer import TextTokenizer
+from gptjax.tokenizer import TextTokenizer, Tokenizer
 
 Batch = dict[str, np.ndarray]
 
@@ -99,14 +99,20 @@ class TextData:
         return self.tokenizer.decode(ids[0])
 
 
-def load(config: DataConfig, block_size: int) -> TextData:
+def load(config: DataConfig, block_size: int, tok: Tokenizer | None = None) -> TextData:
     """Reads, or fetches, and tokenizes the text that a configuration names.
 
-    Raises UserError when it is missing, empty, not UTF-8, or a split is too short to cut a
-    window of block_size + 1 tokens from.
+    With the tokenizer given, or one of the kind that the configuration names. Raises UserError
+    when the text is missing, empty, not UTF-8, was prepared with another tokenizer, or a split is
+    too short to cut a window of block_size + 1 tokens from.
     """
     if config.path and config.path.is_dir():
         data = _load_prepared(config.path)
+        if tok is not None and tok.to_dict() != data.tokenizer.to_dict():
+            raise UserError(
+                f"--data.path {config.path} was prepared with another tokenizer than that of the "
+                "run to start from; give the text itself"
+            )
     else:
         if not config.path and config.name != "tinyshakespeare":
             if config.name in SPEECH:
@@ -120,7 +126,8 @@ def load(config: DataConfig, block_size: int) -> TextData:
                 "configs/g2p_cpu.py; this model wants a text: tinyshakespeare, or --data.path FILE"
             )
         text, sha256 = read_text(config.path or datasets.fetch(config.name))
-        tok = tokenizer.train(config.tokenizer, text, config.vocab_size)
+        tok = tok or tokenizer.train(config.tokenizer, text, config.vocab_size)
+        assert isinstance(tok, TextTokenizer)
         n_train = int(len(text) * (1 - config.val_fraction))
         train, val = tok.encode(text[:n_train]), tok.encode(text[n_train:])
         source = str(config.path or config.name)

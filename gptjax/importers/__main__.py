@@ -1,21 +1,26 @@
 """Weights that others trained, as a run that sample.py can use.
 
+    python -m gptjax.importers gpt2 PATH --out RUN
     python -m gptjax.importers whisper PATH --out RUN [--language en]
 
-whisper: OpenAI's speech recognizer.
+gpt2: OpenAI's language model, and those of its architecture. whisper: its speech recognizer.
 
-PATH is a folder as Hugging Face saves it: config.json, model.safetensors or shards of it,
-tokenizer.json. An imported run has no optimizer state, so train.py cannot continue it.
+PATH is a folder as Hugging Face saves it: config.json, model.safetensors or shards of it, and
+tokenizer.json (or, of GPT-2, vocab.json and merges.txt). An imported run has no optimizer state, so
+train.py cannot continue it; a new run can start from it with --train.init-from RUN.
 """
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from gptjax.config import parse_command
 from gptjax.errors import UserError, exit_codes
+from gptjax.importers.gpt2 import GPT2, import_gpt2
 from gptjax.importers.whisper import Whisper, import_whisper
 
-IMPORTERS: dict[str, tuple[type[Whisper], Callable[[Whisper], None]]] = {
+IMPORTERS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "gpt2": (GPT2, import_gpt2),
     "whisper": (Whisper, import_whisper),
 }
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,10 @@ class Tensors:
                 self._file_of[name] = file
                 self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
+    def drop(self, is_dropped: Callable[[str], bool]) -> None:
+        """Forgets tensors by their names."""
+        self.shapes = {name: s for name, s in self.shapes.items() if not is_dropped(name)}
+
     def take(self, name: str) -> np.ndarray:
         """A tensor as float32; it can be taken once."""
         del self.shapes[name]
@@ -100,11 +104,20 @@ class TheirConfig:
         self.path = path
         self._fields = read_json(path)
 
+    def get(self, name: str, default: Any) -> Any:
+        return self._fields.get(name, default)
+
     def require(self, name: str, value: Any, default: Any = None) -> None:
         """Refuses any other value; one that is not there is the default."""
+        self.one_of(name, (value,), default)
+
+    def one_of(self, name: str, values: tuple[Any, ...], default: Any = None) -> Any:
+        """A value that can be imported; one that is not there is the default."""
         had = self._fields.get(name, default)
-        if had != value or isinstance(had, bool) != isinstance(value, bool):
-            raise UserError(f"{self.path}: {name} is {had!r}, but only {value!r} can be imported")
+        if had not in values or isinstance(had, bool) != isinstance(values[0], bool):
+            known = " or ".join(map(repr, values))
+            raise UserError(f"{self.path}: {name} is {had!r}, but only {known} can be imported")
+        return had
 
     def number(self, name: str) -> int:
         """A positive whole number."""

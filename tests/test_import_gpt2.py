@@ -1,0 +1,455 @@
+"""A GPT-2 checkpoint as a run: the same numbers and text, and a place to start training from."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import Refused
+
+import train
+from gptjax import checkpoint, finetune, models, sampling, training
+from gptjax.config import BigramConfig, Config, DataConfig, GPTConfig, TrainConfig, parse
+from gptjax.importers.__main__ import main as import_main
+from gptjax.quant_array import Format, quantize_params
+from gptjax.report import read_metrics
+from gptjax.texts import load as load_text
+from gptjax.tokenizer import BPETokenizer, CharTokenizer
+
+EXTRA = "an extra: pip install -e '.[test]'"
+torch = pytest.importorskip("torch", reason=EXTRA)
+safetensors_torch = pytest.importorskip("safetensors.torch", reason=EXTRA)
+tokenizers = pytest.importorskip("tokenizers", reason=EXTRA)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of the package about itself
+    transformers = pytest.importorskip("transformers", reason=EXTRA)
+
+REPO = Path(__file__).parents[1]
+TEXT = "the cat sat on the mat, the dog sat on the log\n" * 40
+SIZES = {"n-layer": "2", "n-head": "4", "n-embd": "32", "block-size": "32"}
+MODEL_FLAGS = [word for name, size in SIZES.items() for word in (f"--model.{name}", size)]
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE with the one special token of GPT-2's."""
+    tok = tokenizers.ByteLevelBPETokenizer()
+    tok.train_from_iterator(TEXT.splitlines(keepends=True), 280, show_progress=False)
+    tok.add_special_tokens(["<|endoftext|>"])
+    return tok
+
+
+def make_gpt2(**fields: Any) -> Any:
+    """Hugging Face's model, every parameter random; its table has rows that no token has."""
+    tok = make_tokenizer()
+    end = tok.token_to_id("<|endoftext|>")
+    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 32}
+    sizes |= {"vocab_size": tok.get_vocab_size() + 3, "bos_token_id": end, "eos_token_id": end}
+    twin = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**sizes, **fields})).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            scale = 0.05 if parameter.ndim == 1 else 0.2
+            noise = scale * torch.randn(parameter.shape, generator=generator)
+            is_gain = "ln_" in name and name.endswith("weight")
+            parameter.copy_(1 + noise if is_gain else noise)
+    return twin
+
+
+def save(twin: Any, folder: Path, **options: Any) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the package about itself
+        twin.save_pretrained(folder, **options)
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def run_import(folder: Path, out: Path) -> Path:
+    import_main(["gpt2", str(folder), "--out", str(out)])
+    return out
+
+
+def load(run: Path) -> tuple[Any, Any, Any]:
+    """(model, parameters, tokenizer) of a run, as sample.py loads it."""
+    tok = checkpoint.read_tokenizer(run)
+    model = models.build(checkpoint.read_config(run).model, tok)
+    return model, checkpoint.load_params(run, model)[1], tok
+
+
+@pytest.fixture(scope="module")
+def twin() -> Any:
+    return make_gpt2()
+
+
+@pytest.fixture(scope="module")
+def saved(twin: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(twin, tmp_path_factory.mktemp("gpt2") / "hf")
+
+
+@pytest.fixture(scope="module")
+def imported(saved: Path) -> Path:
+    return run_import(saved, saved.parent / "run")
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    """A checkpoint to spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "hf"))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes the dict of tensors."""
+    path = folder / "model.safetensors"
+    tensors = {name: t.clone() for name, t in safetensors_torch.load_file(path).items()}
+    change(tensors)
+    safetensors_torch.save_file(tensors, path)
+
+
+def reconfigure(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def difference(twin: Any, run: Path) -> float:
+    """The largest of logits, as a share of the largest of them."""
+    model, params, tok = load(run)
+    tokens_BT = np.random.default_rng(1).integers(0, tok.vocab_size, (2, 32)).astype(np.int32)
+    with torch.no_grad():
+        theirs = twin(torch.from_numpy(tokens_BT).long()).logits.float().numpy()
+    ours, _ = jax.jit(model.apply)({"params": params}, tokens_BT)
+    assert ours.shape == theirs.shape
+    found = float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+    print(f"relative difference of logits {found:.2g}")
+    return found
+
+
+# --- the same numbers and text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 128},
+        {"activation_function": "relu", "reorder_and_upcast_attn": True},
+    ],
+    ids=["gpt2", "untied", "relu"],
+)
+def test_logits_equal_hugging_faces(fields: dict[str, Any], tmp_path: Path) -> None:
+    twin = make_gpt2(**fields)
+    run = run_import(save(twin, tmp_path / "hf"), tmp_path / "run")
+    assert difference(twin, run) <= 1e-5
+    if "tie_word_embeddings" in fields:
+        assert not load(run)[1]["head"]["bias"].any()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["wpe.weight", "h.1.attn.c_attn.bias", "h.0.mlp.c_proj.weight", "ln_f.bias"],
+)
+def test_the_comparison_tells_one_changed_tensor(
+    twin: Any, copied: Path, tmp_path: Path, name: str
+) -> None:
+    rewrite(copied, lambda tensors: tensors[f"transformer.{name}"].flatten()[:16].add_(0.1))
+    assert difference(twin, run_import(copied, tmp_path / "run")) > 1e-4
+
+
+def test_the_oldest_form_of_a_checkpoint(twin: Any, copied: Path, tmp_path: Path) -> None:
+    """Names without a prefix, masks among the tensors, vocab.json and merges.txt: the first GPT-2.
+
+    And in halves and shards, as others are.
+    """
+    expected = load(run_import(copied, tmp_path / "new"))
+
+    def as_of_old(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        for i in range(2):
+            tensors[f"h.{i}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+            tensors[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+
+    rewrite(copied, as_of_old)
+    (copied / "tokenizer.json").unlink()
+    make_tokenizer().save_model(str(copied))
+    vocab = json.loads((copied / "vocab.json").read_text())
+    (copied / "vocab.json").write_text(json.dumps({**vocab, "<|endoftext|>": len(vocab)}))
+    model, params, tok = load(run_import(copied, tmp_path / "old"))
+    assert model == expected[0]
+    jax.tree.map(np.testing.assert_array_equal, params, expected[1])
+    text = TEXT[:60] + "Zebra €\n\n  <|endoftext|>the"
+    assert tok.encode(text).tolist() == expected[2].encode(text).tolist()
+    assert tok.start == expected[2].start
+    assert tok.vocab_size == expected[2].vocab_size
+
+    halves = save(make_gpt2().to(torch.bfloat16), tmp_path / "halves", max_shard_size="30KB")
+    assert len(list(halves.glob("model-*.safetensors"))) > 1
+    params = load(run_import(halves, tmp_path / "of halves"))[1]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    assert difference(make_gpt2().to(torch.bfloat16).float(), tmp_path / "of halves") <= 1e-5
+
+
+def test_greedy_text_equals_hugging_faces_generate(
+    twin: Any, saved: Path, imported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    their_tok = transformers.PreTrainedTokenizerFast(tokenizer_file=str(saved / "tokenizer.json"))
+    prompt = "the cat sat on"
+    inputs = their_tok(prompt, return_tensors="pt")
+    end = twin.config.eos_token_id
+    made = twin.generate(**inputs, max_new_tokens=20, do_sample=False, pad_token_id=end)[0]
+    n_prompt = inputs["input_ids"].shape[1]
+    assert len(made) == n_prompt + 20
+    model, params, tok = load(imported)
+    ids = tok.encode(prompt)
+    assert ids.tolist() == inputs["input_ids"][0].tolist()
+    greedy = sampling.Sampler(temperature=0)
+    written = sampling.complete(model, params, ids[None], 20, sampler=greedy)[0]
+    assert written.tolist() == made[n_prompt:].tolist()
+    assert tok.start == end
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"activation_function": "silu"}, "activation_function is 'silu'"),
+        ({"activation_function": ["gelu"]}, "activation_function is ['gelu']"),
+        ({"n_inner": 64}, "n_inner is 64"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ({"add_cross_attention": True}, "add_cross_attention is True"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'"),
+        ({"resid_pdrop": "much"}, "resid_pdrop is 'much'"),
+        ({"n_embd": 32.5}, "n_embd is 32.5"),
+        ({"n_head": 5}, "n-head 5"),
+        ({"vocab_size": 100}, "different models"),
+        ({"n_positions": 33}, "wpe.weight (32, 32) for (33, 32)"),
+        ({"n_layer": 3}, "missing: transformer.h.2.ln_1.weight"),
+        ({"n_layer": 1}, "unknown: transformer.h.1.attn.c_attn.bias"),
+        ({"tie_word_embeddings": False}, "missing: lm_head.weight"),
+    ],
+)
+def test_another_architecture_is_refused(
+    copied: Path, tmp_path: Path, refused: Refused, fields: dict[str, Any], words: str
+) -> None:
+    reconfigure(copied, **fields)
+    assert words in refused(import_main, "gpt2", copied, "--out", tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_files_that_do_not_fit_are_refused(copied: Path, tmp_path: Path, refused: Refused) -> None:
+    original = (copied / "model.safetensors").read_bytes()
+
+    def refuse() -> str:
+        line = refused(import_main, "gpt2", copied, "--out", tmp_path / "run")
+        assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+        return line
+
+    embedding = "transformer.wte.weight"
+    rewrite(copied, lambda tensors: tensors.update({"lm_head.weight": tensors[embedding] + 1}))
+    assert "lm_head.weight is not transformer.wte.weight" in refuse()
+    (copied / "model.safetensors").write_bytes(original)
+    rewrite(copied, lambda tensors: tensors.update({"score.weight": torch.ones(2, 32)}))
+    assert "unknown: score.weight" in refuse()
+    (copied / "model.safetensors").write_bytes(original[:-100])
+    assert "cannot be read" in refuse()
+    (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
+    assert "safe_serialization=True" in refuse()
+    (copied / "model.safetensors").write_bytes(original)
+    (copied / "tokenizer.json").write_text("{}")
+    assert "is no tokenizer" in refuse()
+    (copied / "tokenizer.json").unlink()
+    (copied / "vocab.json").write_text("{}")
+    assert "vocab.json and merges.txt" in refuse()
+    (copied / "merges.txt").write_text("a b c d\n")
+    assert "vocab.json is no tokenizer" in refuse()
+    (copied / "config.json").unlink()
+    assert "config.json cannot be read" in refuse()
+    assert "is no folder" in refused(import_main, "gpt2", tmp_path / "x", "--out", tmp_path / "y")
+
+
+# --- fine-tuning
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """configs/finetune_gpt2.py, for a few quick steps on another text than the tokenizer's."""
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "text.txt").write_text("a rat ran on the mat, then the hen sat\n" * 60)
+    (folder / "tiny.py").write_text(
+        f"""
+import dataclasses, sys
+from pathlib import Path
+sys.path.insert(0, {str(REPO / "configs")!r})
+from finetune_gpt2 import config as shipped
+
+config = dataclasses.replace(
+    shipped,
+    model=dataclasses.replace(shipped.model, dropout=0.0),
+    data=dataclasses.replace(shipped.data, path=Path({str(folder / "text.txt")!r})),
+    optim=dataclasses.replace(shipped.optim, learning_rate=3e-3, warmup_steps=0),
+    train=dataclasses.replace(
+        shipped.train, max_steps=12, batch_size=4, micro_batch_size=4, eval_interval=6,
+        log_interval=1, sample_tokens=8, init_from=None,
+    ),
+)
+"""
+    )
+    return folder / "tiny.py"
+
+
+def run_train(config_file: Path, run: Path, *flags: object) -> dict[int, float]:
+    """Trains in this process; val_loss by step."""
+    train.main(["--config", str(config_file), "--run-dir", str(run), *map(str, flags)])
+    metrics = read_metrics(run)
+    return {m["step"]: m["val_loss"] for m in metrics if "val_loss" in m}
+
+
+def test_fine_tuning_starts_from_the_imported_loss_and_lowers_it(
+    imported: Path, config_file: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(imported, tmp_path / "source"))
+    flags = [*MODEL_FLAGS, "--train.init-from", source]
+    losses = run_train(config_file, tmp_path / "run", *flags, "--train.max-steps", 6)
+
+    model, params, tok = load(imported)
+    text = load_text(DataConfig(path=config_file.parent / "text.txt"), 32, tok)
+    start = training.make_evaluate(model)(params, text.validation(Config(model.config), 4))
+    assert losses[0] == pytest.approx(start, rel=1e-5)
+    assert losses[6] < losses[0] - 0.3
+    assert checkpoint.read_tokenizer(tmp_path / "run").to_dict() == tok.to_dict()
+
+    # What it started from is not asked for again, neither to continue nor to sample.
+    shutil.rmtree(source)
+    losses = run_train(config_file, tmp_path / "run", *flags)
+    assert losses[12] < losses[6]
+    assert list(losses) == [0, 6, 12]
+    assert load(tmp_path / "run")[2].to_dict() == tok.to_dict()
+
+
+def test_a_shorter_context_takes_the_first_positions(imported: Path, config_file: Path) -> None:
+    config = parse(["--config", str(config_file), *MODEL_FLAGS])
+    short = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, block_size=8),
+        train=dataclasses.replace(config.train, init_from=imported),
+    )
+    tok = finetune.vocabulary(short, imported.parent / "new")
+    assert tok is not None
+    model = models.build(short.model, tok)
+    shapes = jax.eval_shape(lambda: models.init(model, seed=0))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = finetune.parameters(short, tok, checkpoint.with_sharding(shapes, one))
+    _, theirs, _ = load(imported)
+    position = params.pop("position_embedding")["table"]
+    assert position.shape == (8, 32)
+    np.testing.assert_array_equal(position, theirs.pop("position_embedding")["table"][:8])
+    jax.tree.map(np.testing.assert_array_equal, params, theirs)
+
+
+def test_what_cannot_be_started_from_is_refused(
+    imported: Path, config_file: Path, tmp_path: Path, refused: Refused
+) -> None:
+    def refuse(source: Path, *flags: str, model: list[str] = MODEL_FLAGS) -> str:
+        argv = ["--config", config_file, "--run-dir", tmp_path / "run", "--train.init-from", source]
+        line = refused(train.main, *argv, *model, *flags)
+        assert not (tmp_path / "run").exists()
+        return line
+
+    assert "does not exist" in refuse(tmp_path / "none")
+    line = refuse(imported, model=[])
+    assert "give --model.n-layer 2 --model.n-head 4 --model.n-embd 32 --model.block-size 32" in line
+    line = refuse(imported, "--model.no-tie-embeddings", "--model.position", "rotary")
+    assert line.endswith("give --model.position learned --model.tie-embeddings\n".strip())
+    assert "--model.no-qk-norm" in refuse(imported, "--model.qk-norm")
+    # Positions that were never learned.
+    assert "--model.block-size 32" in refuse(imported, "--model.block-size", "64")
+
+    char = CharTokenizer("\n abcd")
+    model = models.build(BigramConfig(), char)
+    params = models.init(model, seed=0)
+    origin = {"source": "a test", "sha256": "0"}
+
+    def make(name: str, config: Any, params: Any, files: dict[str, Any] | None = None) -> Path:
+        folder = tmp_path / name
+        with checkpoint.new_run(folder) as part:
+            checkpoint.save_finished(part, Config(config), char, params, origin, files)
+        return folder
+
+    assert "is a Bigram, but this is a GPT" in refuse(make("bigram", BigramConfig(), params))
+    form = Format(8)
+    quantized = quantize_params(params, form)
+    folder = make("int8", BigramConfig(), quantized, {"format.json": dataclasses.asdict(form)})
+    assert "is quantized" in refuse(folder)
+    shutil.rmtree(folder / "checkpoints" / "0")
+    (folder / "format.json").unlink()
+    assert "has no checkpoint yet" in refuse(folder)
+
+    # A vocabulary of few characters does not stretch to any text.
+    tiny = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8)
+    weights = models.init(models.build(tiny, char), seed=0)
+    flags = "--model.n-layer 1 --model.n-head 1 --model.n-embd 8 --model.block-size 8"
+    flags += " --model.activation relu --model.no-attention-bias --model.no-tie-embeddings"
+    assert "never saw" in refuse(make("chars", tiny, weights), model=flags.split())
+
+
+def test_token_files_of_another_vocabulary_are_refused(
+    imported: Path, config_file: Path, tmp_path: Path, refused: Refused
+) -> None:
+    prepare = ["-m", "gptjax.texts", "prepare", "--tokenizer", "byte", "--out", tmp_path / "tokens"]
+    shell(*prepare, config_file.parent / "text.txt")
+    argv = ["--config", config_file, "--run-dir", tmp_path / "run", "--train.init-from", imported]
+    line = refused(train.main, *argv, *MODEL_FLAGS, "--data.path", tmp_path / "tokens")
+    assert "prepared with another tokenizer" in line
+
+
+# --- from a shell
+
+
+def shell(*command: object) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False, cwd=REPO
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_commands_make_a_run_that_sample_py_writes_with(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    said = shell("-m", "gptjax.importers", "gpt2", saved, "--out", out)
+    assert f"sample.py {out} --prompt" in said
+    flags = ["--prompt", "the cat", "--max-new-tokens", 12, "--greedy", "--json"]
+    record = json.loads(shell("sample.py", out, *flags))
+    model, params, tok = load(out)
+    greedy = sampling.Sampler(temperature=0)
+    written = sampling.complete(model, params, tok.encode("the cat")[None], 12, sampler=greedy)
+    assert record["text"] == tok.decode(written[0])
+
+
+def test_a_tokenizer_that_others_made_survives_json() -> None:
+    tok = BPETokenizer(make_tokenizer()._tokenizer.to_str(), 290, 280)
+    again = BPETokenizer(tok.to_dict()["model"], tok.to_dict()["vocab_size"], 280)
+    assert (again.vocab_size, again.start) == (290, 280)
+    assert again.decode([289, *again.encode("the cat"), 280]) == "the cat"
+
+
+def test_the_shipped_config_is_gpt2_small() -> None:
+    config = parse(["--config", str(REPO / "configs/finetune_gpt2.py")])
+    assert isinstance(config.train, TrainConfig)
+    assert config.train.init_from == Path("runs/gpt2")
+    theirs = transformers.GPT2Config()
+    shapes = jax.eval_shape(lambda: models.init(models.build(config.model, theirs.vocab_size), 0))
+    with torch.device("meta"):
+        twin = transformers.GPT2LMHeadModel(theirs)
+    fewer = (theirs.n_positions - config.model.block_size) * theirs.n_embd
+    assert models.count(shapes) == sum(p.numel() for p in twin.parameters()) - fewer
