@@ -242,7 +242,7 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
     if not (folder / "checkpoints" / str(committed_steps(folder)[-1]) / "opt_state").exists():
         raise UserError(
             f"{folder} was imported or quantized: it has no optimizer state, so training cannot "
-            "continue it; name another --run-dir"
+            "continue it; name another --run-dir (an imported one can be its --train.init-from)"
         )
     had = config_lib.flatten(read_config(folder))
     want = config_lib.flatten(config)

@@ -105,7 +105,7 @@ def write_safetensors(path: Path, arrays: dict[str, Any]) -> None:
     """Arrays by name, with the mark that transformers asks for."""
     numpy = import_extra("safetensors.numpy", "--to hf and --to safetensors need")
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    numpy.save_file(contiguous, path, {"format": "pt"})
+    path.write_bytes(numpy.save(contiguous, {"format": "pt"}))
 
 
 def write_hf(folder: Path, model: Any, tok: Tokenizer, params: Any) -> None:

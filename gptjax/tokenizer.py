@@ -155,8 +155,12 @@ class BPETokenizer:
         except Exception as error:
             if type(error) is not Exception:  # the package raises nothing more specific
                 raise
+            split = self._tokenizer.pre_tokenizer
+            pieces = {piece for piece, _ in split.pre_tokenize_str(text)} if split else {text}
+            unknown = sorted(pieces - self._tokenizer.get_vocab().keys())
             raise UserError(
-                f"text has what is in none of the vocabulary's {self.vocab_size} tokens ({error})"
+                f"text has {', '.join(map(repr, unknown[:20]))}, but no token of the vocabulary's "
+                f"{self.vocab_size} for that"
             ) from None
         return np.array(ids, np.int32)
 

@@ -47,8 +47,6 @@ GPT2_LIKE = GPTConfig(
     tie_embeddings=True,
 )
 SEED = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=24)
-SHAPES = [(1, 1), (3, 24), (2, 7)]
-"""(B, T) that programs are run with."""
 
 
 def make_run(folder: Path, config: ModelConfig, tok: Tokenizer, form: Format | None = None) -> Path:
@@ -64,7 +62,7 @@ def make_run(folder: Path, config: ModelConfig, tok: Tokenizer, form: Format | N
     params = jax.tree_util.tree_map_with_path(noise, jax.eval_shape(lambda: models.init(model, 0)))
     files = {}
     if form:
-        params = quantize_params(jax.tree.map(jax.numpy.asarray, params), form)
+        params = jax.jit(quantize_params, static_argnums=1)(params, form)
         files = {"format.json": vars(form)}
     origin = {"source": "a test", "sha256": "0"}
     with checkpoint.new_run(folder) as part:
@@ -141,6 +139,8 @@ def test_transformers_computes_the_same_logits_and_greedy_text(
     print(f"largest difference of logits {difference:.2g}")
     assert difference <= 1e-5
 
+    if config not in (GPT2_LIKE, SEED):
+        return
     prompt = "bad cab\n ran"
     ids = tok.encode(prompt)
     greedy = sampling.Sampler(temperature=0)
@@ -243,8 +243,8 @@ def test_a_run_of_characters_comes_back_to_the_same_logits_and_text(tmp_path: Pa
     text = " cab\n\nlad  o"
     assert tok_again.encode(text).tolist() == tok.encode(text).tolist()
     assert tok_again.decode(tok.encode(text)) == text
-    with pytest.raises(config_lib.UserError, match="none of the vocabulary's 20 tokens"):
-        tok_again.encode("Zebra")
+    with pytest.raises(config_lib.UserError, match="text has 'Z', 'ж', but no token"):
+        tok_again.encode("Zebra ж")
 
 
 def test_the_heads_bias_moves_into_the_last_norm_only_where_it_can() -> None:
@@ -346,12 +346,12 @@ def test_programs_run_in_a_process_without_gptjax(tmp_path: Path) -> None:
         run = make_run(tmp_path / f"run {name}", config, tok)
         out = run_export(run, "stablehlo", tmp_path / name)
         model, params, _ = load(run)
-        for i, (n_batch, n_target) in enumerate(SHAPES):
-            n_target = min(n_target, config.block_size)
+        shapes = [(3, config.block_size), (1, 5)] if name == "gpt" else [(2, config.block_size)]
+        for i, (n_batch, n_target) in enumerate(shapes):
             inputs = [some_tokens(tok.vocab_size, (n_batch, n_target))]
             if name in ("pairs", "speech"):
-                n_source = 12 - i
-                rng = np.random.default_rng(i)
+                n_source = 7
+                rng = np.random.default_rng(0)
                 mask = np.arange(n_source) < rng.integers(1, n_source + 1, (n_batch, 1))
                 inputs.append(rng.integers(0, 3, mask.shape).astype(np.int32))
                 if name == "speech":
@@ -367,7 +367,7 @@ def test_programs_run_in_a_process_without_gptjax(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert len(expected) == len(SHAPES) * len(EVERY_MODEL)
+    assert len(expected) == len(EVERY_MODEL) + 1
     for path, ours in expected.items():
         theirs = np.load(path)
         assert theirs.shape == ours.shape
@@ -381,7 +381,7 @@ def test_a_program_refuses_what_does_not_fit(tmp_path: Path) -> None:
     forward = jax.export.deserialize(bytearray((out / "forward.stablehlo").read_bytes()))
     assert forward.call(np.zeros((2, 24), np.int32)).shape == (2, 24, CHAR.vocab_size)
     for inputs in (np.zeros((1, 25), np.int32), np.zeros((1, 3), np.float32)):
-        with pytest.raises(ValueError, match=r"refining shapes|dtype"):
+        with pytest.raises(ValueError, match="refining shapes|Dtype"):
             forward.call(inputs)
 
 
@@ -451,7 +451,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors_numpy, "save_file", fail)
+    monkeypatch.setattr(safetensors_numpy, "save", fail)
     with pytest.raises(SystemExit) as stop:
         run_export(run, "safetensors", tmp_path / "out")
     assert stop.value.code == 1

@@ -16,13 +16,22 @@ import pytest
 from conftest import Refused
 
 import train
-from gptjax import checkpoint, finetune, models, sampling, training
-from gptjax.config import BigramConfig, Config, DataConfig, GPTConfig, TrainConfig, parse
+from gptjax import checkpoint, data, finetune, models, sampling, training
+from gptjax.config import (
+    BigramConfig,
+    Config,
+    DataConfig,
+    EncoderDecoderConfig,
+    GPTConfig,
+    SpeechConfig,
+    TrainConfig,
+    parse,
+)
 from gptjax.importers.__main__ import main as import_main
 from gptjax.quant_array import Format, quantize_params
 from gptjax.report import read_metrics
 from gptjax.texts import load as load_text
-from gptjax.tokenizer import BPETokenizer, CharTokenizer
+from gptjax.tokenizer import BPETokenizer, CharTokenizer, PairTokenizer, SpeechTokenizer
 
 EXTRA = "an extra: pip install -e '.[test]'"
 torch = pytest.importorskip("torch", reason=EXTRA)
@@ -300,7 +309,7 @@ config = dataclasses.replace(
     optim=dataclasses.replace(shipped.optim, learning_rate=3e-3, warmup_steps=0),
     train=dataclasses.replace(
         shipped.train, max_steps=12, batch_size=4, micro_batch_size=4, eval_interval=6,
-        log_interval=1, sample_tokens=8, init_from=None,
+        log_interval=1, sample_tokens=0, init_from=None,
     ),
 )
 """
@@ -411,6 +420,34 @@ def test_token_files_of_another_vocabulary_are_refused(
     argv = ["--config", config_file, "--run-dir", tmp_path / "run", "--train.init-from", imported]
     line = refused(train.main, *argv, *MODEL_FLAGS, "--data.path", tmp_path / "tokens")
     assert "prepared with another tokenizer" in line
+
+
+def test_pairs_and_speech_are_read_with_the_vocabulary_that_is_given(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile", reason=EXTRA)
+    (tmp_path / "pairs.tsv").write_text("".join(f"{'ab' * i}\t{'x' * i}\n" for i in range(1, 9)))
+    for i in range(8):
+        soundfile.write(tmp_path / f"{i}.wav", np.sin(np.arange(4000) * (i + 1) / 9), 16_000)
+    lines = [json.dumps({"audio": f"{i}.wav", "text": "x x"}) for i in range(8)]
+    (tmp_path / "clips.jsonl").write_text("\n".join(lines) + "\n")
+    sizes: dict[str, int] = {"n_layer": 1, "n_head": 1, "n_embd": 8, "n_encoder_layer": 1}
+    pair = PairTokenizer(CharTokenizer("abc"), CharTokenizer("xyz"))
+    speech = SpeechTokenizer(CharTokenizer(" xyz"), (5, 6), 4, 9)  # as Whisper's: rows of its own
+    cases = [
+        ("pairs.tsv", EncoderDecoderConfig(**sizes), pair),
+        ("clips.jsonl", SpeechConfig(**sizes), speech),
+    ]
+    for name, model, tok in cases:
+        folder = tmp_path / f"run of {name}"
+        origin = {"source": "a test", "sha256": "0"}
+        checkpoint.save_finished(folder, Config(model), tok, {"w": np.ones(1)}, origin)
+        config = Config(
+            model,
+            DataConfig(path=tmp_path / name, val_fraction=0.25),
+            train=TrainConfig(batch_size=2, init_from=folder),
+        )
+        given = finetune.vocabulary(config, tmp_path / "new")
+        assert data.load(config, given).tokenizer.to_dict() == tok.to_dict()
+        assert data.load(config).tokenizer.to_dict() != tok.to_dict()
 
 
 # --- from a shell
