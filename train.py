@@ -239,10 +239,9 @@ def _headline(config: Config, mesh: Mesh, n_params: int, tokens_per_step: float,
     """Device, dtype, size, and how long this will take if the device is as fast as it seems."""
     c = config.train
     dtype = devices.compute_dtype(c)
-    # 6 operations per parameter and token, at the third of the matmul rate that training reaches.
     n_steps = max(0, c.max_steps - step)
-    operations = 6 * n_params * tokens_per_step * n_steps
-    minutes = operations / (0.3 * mesh.size * devices.matmul_rate(dtype)) / 60
+    tokens_per_second = mesh.size * devices.training_speed(n_params, devices.matmul_rate(dtype))
+    minutes = n_steps * tokens_per_step / tokens_per_second / 60
     return (
         f"{sharding.describe(mesh)}  {np.dtype(dtype).name}  {n_params:,} parameters  "
         f"about {minutes:.1f} min for {n_steps} steps"

@@ -126,6 +126,17 @@ def cache() -> Path:
     return Path(os.environ.get("GPTJAX_CACHE") or pooch.os_cache("gptjax"))
 
 
+def cached() -> list[str]:
+    """The data sets that are in the cache; of espeak, any."""
+    found = [name for name in ("fsdd", "espeak") if (cache() / name).is_dir()]
+    for name, dataset in DATASETS.items():
+        # $GPTJAX_CACHE is one folder for all files.
+        folder = cache() if os.environ.get("GPTJAX_CACHE") else cache() / name
+        if (folder / dataset.filename).is_file():
+            found.append(name)
+    return sorted(found)
+
+
 def fetch_fsdd() -> Path:
     """The folder of the Free Spoken Digit Dataset (CC BY-SA 4.0), fetched on first use.
 

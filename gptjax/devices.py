@@ -97,3 +97,9 @@ def matmul_rate(dtype: Any, size: int = 1024) -> float:
         step(x).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 * n_matmuls / min(seconds)
+
+
+def training_speed(n_params: int, matmul_rate: float) -> float:
+    """Tokens per second to expect of training: 6 operations per parameter and token, at the third
+    of the matmul rate that training reaches."""
+    return 0.3 * matmul_rate / (6 * n_params)
