@@ -1,0 +1,166 @@
+"""What can be told of the image without building it; `make docker-test` builds it and runs it."""
+
+import fnmatch
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPO = Path(__file__).parents[1]
+ENTRYPOINT = REPO / "docker" / "entrypoint.sh"
+IMAGE_SCRIPT = "/app/docker/entrypoint.sh"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """Programs that stand in for those of the image: python prints its PID and its arguments."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    python = programs / "python"
+    python.write_text('#!/bin/sh\necho $$\nprintf "%s\\n" "$@"\nexit 7\n')
+    python.chmod(0o755)
+    (tmp_path / "runs").mkdir()
+    return tmp_path
+
+
+def docker_run(image: Path, *argv: str) -> tuple[int, list[str], str]:
+    """What `docker run gptjax ARGV...` starts: (PID of the entry point, lines, stderr)."""
+    path = os.pathsep.join([str(image / "bin"), os.environ["PATH"]])
+    with subprocess.Popen(
+        ["sh", str(ENTRYPOINT), *argv],
+        env={"PATH": path, "RUNS": str(image / "runs")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        out, err = process.communicate(timeout=60)
+        # The exit code is the program's own.
+        assert process.returncode == (2 if err else 0 if out.startswith("usage") else 7)
+        return process.pid, out.splitlines(), err
+
+
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_scripts(image: Path, command: str) -> None:
+    pid, lines, _ = docker_run(image, command, "runs/x", "--prompt", "two words\nand a line")
+    script = REPO / f"{command}.py"
+    assert lines[1:] == [str(script), "runs/x", "--prompt", "two words", "and a line"]
+    assert script.is_file()
+    assert lines[0] == str(pid)  # exec: the process that signals are sent to
+
+
+@pytest.mark.parametrize(
+    "command", ["doctor", "espeak", "evaluate", "importers", "quantize", "report", "texts"]
+)
+def test_modules(image: Path, command: str) -> None:
+    pid, lines, _ = docker_run(image, command, "--help")
+    assert lines == [str(pid), "-m", f"gptjax.{command}", "--help"]
+    assert "__main__" in (REPO / "gptjax" / f"{command}.py").read_text()
+
+
+def test_every_command_is_dispatched(image: Path) -> None:
+    """Of the package, whatever can be run as a command."""
+    for path in (REPO / "gptjax").glob("*.py"):
+        if '__name__ == "__main__"' in path.read_text() and path.stem != "config":
+            assert docker_run(image, path.stem)[1][1:] == ["-m", f"gptjax.{path.stem}"]
+
+
+def test_other_programs(image: Path) -> None:
+    pid, lines, _ = docker_run(image, "python", "-c", "print()")
+    assert lines == [str(pid), "-c", "print()"]
+
+
+def test_help(image: Path) -> None:
+    for argv in ((), ("help",), ("--help",)):
+        _, lines, _ = docker_run(image, *argv)
+        assert lines[0].startswith("usage: docker run ")
+
+
+def test_an_unknown_command(image: Path) -> None:
+    _, lines, err = docker_run(image, "trian", "--config", "x")
+    assert lines == []
+    assert err == "error: trian is no command of gptjax; help lists them\n"
+
+
+def test_runs_that_cannot_be_written(image: Path) -> None:
+    (image / "runs").rmdir()  # root, who may run this, can write to any folder there is
+    for command in ("train", "quantize", "importers"):
+        _, lines, err = docker_run(image, command)
+        assert lines == []
+        assert re.fullmatch(r"error: .*/runs cannot be written by user \d+, .*--user .*\n", err)
+    assert docker_run(image, "sample", "runs/x")[2] == ""  # which only reads
+
+
+# --- the context of the build
+
+
+def is_sent(path: str) -> bool:
+    """Whether .dockerignore lets a file into the build: the last pattern that matches it, or a
+    folder that it is in, decides."""
+    sent = True
+    for line in (REPO / ".dockerignore").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pattern = line.removeprefix("!").split("/")
+        parts = path.split("/")[: len(pattern)]
+        if len(parts) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern)):
+            sent = line.startswith("!")
+    return sent
+
+
+def test_the_context_holds_the_program_alone() -> None:
+    for path in ("train.py", "sample.py", "gptjax/models.py", "configs/gpt.py", "constraints.txt"):
+        assert is_sent(path)
+    private = ["runs/gpt/config.json", ".git/HEAD", ".venv/bin/python", "gptjax/secret.json"]
+    private += ["gptjax/__pycache__/models.cpython-312.pyc", "tests/conftest.py", ".env", "my.txt"]
+    private += ["docker/test.sh", "docs/tour.md", "benchmarks/compare.py", "core"]
+    for path in private:
+        assert not is_sent(path), path
+
+
+def test_what_is_copied_is_sent_and_there() -> None:
+    dockerfile = (REPO / "Dockerfile").read_text()
+    copies = re.findall(r"^COPY (?!--from)(.*)", dockerfile, re.MULTILINE)
+    assert len(copies) > 3
+    for copy in copies:
+        for source in copy.split()[:-1]:
+            path = REPO / source
+            files = path.glob("*.py") if path.is_dir() else [path]
+            assert all(is_sent(str(f.relative_to(REPO))) and f.is_file() for f in files), source
+
+
+def test_the_whole_package_is_sent() -> None:
+    """Every file under git in gptjax/ and configs/."""
+    command = ["git", "ls-files", "gptjax", "configs", "train.py", "sample.py"]
+    listed = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
+    assert "gptjax/models.py" in listed
+    assert [path for path in listed.split() if not is_sent(path)] == []
+
+
+# --- compose.yaml
+
+
+def test_services() -> None:
+    compose = yaml.safe_load((REPO / "compose.yaml").read_text())
+    services = compose["services"]
+    assert set(services) == {"train", "sample", "tensorboard"}
+    for name, service in services.items():
+        assert service["read_only"]
+        assert service["tmpfs"] == "/tmp"
+        assert "./runs:/runs" in service["volumes"]
+        assert {v.partition(":")[0] for v in service["volumes"]} - {"./runs"} == set(
+            compose["volumes"]
+        )
+        if name != "tensorboard":
+            assert service["entrypoint"] == [IMAGE_SCRIPT, name]
+    assert services["tensorboard"]["ports"] == ["127.0.0.1:6006:6006"]  # of this machine alone
+    config = shlex.split(services["train"]["command"])[1]
+    assert (REPO / config).is_file()
+    dockerfile = (REPO / "Dockerfile").read_text()
+    assert f'ENTRYPOINT ["{IMAGE_SCRIPT}"]' in dockerfile
+    assert set(services["train"]["build"]["args"]) <= set(
+        re.findall(r"^ARG (\w+)", dockerfile, re.M)
+    )
