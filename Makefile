@@ -3,6 +3,7 @@
 #   make train   set up .venv, fetch the data, train, print a sample and the loss plot's path
 #   make test    the same set-up plus test packages, then the whole suite
 #
+# make docker-test builds the Docker image without a daemon and tries it, where that is possible.
 # make train CONFIG=configs/debug.py ARGS="--train.max-steps 100" trains something else.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>
 ACCELERATOR ?= $(if $(DRIVER),$(shell [ "$(DRIVER)" -ge 580 ] && echo cuda13 || echo cuda12))
 EXTRAS = $(if $(ACCELERATOR),[$(ACCELERATOR)])
 
-.PHONY: train test check format clean
+.PHONY: train test check docker-test format clean
 
 train: $(VENV)/installed
 	@backend=$$($(BIN)/python -c 'import jax; print(jax.default_backend())') || exit 1; \
@@ -34,6 +35,10 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/hadolint Dockerfile
+
+docker-test:
+	docker/test.sh
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .

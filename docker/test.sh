@@ -31,6 +31,8 @@ buildah() { command buildah --root "$work/storage" --runroot "$work/run" "$@"; }
 codename=$(. /etc/os-release && [ "${ID:-}" = debian ] && echo "${VERSION_CODENAME:-}") ||
   skip "its base comes from Debian, and this machine is none"
 mkdir -p "$work"
+exec 9>"$work/lock"
+flock -n 9 || fail "another docker-test is running in $work"
 log=$work/log
 needed=()
 for program in buildah debootstrap; do
@@ -47,6 +49,8 @@ if ! buildah rm "$(buildah from scratch)" >/dev/null 2>&1; then
 fi
 unshare --mount --pid --net --fork mount -t proc proc /proc 2>"$log" ||
   skip "namespaces cannot be made here ($(tail -n 1 "$log"))"
+buildah rm --all >/dev/null # what a killed run left
+rm -rf "$work"/try.*
 
 # --- the base: from the mirror of this machine's own apt
 
@@ -74,6 +78,7 @@ fi
 say "building the image"
 buildah bud --build-arg BASE=localhost/base -t gptjax . >"$log" 2>&1 ||
   { tail -n 30 "$log" >&2; fail "the image cannot be built"; }
+buildah rmi --prune >/dev/null # the one before
 size_of() { buildah images --format '{{.Size}}' "localhost/$1"; }
 say "image size: $(size_of gptjax), of which its base has $(size_of base)"
 
@@ -111,9 +116,11 @@ inside() {
 }
 export -f inside
 
-# On one core, where a run repeats itself to the bit. In the background, $! is of unshare.
+# On one core, where a run repeats itself to the bit. Takes the place of the (sub)shell that calls
+# it: in the background, $! is of unshare.
+core=$(taskset -pc $$ | sed 's/.*[ ,-]//')
 docker_run() {
-  exec taskset -c 0 unshare --mount --pid --net --fork --kill-child bash -euc 'inside "$@"' - \
+  exec taskset -c "$core" unshare --mount --pid --net --fork --kill-child bash -euc 'inside "$@"' - \
     "$image" "$runs" "$data" "$user" "$workdir" "${environment[@]}" "$entrypoint" "$@"
 }
 
@@ -200,5 +207,5 @@ text=$(docker_run sample runs/stopped --prompt "train" --max-new-tokens 80 --tem
 echo "$text"
 [ ${#text} -ge 80 ] || fail "sample wrote $text"
 say "doctor"
-docker_run doctor || fail "the doctor finds problems"
-say "passed"
+(docker_run doctor) || fail "the doctor finds problems"
+say "passed: train, SIGTERM, resume, sample"

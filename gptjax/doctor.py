@@ -38,7 +38,7 @@ EXTRAS = {
     "evaluate": ("jiwer",),
     "import": ("safetensors", "tokenizers"),
     "speech": ("soundfile", "soxr"),
-    "tensorboard": ("tensorboardX",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
     "torch": ("torch", "transformers"),
     "wandb": ("wandb",),
 }

@@ -4,6 +4,7 @@ import fnmatch
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -164,3 +165,60 @@ def test_services() -> None:
     assert set(services["train"]["build"]["args"]) <= set(
         re.findall(r"^ARG (\w+)", dockerfile, re.M)
     )
+
+
+# --- make docker-test, where it cannot
+
+
+def skipped(folder: Path, **fakes: str) -> str:
+    """The line of docker/test.sh on a machine with little but these programs, which must skip."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in ("dirname", "flock", "id", "mkdir", "tail"):
+        found = shutil.which(name)
+        assert found
+        (programs / name).symlink_to(found)
+    for name, script in fakes.items():
+        fake = programs / name.replace("_", "-")
+        fake.unlink(missing_ok=True)
+        fake.write_text(f"#!/bin/sh\n{script}\n")
+        fake.chmod(0o755)
+    bash = shutil.which("bash")
+    assert bash
+    done = subprocess.run(
+        [bash, str(REPO / "docker" / "test.sh")],
+        env={"PATH": str(programs), "DOCKER_TEST_DIR": str(folder / "work")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("docker-test: skipped: ")
+    return line
+
+
+def test_skips_without_root(tmp_path: Path) -> None:
+    line = skipped(tmp_path, id="echo 1000")
+    assert line.endswith("be root")
+    assert not (tmp_path / "work").exists()
+
+
+def test_skips_where_buildah_cannot_be_installed(tmp_path: Path) -> None:
+    line = skipped(
+        tmp_path, id="echo 0", apt_get="echo 'E: Unable to locate package buildah' >&2; exit 100"
+    )
+    if "ID=debian" in Path("/etc/os-release").read_text().splitlines():
+        words = "apt-get cannot install buildah debootstrap (E: Unable to locate package buildah)"
+        assert line.endswith(words)
+    else:
+        assert "Debian" in line
+
+
+def test_ci_calls_what_the_readme_tells() -> None:
+    commands = re.findall(r"^make \S+$", (REPO / ".ci" / "run").read_text(), re.MULTILINE)
+    assert commands == ["make check", "make test", "make docker-test"]
+    readme = (REPO / "README.md").read_text()
+    for command in commands[1:]:
+        assert command in readme
