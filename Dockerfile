@@ -12,11 +12,13 @@ ARG EXTRAS=
 WORKDIR /app
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-# Packages first, for a package that is still empty: they stay cached while the source changes.
+# What it depends on first, for packages that are still empty: they stay cached while the source changes.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    mkdir gptjax \
-    && touch gptjax/__init__.py \
+    python -c "import pathlib, tomllib; \
+    project = tomllib.loads(pathlib.Path('pyproject.toml').read_text()); \
+    names = project['tool']['setuptools']['packages']; \
+    [pathlib.Path(name.replace('.', '/')).mkdir() for name in names]" \
     && python -m pip install --disable-pip-version-check -c constraints.txt -e ".${EXTRAS:+[$EXTRAS]}"
 COPY gptjax gptjax
 COPY configs configs
