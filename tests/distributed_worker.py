@@ -107,7 +107,7 @@ def by_path(tree: Any) -> dict[str, np.ndarray]:
 def observe(name: str, mesh: Mesh) -> dict[str, Any]:
     """Everything that must not depend on the mesh, and bytes, which must."""
     model = build(name)
-    inner = optim.build(OptimConfig(name=CONFIGS[name][1], learning_rate=3e-3), N_STEPS)
+    inner = optim.build(OptimConfig(name=CONFIGS[name][1], learning_rate=1e-3), N_STEPS)
     # One that also keeps the gradient.
     optimizer = optax.chain(optax.trace(decay=0), inner)
     state = fresh(model, optimizer, mesh)
