@@ -439,7 +439,8 @@ def test_pairs_and_speech_are_read_with_the_vocabulary_that_is_given(tmp_path: P
     for name, model, tok in cases:
         folder = tmp_path / f"run of {name}"
         origin = {"source": "a test", "sha256": "0"}
-        checkpoint.save_finished(folder, Config(model), tok, {"w": np.ones(1)}, origin)
+        with checkpoint.new_run(folder) as part:
+            checkpoint.save_finished(part, Config(model), tok, {"w": np.ones(1)}, origin)
         config = Config(
             model,
             DataConfig(path=tmp_path / name, val_fraction=0.25),
