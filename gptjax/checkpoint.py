@@ -440,7 +440,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, Any]:
-    """(step, parameters) of a run, on this machine's first device.
+    """(step, parameters) of a run, on this process's first device.
 
     which: "best" (the lowest validation loss), "latest", or a step. Raises UserError, listing
     what there is, when it is not there.
@@ -458,7 +458,7 @@ def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, A
         raise UserError(f"--step {which} is not there; {folder} has best, latest, {listed}")
     form = read_format(folder)
     shapes = jax.eval_shape(lambda: quantize_params(models.init(model, seed=0), form))
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return step, checkpoints.restore_params(step, with_sharding(shapes, sharding))
 
 

@@ -74,6 +74,7 @@ def parameters(config: Config, vocabulary: Tokenizer, like: Any) -> Any:
 
     def place(ours: Any, theirs: Any) -> jax.Array:
         rows = tuple(slice(n) for n in ours.shape)  # of positions fewer, of all else the same
-        return jax.device_put(np.asarray(theirs)[rows], ours.sharding)
+        whole = np.asarray(theirs)[rows]
+        return jax.make_array_from_callback(ours.shape, ours.sharding, lambda index: whole[index])
 
     return jax.tree.map(place, like, params)
