@@ -38,6 +38,8 @@ OPEN_ON_A_GPU = {
     "seed's (`benchmarks/gpu.sh quant`)",
     "ablate-gpu": "the ladder of [recipe.md](recipe.md) at the seed's size (`benchmarks/gpu.sh "
     "ablate`)",
+    "scaling-weak-data-gpu": "weak and strong scaling over several GPUs, [scaling.md](scaling.md) "
+    "(`benchmarks/gpu.sh scaling`)",
 }
 
 RACES = {
