@@ -132,8 +132,9 @@ def test_it_knows_all_requirements() -> None:
 
     assert set(doctor.MODULES) == modules(project["dependencies"])
     extras = project["optional-dependencies"]
-    for name in ("cuda12", "cuda13", "tpu", "test"):
-        del extras[name]
+    del extras["test"]
+    # What JAX itself takes for a device or a cluster is no module of its own.
+    extras = {name: needs for name, needs in extras.items() if not needs[0].startswith("jax[")}
     assert {name: set(names) for name, names in doctor.EXTRAS.items()} == {
         name: modules(requirements) for name, requirements in extras.items()
     }
