@@ -36,6 +36,7 @@ EXTRAS = {
     "bpe": ("tiktoken", "tokenizers"),
     "espeak": ("espeakng_loader", "soundfile", "soxr"),
     "evaluate": ("jiwer",),
+    "export": ("flatbuffers", "safetensors", "tokenizers"),
     "import": ("safetensors", "tokenizers"),
     "speech": ("soundfile", "soxr"),
     "tensorboard": ("tensorboard", "tensorboardX"),
