@@ -36,11 +36,11 @@ START_SECONDS = 300
 
 def is_first() -> bool:
     """Whether this process prints, plots and writes what is not a checkpoint."""
-    return jax.process_index() == 0
+    return distributed.global_state.process_id == 0  # jax.process_index would start the device
 
 
 def several() -> bool:
-    return jax.process_count() > 1
+    return distributed.global_state.num_processes > 1
 
 
 def agree(*values: float) -> tuple[float, ...]:
