@@ -83,19 +83,19 @@ def serve_gptjax(config: Config, dtype: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from gptjax import devices, models, optim, training
+    from gptjax import devices, models, optim, sharding, training
 
     text = data.load(config)
     c = config.train
     model = models.build(config.model, text.tokenizer.vocab_size, jnp.dtype(dtype))
     optimizer = optim.build(config.optim, c.max_steps)
-    sharding, state_sharding = devices.data_parallel(c.batch_size)
+    mesh = sharding.make_mesh(config)
     micro_batch_size = devices.micro_batch_size(
-        c, config.model, config.model.block_size, sharding.mesh.size
+        c, config.model, config.model.block_size, sharding.n_row_groups(mesh)
     )
     state = training.init_state(models.init(model, config.seed), optimizer)
-    state = jax.device_put(state, state_sharding)
-    train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
+    state = jax.device_put(state, sharding.shardings(state, mesh))
+    train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed, mesh)
     # As train.py: what an accelerator runs is compiled for whole dispatches.
     capacity = c.steps_per_dispatch
     quantum = 1 if devices.on_cpu() else capacity
@@ -104,7 +104,7 @@ def serve_gptjax(config: Config, dtype: str) -> None:
 
     def load_batches(steps: range) -> Any:
         batches = data.training_batches(text, config, steps, capacity)
-        return jax.device_put(batches, sharding)
+        return sharding.put_whole(batches, mesh)
 
     def run(n_steps: int) -> None:
         nonlocal state, step

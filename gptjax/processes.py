@@ -189,6 +189,9 @@ def _lost(gone: list[int]) -> NoReturn:
 
 def _end(error: BaseException) -> None:
     """Says what is wrong and ends this process, in spite of collectives that still wait."""
+    if several() and isinstance(error, jax.errors.JaxRuntimeError):
+        # A collective that broke, perhaps: then _watch_all soon knows who is gone, and ends us.
+        time.sleep(2 * ANSWER_SECONDS)
     code = 1
     try:
         with exit_codes():

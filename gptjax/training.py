@@ -46,10 +46,13 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
     """Sum of weighted losses (nats) and sum of weights. Dropout is on if there is a key.
 
-    rows_B then are the numbers that the rows have in the batch of the step. Sums, not means: they
-    add up exactly over micro-batches, devices and ragged batches.
+    rows_B then are the numbers that the rows have in the batch of the step, by default 0 ... B - 1.
+    Sums, not means: they add up exactly over micro-batches, devices and ragged batches.
     """
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    rngs = None
+    if dropout_key is not None:
+        rngs = {"dropout": dropout_key}
+        rows_B = jnp.arange(len(batch["targets"])) if rows_B is None else rows_B
     source = {name: batch[name] for name in ("source", "source_mask") if name in batch}
     logits_BTV, _ = model.apply(
         {"params": params}, batch["tokens"], rows_B=rows_B, rngs=rngs, **source

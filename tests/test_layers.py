@@ -179,7 +179,7 @@ def test_dropout_keeps_the_mean_and_drops_the_rate_in_steps_of_a_256th():
     x = jnp.ones((64, 30, 50))  # a width that is no multiple of four
     dropped, rest = 0, 256 - 51
     for seed in range(4):
-        y = Dropout(0.2).apply({}, x, False, rngs={"dropout": jax.random.key(seed)})
+        y = Dropout(0.2).apply({}, x, jnp.arange(64), rngs={"dropout": jax.random.key(seed)})
         assert set(np.unique(y)) == {np.float32(0), np.float32(256 / rest)}
         dropped += int((y == 0).sum())
     # Five standard deviations of a binomial distribution.
@@ -188,6 +188,6 @@ def test_dropout_keeps_the_mean_and_drops_the_rate_in_steps_of_a_256th():
     # Neighbours, which share a random word, are dropped independently.
     zero = np.asarray(y == 0)
     assert np.mean(zero[..., 1:] & zero[..., :-1]) == pytest.approx(p * p, rel=0.05)
-    np.testing.assert_array_equal(Dropout(0.2).apply({}, x, True), x)
-    almost_all = Dropout(0.999).apply({}, x, False, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(Dropout(0.2).apply({}, x, None), x)
+    almost_all = Dropout(0.999).apply({}, x, jnp.arange(64), rngs={"dropout": jax.random.key(0)})
     assert np.unique(almost_all).tolist() == [0, 256]
