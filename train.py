@@ -91,6 +91,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     check_trackers(c)
     vocabulary = finetune.vocabulary(config, folder)
     dataset = data.load(config, vocabulary)
+    processes.check_alike(checkpoint.knobs(config) | {"data": dataset.sha256})
     mesh = sharding.make_mesh(config)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c), c.remat)
     optimizer = optim.build(config.optim, c.max_steps)

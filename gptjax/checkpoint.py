@@ -232,6 +232,11 @@ def locked(folder: Path) -> Iterator[None]:
             raise
 
 
+def knobs(config: Config) -> dict[str, Any]:
+    """The knobs of a run, those of this start alone left out."""
+    return {k: v for k, v in config_lib.flatten(config).items() if k not in HERE}
+
+
 def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
     """Compares a run found in the folder with what is asked for now.
 

@@ -9,6 +9,7 @@ came) it asks the others about first, or their collectives would no longer meet.
 import concurrent.futures
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -16,8 +17,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -55,6 +56,28 @@ def wait_for_all(what: str) -> None:
     """Returns when every process is here."""
     if several():
         multihost_utils.sync_global_devices(what)
+
+
+def check_alike(knobs: dict[str, Any]) -> None:
+    """Raises UserError where another process was started with other knobs than process 0.
+
+    They would wait for each other forever, or train a model that neither of them describes.
+    """
+    if not several():
+        return
+    client, me = distributed.global_state.client, distributed.global_state.process_id
+    assert client is not None
+    ours = {name: str(value) for name, value in knobs.items()}
+    client.key_value_set(f"gptjax/knobs/{me}", json.dumps(ours))
+    for process in range(distributed.global_state.num_processes):
+        key = f"gptjax/knobs/{process}"
+        theirs = json.loads(client.blocking_key_value_get(key, START_SECONDS * 1000))
+        for name in ours:
+            if theirs[name] != ours[name]:
+                raise UserError(
+                    f"process {process} has {name} {theirs[name]}, process {me} has {ours[name]}; "
+                    "start all of them alike"
+                )
 
 
 def in_cluster() -> bool:
@@ -108,6 +131,19 @@ def _start(config: MeshConfig) -> None:
         }
         if host == "localhost" or host.startswith("127."):  # else to every address of the machine
             explicit["coordinator_bind_address"] = config.coordinator
+    where = f"at {config.coordinator}" if config.coordinator else "as the cluster says"
+    print(f"waiting for the other processes, {where}", file=sys.stderr, flush=True)
+    alone = f"the processes do not find one another, {where}"
+    fix = "give all of them the same --mesh.coordinator HOST:PORT, and --mesh.processes, and each "
+    fix += "its --mesh.process"
+
+    def last_words() -> None:  # JAX's runtime aborts where nobody comes
+        print(f"error: {alone}, within {START_SECONDS} s; {fix}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    _on_abort(last_words)
+    # There is nothing to save yet, and no Python runs that could hear a signal.
+    before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         jax.distributed.initialize(
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -115,10 +151,11 @@ def _start(config: MeshConfig) -> None:
             **explicit,
         )
     except (RuntimeError, ValueError) as error:
-        where = config.coordinator or "as the cluster says"
-        raise UserError(
-            f"the processes do not find one another (--mesh.coordinator {where}): {error}"
-        ) from None
+        raise UserError(f"{alone} ({error}); {fix}") from None
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        _on_abort(None)
     if several():
         threading.Thread(target=_watch_all, daemon=True).start()
     if not is_first():
@@ -154,25 +191,32 @@ def _watch_process_0() -> None:
 
 
 def _say_if_process_0_is_gone() -> None:
-    """Has JAX's runtime, which aborts without process 0, say so in a line.
-
-    It calls abort() in a thread of its own, where Python's own signal handlers never run.
-    """
+    """Has JAX's runtime, which aborts without process 0, say so in a line."""
     host, _, port = (distributed.global_state.coordinator_address or "").rpartition(":")
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def last_words(signum: int) -> None:
+    def last_words() -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
         except OSError:
             _lost([0])  # else something else is wrong: back to abort()
 
-    global _last_words
-    _last_words = last_words  # must outlive this call
-    ctypes.CDLL(None).signal(signal.SIGABRT, last_words)
+    _on_abort(last_words)
 
 
-_last_words: object = None
+def _on_abort(last_words: Callable[[], None] | None) -> None:
+    """Calls a function where JAX's runtime calls abort(), or none.
+
+    It does so in a thread of its own, where Python's own signal handlers never run.
+    """
+    global _handler
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(
+        lambda signum: last_words() if last_words else None
+    )
+    ctypes.CDLL(None).signal(signal.SIGABRT, _handler)
+
+
+_handler: object = None
+"""What C has the address of must stay in memory."""
 
 
 def _lost(gone: list[int]) -> NoReturn:

@@ -192,8 +192,8 @@ def constrain(tree: Any, mesh: Mesh | None) -> Any:
 def gather_for_use(loss: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
     """`loss` (of parameters, then more), with parameters gathered where it uses them.
 
-    The gathered ones are not kept for the backward pass, which gathers them again: that is what
-    makes the whole of them never be in memory at once.
+    The gathered ones are not kept for the backward pass, which gathers them again: that lets a
+    compiler never have the whole of them in memory at once.
     """
     if mesh is None or mesh.shape["fsdp"] * mesh.shape["model"] == 1:
         return loss

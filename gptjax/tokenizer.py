@@ -136,6 +136,9 @@ class BPETokenizer:
         self._tokenizer = import_extra(
             "tokenizers", "--data.tokenizer bpe needs"
         ).Tokenizer.from_str(model_json)
+        # Which a file may ask for, and which would cut a text short or fill it up in silence.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self.vocab_size = vocab_size or self._tokenizer.get_vocab_size()
         self.start = int(self.encode("\n")[0]) if start is None else start
 

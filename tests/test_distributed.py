@@ -154,6 +154,7 @@ def losses(run_dir: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("model", ["gpt", "modern", "pairs", "speech"])
 def test_no_layout_changes_what_is_computed(model: str) -> None:
+    """Gradients to 1e-5 of the largest number of each array, losses of twenty small steps."""
     found = json.loads(run(WORKER, "layouts", model, n_devices=8))
     assert set(found) >= {"2x2x2", "1x4x2"}
     assert model != "gpt" or set(found) == {"8x1x1", "1x8x1", "2x2x2", "4x1x2", "1x4x2"}
@@ -200,16 +201,16 @@ def test_axes_that_do_not_divide_move_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "train", "says"),
+    ("mesh", "says"),
     [
-        ({"data": 2}, {}, "--mesh.data 2 wants 2 devices, but JAX sees 1"),
-        ({"fsdp": 3}, {}, "--mesh.fsdp 3 wants 3 devices"),
-        ({"model": 2, "data": 1}, {}, "--mesh.model 2 wants 2 devices"),
+        ({"data": 2}, "--mesh.data 2 wants 2 devices, but JAX sees 1"),
+        ({"fsdp": 3}, "--mesh.fsdp 3 wants 3 devices"),
+        ({"model": 2, "data": 1}, "--mesh.model 2 wants 2 devices"),
     ],
 )
-def test_more_devices_than_there_are_is_refused(mesh: dict, train: dict, says: str) -> None:
+def test_more_devices_than_there_are_is_refused(mesh: dict, says: str) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
-        sharding.make_mesh(Config(TINY, mesh=MeshConfig(**mesh), train=TrainConfig(**train)))
+        sharding.make_mesh(Config(TINY, mesh=MeshConfig(**mesh)))
 
 
 REFUSALS = {
@@ -258,7 +259,6 @@ def one_device(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_as_one_device_does(
     one_device: Path, config: Path, tmp_path: Path
 ) -> None:
-    """And stop in the middle, by a signal to the second one; one device goes on from there."""
     pair = Pair.trains(tmp_path, (config, config), "--mesh.fsdp", 2, "--mesh.model", 2)
     assert pair.wait() == [0, 0], pair.printed(0) + pair.printed(1)
     assert "2 processes x 4 x cpu as data 2 x fsdp 2 x model 2" in pair.printed(0)
@@ -281,6 +281,30 @@ def test_a_signal_to_one_process_stops_both_and_one_device_continues(
     printed = run("train.py", "--config", config, "--run-dir", tmp_path / "run", *more, n_devices=1)
     assert f"continuing at step {said}" in printed
     assert (tmp_path / "run/checkpoints" / str(int(said) + 2)).exists()
+
+
+def test_processes_with_other_knobs_are_refused(config: Path, tmp_path: Path) -> None:
+    """And one whose peer never comes."""
+    common = [REPO / "train.py", "--config", config, "--run-dir", tmp_path / "run"]
+    common += ["--mesh.coordinator", free_address(), "--mesh.processes", 2]
+    commands = ([*common, "--mesh.process", i, "--seed", i] for i in range(2))
+    pair = Pair(tmp_path, *commands)
+    codes = pair.wait()
+    printed = pair.printed(0) + pair.printed(1)
+    assert 2 in codes, printed
+    assert 0 not in codes, printed
+    assert re.search("error: process . has seed ., process . has .; start all of them", printed)
+    alone = f"""
+import sys, train
+from gptjax import processes
+processes.START_SECONDS = 2
+train.main({[str(part) for part in common[1:]]} + ["--mesh.process", sys.argv[1]])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", alone, "1"], env=environment(1), capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: the processes do not find one another" in done.stderr.splitlines()[-1]
 
 
 def wait_for_steps(pair: Pair, seconds: float = 200) -> None:

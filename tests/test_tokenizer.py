@@ -154,3 +154,15 @@ def test_bpe_needs_room_for_the_bytes() -> None:
 def test_a_foreign_tokenizer_json_is_refused(saved: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="not written by this version"):
         tokenizer.from_dict(saved)
+
+
+def test_a_tokenizer_that_was_told_to_cut_and_to_fill_up_does_neither():
+    made = BPETokenizer.train("the cat sat on the mat. " * 20, 270)
+    told = pytest.importorskip("tokenizers", reason="an extra: pip install -e '.[bpe]'")
+    inner = told.Tokenizer.from_str(made.to_dict()["model"])
+    inner.enable_truncation(4)
+    inner.enable_padding(length=64)
+    text = "the mat sat on the cat. " * 3
+    again = BPETokenizer(inner.to_str())
+    np.testing.assert_array_equal(again.encode(text), made.encode(text))
+    assert again.decode(again.encode("cat")) == "cat"
