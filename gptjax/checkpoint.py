@@ -249,12 +249,11 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
             f"{folder} was imported or quantized: it has no optimizer state, so training cannot "
             "continue it; name another --run-dir (an imported one can be its --train.init-from)"
         )
-    had = config_lib.flatten(read_config(folder))
-    want = config_lib.flatten(config)
+    had, want = knobs(read_config(folder)), knobs(config)
     refused, allowed = [], []
     for knob in had | want:
         change = f"{knob} {had.get(knob, 'none')} -> {want.get(knob, 'none')}"
-        if had.get(knob) == want.get(knob) or knob in HERE:
+        if had.get(knob) == want.get(knob):
             continue
         fixed = knob not in FREE and any(knob == f or knob.startswith(f + ".") for f in FIXED)
         (refused if fixed else allowed).append(change)
