@@ -91,7 +91,7 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     check_trackers(c)
     vocabulary = finetune.vocabulary(config, folder)
     dataset = data.load(config, vocabulary)
-    processes.check_alike(checkpoint.knobs(config) | {"data": dataset.sha256})
+    processes.check_alike("run", checkpoint.knobs(config) | {"data": dataset.sha256})
     mesh = sharding.make_mesh(config)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c), c.remat)
     optimizer = optim.build(config.optim, c.max_steps)
@@ -158,15 +158,18 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     def evaluation_is_due() -> bool:
         return step % c.eval_interval == 0 or step == c.max_steps
 
-    def evaluate(split: Iterator[training.Batch]) -> float:
-        groups = (sharding.put_whole(group, mesh) for group in stop.between(split))
+    def evaluate(split: Iterator[training.Batch], batch_size: int) -> float:
+        groups = (sharding.put(group, batch_size, mesh) for group in stop.between(split))
         return mean_loss(state.params, groups)
 
     def look() -> float:
         """Evaluates, writes a sample, draws the curves; returns the validation loss."""
-        losses = {"val_loss": evaluate(dataset.validation(config, micro_batch_size))}
+        rows = sharding.local_rows(micro_batch_size, mesh)
+        whole = dataset.validation(config, micro_batch_size, rows)
+        losses = {"val_loss": evaluate(whole, micro_batch_size)}
         if c.eval_batches and isinstance(dataset, TextData):
-            losses["val_loss_sampled"] = evaluate(dataset.sampled_validation(config))
+            sampled = dataset.sampled_validation(config, sharding.local_rows(c.batch_size, mesh))
+            losses["val_loss_sampled"] = evaluate(sampled, c.batch_size)
         for name, loss in losses.items():
             if not np.isfinite(loss):
                 raise TrainingDiverged(f"step {step}: {name} {loss}; {_advice(folder)}")

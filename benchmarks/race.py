@@ -104,7 +104,7 @@ def serve_gptjax(config: Config, dtype: str) -> None:
 
     def load_batches(steps: range) -> Any:
         batches = data.training_batches(text, config, steps, capacity)
-        return sharding.put_whole(batches, mesh)
+        return sharding.put(batches, c.batch_size, mesh)
 
     def run(n_steps: int) -> None:
         nonlocal state, step

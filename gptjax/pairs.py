@@ -56,12 +56,12 @@ class Bucket:
             "weights": (weighs & (rows >= 0)[:, None]).astype(np.float32),
         }
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every pair once, in batches of one size."""
+    def in_order(self, batch_size: int, rows: slice = ALL) -> Iterator[Batch]:
+        """Every pair once, in batches of one size, and of them these rows."""
         n_pairs = len(self.source_NS)
         for first in range(0, n_pairs, batch_size):
-            rows = np.arange(first, first + batch_size)
-            yield self.batch(np.where(rows < n_pairs, rows, -1))
+            pairs = np.arange(first, first + batch_size)[rows]
+            yield self.batch(np.where(pairs < n_pairs, pairs, -1))
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ class PairData:
         epoch, number = divmod(step, sum(-(-size // batch_size) for size in sizes))
         return epoch_batches(sizes, batch_size, config.seed, epoch)[number]
 
-    def validation(self, config: Config, batch_size: int) -> Iterator[Batch]:
-        """The whole validation split, leaves (1, B, S) and (1, B, T)."""
+    def validation(self, config: Config, batch_size: int, rows: slice = ALL) -> Iterator[Batch]:
+        """These rows of the batches of the validation split, leaves (1, B, S) and (1, B, T)."""
         for bucket in self.val_buckets:
-            for batch in bucket.in_order(batch_size):
+            for batch in bucket.in_order(batch_size, rows):
                 yield {name: leaf[None] for name, leaf in batch.items()}
 
     def sample(self, model: Any, params: Any, config: Config) -> str:

@@ -8,7 +8,6 @@ of threads and ahead of the step, so that a corpus may be larger than memory.
 
 import functools
 import hashlib
-import itertools
 import json
 import re
 import shlex
@@ -125,16 +124,14 @@ class SpeechData:
             fill = width * rng.uniform(0.4, 1, batch_size) * np.minimum(factors, 1)
             plans = [strings.fill(rng, int(size)) for size in fill]
             sizes = np.array([plan.size for plan in plans])
-            examples = [plan.read() for plan in plans[rows]]
         else:
             clips = self._clips(config, step)
             plans = [Plan((self.train[i],)) for i in clips]
             sizes = np.round(self.seconds[clips] * SAMPLE_RATE)
-            examples = list(read_examples([self.train[i] for i in clips[rows]]))
         # A clip that is slowed down may grow past the model's window by a little.
         n_frames = int(min((sizes / factors).max(), longest)) // HOP
         varied = []
-        for row, example in zip(range(batch_size)[rows], examples, strict=True):
+        for row, example in zip(range(batch_size)[rows], self._read(plans[rows]), strict=True):
             samples_N = example.samples_N
             if c.speed_change:
                 samples_N = audio.change_speed(samples_N, factors[row])
@@ -165,38 +162,54 @@ class SpeechData:
         bucket, rows = epoch_batches(sizes, batch_size, config.seed, epoch)[number]
         return buckets[bucket][rows]
 
-    def validation(self, config: Config, batch_size: int) -> Iterator[Batch]:
-        """The validation split, leaves (1, B, ...): its strings, the same ones, or clips."""
+    def validation(self, config: Config, batch_size: int, rows: slice = ALL) -> Iterator[Batch]:
+        """These rows of the batches of the validation split, leaves (1, B, ...).
+
+        It has the same strings every time, or each clip once.
+        """
         model = config.model
         assert isinstance(model, SpeechConfig)
-        examples: Iterator[Example]
         if self.string_clips > 1:
-            drawn = _strings(self.val, 1, self.string_clips, N_VAL_STRINGS, model)
-            examples = iter(sorted(drawn, key=lambda e: len(e.samples_N)))
+            plans = _strings(self.val, 1, self.string_clips, N_VAL_STRINGS, model)
+            plans.sort(key=lambda plan: plan.size)
         else:
-            examples = read_examples(self.val)
-        while part := list(itertools.islice(examples, batch_size)):
-            batch = make_batch(part + part[-1:] * (batch_size - len(part)), model, self.tokenizer)
-            batch["weights"][len(part) :] = 0
+            plans = [Plan((clip,)) for clip in self.val]
+        for first in range(0, len(plans), batch_size):
+            part = plans[first : first + batch_size]
+            part += part[-1:] * (batch_size - len(part))
+            if self.string_clips > 1:
+                longest = max(plan.size for plan in part)
+            else:
+                seconds = max(audio.duration(plan.clips[0].path) for plan in part)
+                longest = round(seconds * SAMPLE_RATE)
+            like = longest // HOP, [plan.text for plan in part]
+            batch = make_batch(list(self._read(part[rows])), model, self.tokenizer, like)
+            batch["weights"][first + np.arange(batch_size)[rows] >= len(plans)] = 0
             yield {name: leaf[None] for name, leaf in batch.items()}
 
     def sample(self, model: Any, params: Any, config: Config) -> str:
         """What the model hears in some clips of the validation split, next to what is said."""
-        examples = list(itertools.islice(self._some(config), N_SAMPLES))
+        assert isinstance(config.model, SpeechConfig)
+        if self.string_clips > 1:
+            plans = _strings(self.val, 1, self.string_clips, N_SAMPLES, config.model)
+        else:
+            plans = [Plan((clip,)) for clip in self.val[:: max(1, len(self.val) // N_SAMPLES)]]
+        examples = list(self._read(plans[:N_SAMPLES]))
         found = transcribe.transcribe(
             model, params, self.tokenizer, [e.samples_N for e in examples], times=False
         )
         return "\n".join(f"{f.text}\t({e.text})" for f, e in zip(found, examples, strict=True))
 
-    def _some(self, config: Config) -> Iterator[Example]:
-        assert isinstance(config.model, SpeechConfig)
-        if self.string_clips == 1:
-            return read_examples(self.val[:: max(1, len(self.val) // N_SAMPLES)])
-        return iter(_strings(self.val, 1, self.string_clips, N_SAMPLES, config.model))
+    def _read(self, plans: Sequence["Plan"]) -> Iterator[Example]:
+        """Words from memory, where they stay; whole utterances from the disk, a few ahead."""
+        if self.string_clips > 1:
+            return (plan.read() for plan in plans)
+        return read_examples([plan.clips[0] for plan in plans])
 
     def test_strings(self, model: SpeechConfig) -> list[Example]:
         """300 strings of three to five test clips of one speaker, always the same."""
-        return _strings(self.test, *TEST_STRING_WORDS, N_TEST_STRINGS, model)
+        plans = _strings(self.test, *TEST_STRING_WORDS, N_TEST_STRINGS, model)
+        return [plan.read() for plan in plans]
 
 
 class Plan(NamedTuple):
@@ -255,11 +268,11 @@ class Strings:
 
 def _strings(
     clips: Sequence[Clip], fewest: int, most: int, n_strings: int, model: SpeechConfig
-) -> list[Example]:
+) -> list[Plan]:
     """Strings that depend on the clips alone."""
     strings, longest = Strings(clips, most), model.source_block_size * 2 * HOP
     rngs = map(np.random.default_rng, range(n_strings))
-    return [strings.draw(rng, fewest, longest).read() for rng in rngs]
+    return [strings.draw(rng, fewest, longest) for rng in rngs]
 
 
 def room_tone(samples_N: np.ndarray, size: int) -> np.ndarray:

@@ -79,15 +79,15 @@ class TextData:
             return epoch_batch(self.train, *sizes, config.seed, step, rows)
         return random_batch(self.train, *sizes, config.seed, TRAINING, step, rows)
 
-    def validation(self, config: Config, batch_size: int) -> Iterator[Batch]:
-        """The whole validation split, in groups of leaves (K, B, T)."""
-        return whole_split(self.val, config.model.block_size, batch_size)
+    def validation(self, config: Config, batch_size: int, rows: slice = ALL) -> Iterator[Batch]:
+        """These rows of the batches of the whole validation split, in groups of (K, B, T)."""
+        return whole_split(self.val, config.model.block_size, batch_size, rows)
 
-    def sampled_validation(self, config: Config) -> Iterator[Batch]:
+    def sampled_validation(self, config: Config, rows: slice = ALL) -> Iterator[Batch]:
         """The seed's protocol: random batches, the same ones every time, leaves (1, B, T)."""
         sizes = config.model.block_size, config.train.batch_size
         for step in range(config.train.eval_batches):
-            batch = random_batch(self.val, *sizes, config.seed, SAMPLED_EVALUATION, step)
+            batch = random_batch(self.val, *sizes, config.seed, SAMPLED_EVALUATION, step, rows)
             yield {name: leaf[None] for name, leaf in batch.items()}
 
     def sample(self, model: Any, params: Any, config: Config) -> str:
@@ -201,27 +201,28 @@ def _epoch(n_tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
-    """Windows of block_size + 1 tokens that begin at these places, as inputs and targets."""
-    windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int32)
-    weights = np.ones((len(starts), block_size), np.float32)
-    return {"tokens": windows[:, :-1], "targets": windows[:, 1:], "weights": weights}
+    """Windows of block_size + 1 tokens that begin at these places, as inputs and targets.
+
+    Behind the end comes the last token again, with weight zero.
+    """
+    places = starts[..., None] + np.arange(block_size + 1)
+    windows = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int32)
+    weights = (places[..., 1:] < len(tokens)).astype(np.float32)
+    return {"tokens": windows[..., :-1], "targets": windows[..., 1:], "weights": weights}
 
 
-def whole_split(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[Batch]:
+def whole_split(
+    tokens: np.ndarray, block_size: int, batch_size: int, rows: slice = ALL
+) -> Iterator[Batch]:
     """Windows side by side: every token but the first is a target, exactly once.
 
-    In groups of leaves (K, B, T); what pads the last group has weight zero.
+    In groups of leaves (K, B, T), all of one shape.
     """
     n_batches = -(-(len(tokens) - 1) // (block_size * batch_size))
     group = max(1, min(n_batches, EVALUATION_TOKENS // (block_size * batch_size)))
-    shape = (group, batch_size, block_size)
-    size = group * batch_size * block_size
-    for first in range(0, len(tokens) - 1, size):
-        piece = tokens[first : first + size + 1].astype(np.int32)
-        flat = np.pad(piece, (0, size + 1 - len(piece)))
-        weights = (np.arange(size) < len(piece) - 1).astype(np.float32)
-        leaves = {"tokens": flat[:-1], "targets": flat[1:], "weights": weights}
-        yield {name: leaf.reshape(shape) for name, leaf in leaves.items()}
+    starts_KB = block_size * np.arange(group * batch_size).reshape(group, batch_size)[:, rows]
+    for first in range(0, len(tokens) - 1, block_size * group * batch_size):
+        yield _windows(tokens, first + starts_KB, block_size)
 
 
 def _dtype(tok: TextTokenizer) -> Any:

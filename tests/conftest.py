@@ -2,13 +2,17 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 # Set before jax is imported. The suite tests the CPU path, also on a machine with a GPU; what a
 # test compiles, the next one (and the processes that tests start) finds in a cache.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile far more than they compute; the optimizer of machine code is LLVM's to test.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tests compile far more than they compute; the optimizer of machine code is LLVM's to test, and
+# XLA's older emitters are quicker to compile for.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 _CACHE = tempfile.TemporaryDirectory(prefix="gptjax-tests-", ignore_cleanup_errors=True)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -19,13 +23,15 @@ import numpy as np
 import pytest
 
 from gptjax import models
-from gptjax.config import GPTConfig
+from gptjax.config import Config, GPTConfig
+from gptjax.texts import TextData
 
 # The files that take longest come first: a worker takes a whole file, and one that begins late
 # would keep the others waiting at the end.
 LONGEST = (
-    *("test_end_to_end.py", "test_quantize.py", "test_transcribe.py", "test_importers.py"),
-    *("test_evaluate.py", "test_search.py", "test_benchmarks.py", "test_sampling.py"),
+    *("test_processes.py", "test_layouts.py", "test_end_to_end.py", "test_quantize.py"),
+    *("test_benchmarks.py", "test_transcribe.py", "test_encoder_decoder.py", "test_scaling.py"),
+    *("test_search.py", "test_evaluate.py", "test_training.py", "test_export.py"),
 )
 
 
@@ -74,6 +80,23 @@ def tokens() -> np.ndarray:
     """(3, 16), each row with distinct tokens."""
     rng = np.random.default_rng(0)
     return np.stack([rng.permutation(VOCAB_SIZE)[:16] for _ in range(3)]).astype(np.int32)
+
+
+def check_rows(dataset: Any, config: Config) -> None:
+    """That what a process makes of its rows alone is what they are of the whole batch."""
+    batch_size = config.train.batch_size
+
+    def batches(rows: slice) -> Iterator[dict[str, np.ndarray]]:
+        for step in range(5):
+            yield {name: leaf[None] for name, leaf in dataset.batch(config, step, rows).items()}
+        yield from dataset.validation(config, batch_size, rows)
+        if isinstance(dataset, TextData):
+            yield from dataset.sampled_validation(config, rows)
+
+    for rows in (slice(0, 2), slice(2, batch_size)):
+        for part, whole in zip(batches(rows), batches(slice(None)), strict=True):
+            for name, leaf in whole.items():
+                np.testing.assert_allclose(part[name], leaf[:, rows], 1e-5, 1e-5, err_msg=name)
 
 
 # Calls `main` of a command, expects it to refuse, and returns what it said.

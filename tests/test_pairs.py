@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from conftest import check_rows
 
 from gptjax import data, datasets, pairs
 from gptjax.config import Config, DataConfig, EncoderDecoderConfig, GPTConfig, TrainConfig
@@ -366,6 +367,10 @@ def test_training_batches_add_the_axis_of_steps(dataset: PairData, config: Confi
         for name, leaf in alone.items():
             np.testing.assert_array_equal(stacked[name], leaf[None])
             assert stacked[name].dtype == leaf.dtype
+
+
+def test_a_part_of_a_batch_is_what_it_is_of_the_whole(dataset: PairData, config: Config) -> None:
+    check_rows(dataset, config)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 64, 1000])

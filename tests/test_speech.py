@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Refused
+from conftest import Refused, check_rows
 
 import sample
 from gptjax import audio, checkpoint, datasets, evaluate, models, speech, transcribe
@@ -97,6 +97,12 @@ def test_the_rows_of_a_batch_say_what_is_said(folder: Path, string_clips: int) -
         words = dataset.tokenizer.target.decode(targets[: n - 1]).split()
         assert 1 <= len(words) <= string_clips
         assert set(words) <= {"zero", "one", "two"}
+
+
+@pytest.mark.parametrize("string_clips", [1, 3])
+def test_a_part_of_a_batch_is_what_it_is_of_the_whole(folder: Path, string_clips: int) -> None:
+    config = make_config(folder, string_clips=string_clips, **VARIED)
+    check_rows(speech.load(config), config)
 
 
 def test_every_clip_comes_once_an_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

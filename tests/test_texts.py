@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from conftest import check_rows
 
 from gptjax import data, texts, tokenizer
 from gptjax.config import BigramConfig, Config, DataConfig, TrainConfig
@@ -107,6 +108,15 @@ def test_epochs_of_a_text_hardly_longer_than_a_window(n_tokens: int) -> None:
     batches = [texts.epoch_batch(np.arange(n_tokens), 8, 5, seed=1, step=s) for s in range(60)]
     targets = np.concatenate([batch["targets"].ravel() for batch in batches])
     assert set(targets) == set(range(1, n_tokens))
+
+
+@pytest.mark.parametrize("windows", ["random", "epochs"])
+def test_a_part_of_a_batch_is_what_it_is_of_the_whole(
+    windows: Literal["random", "epochs"],
+) -> None:
+    train = TrainConfig(batch_size=5, eval_batches=3)
+    config = Config(BigramConfig(8), data=DataConfig(windows=windows), train=train)
+    check_rows(text_data(np.arange(503, dtype=np.uint16)), config)
 
 
 def test_the_sampled_validation_is_the_same_every_time() -> None:

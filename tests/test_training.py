@@ -161,7 +161,7 @@ text = np.random.default_rng(0).integers(0, 20, 1003).astype(np.uint16)
 mesh = sharding.make_mesh(Config(config, train=TrainConfig(batch_size=8)))
 params = models.init(model, seed=1)
 params = jax.device_put(params, sharding.shardings(params, mesh))
-groups = (sharding.put_whole(g, mesh) for g in texts.whole_split(text, 16, 8))
+groups = (sharding.put(g, 8, mesh) for g in texts.whole_split(text, 16, 8))
 print(json.dumps([mesh.size, training.make_evaluate(model, mesh)(params, groups)]))
 """
 
