@@ -32,8 +32,8 @@ MEMORY = {"H100": 0.75 * 80e9, "H200": 0.75 * 141e9}
 # Bytes of each parameter: float32 master weight, Adam's two moments, summed gradient; with several
 # micro-batches also the gradient of the current one. At work it is bfloat16.
 STATE, ANOTHER_GRADIENT, AT_WORK = 4 + 8 + 4, 4, 2
-# Bytes of what is sent: weights are gathered and gradients summed in float32.
-WEIGHT_SENT, GRADIENT_SENT, ACTIVATION_SENT = 4, 4, 2
+# Bytes of what is sent: matrices are rounded first, and their gradients come out of matmuls so.
+WEIGHT_SENT, GRADIENT_SENT, ACTIVATION_SENT = 2, 2, 2
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def memory(size: Size, layout: Layout) -> float:
     at_work = AT_WORK * n_parameters
     if layout.fsdp > 1:
         outside = n_parameters - size.model.n_layer * block
-        at_work = (WEIGHT_SENT + AT_WORK) * (outside + 2 * block)
+        at_work = AT_WORK * (outside + 2 * block)
     sequences = size.batch_size / (layout.data * layout.fsdp * layout.n_micro)
     blocks = activation_bytes(size.model, layout.model, layout.remat)
     return state + at_work / layout.model + sequences * (blocks + logits_bytes(size, layout.model))

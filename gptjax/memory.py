@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,9 +26,9 @@ def estimate(
 ) -> tuple[int, int]:
     """Bytes on each device of the training state, and about how many more a step works in.
 
-    state: shapes with their shardings. The second sum is of the gradients, of what the backward
-    pass wants of every block (all of it, or with remat what enters the block and all of one), and
-    of the logits.
+    state: shapes with their shardings. The second sum is of the gradients, of the weights in use,
+    of what the backward pass wants of every block (all of it, or with remat what enters the block
+    and all of one), and of the logits.
     """
     mesh = jax.tree.leaves(state)[0].sharding.mesh
     gradients = sharding.bytes_per_device(state.params)
@@ -47,7 +48,29 @@ def estimate(
         if config.train.remat:
             kept = n_blocks * c.n_embd + inside
         blocks = itemsize * n_tokens * kept
-    return sharding.bytes_per_device(state), int(gradients + logits + blocks)
+    work = gradients + _weights_in_use(state.params, model) + logits + blocks
+    return sharding.bytes_per_device(state), int(work)
+
+
+def _weights_in_use(params: Any, model: Model) -> float:
+    """Bytes of the copies that a device computes with, next to its part of the float32 ones.
+
+    All of them in bfloat16; or where fsdp gathers them, those of two blocks and what is in none.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    mesh, itemsize = leaves[0][1].sharding.mesh, np.dtype(model.dtype).itemsize
+    blocks: dict[str, int] = {}
+    for path, leaf in leaves:
+        block = re.search(r"^(.*\.)?block_\d+\.", sharding.path_of(path))
+        name = block[0] if block else ""
+        blocks[name] = blocks.get(name, 0) + leaf.size
+    n_parameters = sum(blocks.values())
+    if mesh.shape["fsdp"] > 1:
+        outside = blocks.pop("", 0)
+        n_parameters = outside + sum(sorted(blocks.values())[-2:])
+    elif itemsize == 4:  # those at rest will do
+        return 0
+    return itemsize * n_parameters / mesh.shape["model"]
 
 
 def limit() -> int:

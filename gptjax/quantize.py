@@ -84,6 +84,10 @@ class FakeQuantized:
     model: Model
     format: Format
 
+    @property
+    def dtype(self) -> Any:
+        return self.model.dtype
+
     def apply(self, variables: dict[str, Any], *args: Any, **options: Any) -> Any:
         params = straight_through(variables["params"], self.format)
         return self.model.apply({"params": params}, *args, **options)

@@ -189,19 +189,24 @@ def constrain(tree: Any, mesh: Mesh | None) -> Any:
     return lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
-def gather_for_use(loss: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+def gather_for_use(loss: Callable[..., Any], mesh: Mesh | None, dtype: Any) -> Callable[..., Any]:
     """`loss` (of parameters, then more), with parameters gathered where it uses them.
 
-    The gathered ones are not kept for the backward pass, which gathers them again: that lets a
-    compiler never have the whole of them in memory at once.
+    Matrices travel in the dtype that the model would make of them anyway, so that bfloat16 sends
+    half as much. The gathered ones are not kept for the backward pass, which gathers them again:
+    that lets a compiler never have the whole of them in memory at once.
     """
     if mesh is None or mesh.shape["fsdp"] * mesh.shape["model"] == 1:
         return loss
 
     def gather(path: tuple[Any, ...], leaf: Any) -> Any:
-        spec = spec_in_use(path_of(path), leaf.shape, mesh)
-        gathered = lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
-        return checkpoint_name(gathered, "gathered")
+        at_rest, in_use = (
+            NamedSharding(mesh, spec(path_of(path), leaf.shape, mesh))
+            for spec in (partition_spec, spec_in_use)
+        )
+        if leaf.ndim > 1:  # and is split still, or XLA would gather first
+            leaf = lax.with_sharding_constraint(leaf.astype(dtype), at_rest)
+        return checkpoint_name(lax.with_sharding_constraint(leaf, in_use), "gathered")
 
     def gathered_loss(params: Any, *rest: Any) -> Any:
         return loss(jax.tree_util.tree_map_with_path(gather, params), *rest)
@@ -233,13 +238,6 @@ def put(batch: dict[str, np.ndarray], batch_size: int, mesh: Mesh) -> dict[str, 
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return {name: put_leaf(leaf) for name, leaf in batch.items()}
-
-
-def put_whole(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """The same of batches that every process has all rows of, (K, B, ...)."""
-    batch_size = next(iter(batch.values())).shape[1]
-    rows = local_rows(batch_size, mesh)
-    return put({name: leaf[:, rows] for name, leaf in batch.items()}, batch_size, mesh)
 
 
 def describe(mesh: Mesh) -> str:

@@ -86,7 +86,8 @@ def make_train_steps(
     ) -> tuple[Array, Array]:
         return cross_entropy(model, params, batch, dropout_key, rows_B)
 
-    loss_and_gradient = jax.value_and_grad(sharding.gather_for_use(loss, mesh), has_aux=True)
+    gathered_loss = sharding.gather_for_use(loss, mesh, model.dtype)
+    loss_and_gradient = jax.value_and_grad(gathered_loss, has_aux=True)
 
     def gradient(state: TrainState, batch: Batch) -> tuple[Array, Params]:
         batch_size = batch["targets"].shape[0]
@@ -149,7 +150,7 @@ def make_evaluate(
         def loss(params: Params, batch: Batch) -> tuple[Array, Array]:
             return cross_entropy(model, params, batch)
 
-        of_params = sharding.gather_for_use(loss, mesh)
+        of_params = sharding.gather_for_use(loss, mesh, model.dtype)
         of_batches = lax.map(lambda batch: of_params(params, batch), batches)
         return sharding.replicate(of_batches, mesh)
 
