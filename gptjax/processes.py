@@ -25,6 +25,7 @@ import numpy as np
 from jax._src import distributed  # nothing public says who is alive
 from jax.experimental import multihost_utils
 
+from gptjax import devices
 from gptjax.config import MeshConfig
 from gptjax.errors import Interrupted, UserError, exit_codes
 
@@ -58,8 +59,8 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def check_alike(knobs: dict[str, Any]) -> None:
-    """Raises UserError where another process was started with other knobs than process 0.
+def check_alike(what: str, knobs: dict[str, Any]) -> None:
+    """Raises UserError where another process has other knobs, of a kind; all have to ask.
 
     They would wait for each other forever, or train a model that neither of them describes.
     """
@@ -68,10 +69,11 @@ def check_alike(knobs: dict[str, Any]) -> None:
     client, me = distributed.global_state.client, distributed.global_state.process_id
     assert client is not None
     ours = {name: str(value) for name, value in knobs.items()}
-    client.key_value_set(f"gptjax/knobs/{me}", json.dumps(ours))
+    key = f"gptjax/{what}"
+    client.key_value_set(f"{key}/{me}", json.dumps(ours))
     for process in range(distributed.global_state.num_processes):
-        key = f"gptjax/knobs/{process}"
-        theirs = json.loads(client.blocking_key_value_get(key, START_SECONDS * 1000))
+        theirs = client.blocking_key_value_get(f"{key}/{process}", START_SECONDS * 1000)
+        theirs = json.loads(theirs)
         for name in ours:
             if theirs[name] != ours[name]:
                 raise UserError(
@@ -101,6 +103,9 @@ def together(config: MeshConfig) -> Iterator[None]:
     _start(config)
     interrupted = None
     try:
+        devices.require_backend()
+        here = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+        check_alike("devices", {"devices": here})  # JAX wants as many of each
         yield
     except Interrupted as interrupt:  # all of them, at the same step
         interrupted = interrupt
