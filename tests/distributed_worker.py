@@ -1,16 +1,17 @@
-"""What test_distributed.py has other processes do, with as many simulated devices as it says.
+"""What test_layouts.py and test_processes.py have other processes do, with simulated devices.
 
 python tests/distributed_worker.py layouts gpt|modern|pairs|speech
 python tests/distributed_worker.py save|restore FOLDER [PROCESS HOST:PORT]
 """
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -28,6 +29,35 @@ from gptjax.config import (
     TrainConfig,
 )
 from gptjax.layers import Dropout
+
+REPO = Path(__file__).parents[1]
+WORKER = REPO / "tests" / "distributed_worker.py"
+
+
+def environment(n_devices: int) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if "_proxy" not in name.lower()}
+    flags = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+    return kept | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(n_devices),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+        "PYTHONPATH": str(REPO),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def run(*command: object, n_devices: int) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=environment(n_devices),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+# --- layouts that compute the same
 
 LAYOUTS = {
     name: MeshConfig(*map(int, name.split("x")))
@@ -114,7 +144,7 @@ def observe(name: str, mesh: Mesh) -> dict[str, Any]:
     params = by_path(state.params)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     share = sharding.bytes_per_device(state) / whole
-    batch = sharding.put_whole(batches(name, N_STEPS), mesh)
+    batch = sharding.put(batches(name, N_STEPS), BATCH_SIZE, mesh)
     train_steps = training.make_train_steps(model, optimizer, MICRO_BATCH_SIZE, 1, mesh)
     state, first = train_steps(state, batch, 1)
     gradient = by_path(state.opt_state[0].trace)
@@ -125,7 +155,7 @@ def observe(name: str, mesh: Mesh) -> dict[str, Any]:
         "params": params,
         "gradient": gradient,
         "losses": np.concatenate([first.loss[:1], metrics.loss[: N_STEPS - 1]]),
-        "val_loss": evaluate(state.params, [sharding.put_whole(batches(name, 2), mesh)]),
+        "val_loss": evaluate(state.params, [sharding.put(batches(name, 2), BATCH_SIZE, mesh)]),
         "share": max(share, sharding.bytes_per_device(state) / whole),
     }
 
@@ -153,9 +183,7 @@ def layouts(name: str) -> None:
     """How far each layout is from one device, as JSON: {layout: {what: number}}."""
     alone = make_mesh(MeshConfig(data=1))
     want, want_masks, found = observe(name, alone), masks(alone), {}
-    # All with the seed's model; with the others those that split in most ways.
-    chosen = LAYOUTS if name == "gpt" else {n: LAYOUTS[n] for n in ("2x2x2", "1x4x2")}
-    for layout, config in chosen.items():
+    for layout, config in LAYOUTS.items():
         mesh = make_mesh(config)
         have = observe(name, mesh)
         far = {
@@ -187,18 +215,15 @@ TWO_PROCESSES = MeshConfig(data=2, fsdp=2, model=2)
 def some_state(mesh: Mesh) -> training.TrainState:
     """Random numbers in every array, whatever the layout; step 7."""
     optimizer = optim.build(OptimConfig(name="muon"), N_STEPS)
+    model, rng = build("modern"), np.random.default_rng(9)
+    shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 3), optimizer))
 
-    def state() -> training.TrainState:
-        made = training.init_state(models.init(build("modern"), 3), optimizer)
-        leaves, tree = jax.tree.flatten(made._replace(step=jnp.int32(7)))
-        keys = jax.random.split(jax.random.key(9), len(leaves))
-        leaves = [
-            jax.random.normal(key, leaf.shape) if leaf.ndim else leaf
-            for key, leaf in zip(keys, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(tree, leaves)
+    def put(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+        numbers = rng.standard_normal(shape.shape) if shape.shape else np.array(7)
+        numbers = numbers.astype(shape.dtype)
+        return jax.make_array_from_callback(shape.shape, sharding, lambda index: numbers[index])
 
-    return jax.jit(state, out_shardings=sharding.shardings(jax.eval_shape(state), mesh))()
+    return jax.tree.map(put, shapes, sharding.shardings(shapes, mesh))
 
 
 def restores(folder: Path, want: training.TrainState, mesh: Mesh) -> bool:

@@ -1,0 +1,218 @@
+"""Whatever the mesh, eight devices compute what one does; and what memory that takes.
+
+The devices are simulated, in processes of their own, since JAX counts its devices but once.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY, VOCAB_SIZE
+from distributed_worker import WORKER, environment, run
+
+from gptjax import checkpoint, memory, models, optim, sharding, training
+from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
+from gptjax.errors import UserError
+
+
+@pytest.mark.parametrize("model", ["gpt", "modern", "pairs", "speech"])
+def test_no_layout_changes_what_is_computed(model: str) -> None:
+    """Gradients to 1e-5 of the largest number of each array, losses of twenty small steps."""
+    found = json.loads(run(WORKER, "layouts", model, n_devices=8))
+    assert set(found) == {"8x1x1", "1x8x1", "2x2x2", "4x1x2", "1x4x2"}
+    for layout, of in found.items():
+        assert of["parameters_differ"] == [], layout
+        assert of["masks_differ"] == 0, layout
+        assert of["gradient"] <= 1e-5, (layout, of["gradient_of"])
+        assert of["losses"] <= 1e-5, layout
+        assert of["val_loss"] <= 1e-5, layout
+        assert of["share_x_parts"] <= 1.05, layout
+
+
+def test_exactly_one_rule_fits_every_array() -> None:
+    mesh = sharding.make_mesh(Config(TINY, mesh=MeshConfig(data=1)))
+    for config in (TINY, GPTConfig(**vars(TINY) | {"activation": "swiglu", "short_conv": 3})):
+        model = models.GPT(config, VOCAB_SIZE)
+        for name in ("adamw", "muon"):
+            optimizer = optim.build(OptimConfig(name=name, grad_clip=1.0), 10)
+            state = jax.eval_shape(
+                lambda m=model, o=optimizer: training.init_state(models.init(m, 0), o)
+            )
+            sharding.shardings(state, mesh)  # raises where none fits, or several
+    for path in ("block_0.mlp.unheard_of", "block_0.kernel"):
+        with pytest.raises(ValueError, match=f"0 sharding rules fit {path}"):
+            sharding.partition_spec(path, (4, 4), mesh)
+
+
+def test_axes_that_do_not_divide_move_on() -> None:
+    class Mesh:  # what partition_spec asks of one
+        def __init__(self, data: int, fsdp: int, model: int):
+            self.shape = {"data": data, "fsdp": fsdp, "model": model}
+
+    def spec(path: str, shape: tuple[int, ...], *sizes: int) -> tuple:
+        return tuple(sharding.partition_spec(path, shape, Mesh(*sizes)))  # type: ignore[arg-type]
+
+    assert spec("block_0.mlp.hidden.kernel", (8, 32), 2, 2, 2) == ("fsdp", "model")
+    assert spec("block_0.mlp.output.kernel", (32, 8), 2, 2, 2) == ("model", "fsdp")
+    assert spec("token_embedding.table", (65, 32), 1, 4, 2) == (None, ("model", "fsdp"))
+    assert spec("head.kernel", (32, 65), 1, 4, 2) == (("fsdp", "model"), None)
+    assert spec("block_0.mlp.hidden.bias", (32,), 1, 4, 2) == (("model", "fsdp"),)
+    assert spec("head.bias", (65,), 1, 4, 2) == (None,)  # nothing divides it
+    assert spec("head.kernel", (7, 65), 1, 4, 2) == (None, None)
+    assert spec("0.mu.(64, 64)", (12, 64, 64), 1, 4, 2) == ("fsdp", "model", None)
+
+
+STEP = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from gptjax import sharding
+from gptjax.config import Config, MeshConfig
+
+mesh = sharding.make_mesh(Config(mesh=MeshConfig(fsdp=8)))
+params = {"mlp": {"hidden": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}}
+params = jax.device_put(params, sharding.shardings(params, mesh))
+x = jax.device_put(jnp.ones((16, 64)), NamedSharding(mesh, PartitionSpec(sharding.ROWS)))
+
+def loss(params, x):
+    hidden = params["mlp"]["hidden"]
+    y = x.astype(jnp.bfloat16) @ hidden["kernel"].astype(jnp.bfloat16)
+    return jnp.sum(y.astype(jnp.float32) ** 2 + hidden["bias"])
+
+gathered = sharding.gather_for_use(loss, mesh, jnp.bfloat16)
+jax.jit(jax.value_and_grad(gathered)).lower(params, x).compile()
+"""
+
+
+def test_bfloat16_is_what_travels(tmp_path: Path) -> None:
+    """Of matrices, as XLA partitions a step; on a CPU it is then turned into float32."""
+    dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_pass_re=spmd-partitioning"
+    env = environment(8) | {"XLA_FLAGS": dump}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    subprocess.run([sys.executable, "-c", STEP], env=env, check=True)
+    (program,) = tmp_path.glob("*jit_gathered_loss*.after_spmd-partitioning.*.txt")
+    text = program.read_text()
+    sent = {
+        kind: re.findall(rf"= (\w+)\[\d+,\d+\]\S* {kind}\(", text)
+        for kind in ("all-gather", "all-reduce")
+    }
+    assert sent == {"all-gather": ["bf16"], "all-reduce": ["bf16"]}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "says"),
+    [
+        ({"data": 2}, "--mesh.data 2 wants 2 devices, but JAX sees 1"),
+        ({"fsdp": 3}, "--mesh.fsdp 3 wants 3 devices"),
+        ({"model": 2, "data": 1}, "--mesh.model 2 wants 2 devices"),
+    ],
+)
+def test_more_devices_than_there_are_is_refused(mesh: dict, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        sharding.make_mesh(Config(TINY, mesh=MeshConfig(**mesh)))
+
+
+REFUSALS = {
+    "--train.batch-size 12 --train.micro-batch-size 0": "--train.batch-size is 12, but must be a ",
+    "--train.micro-batch-size 4": "--train.micro-batch-size is 4, but must be a multiple of the 8",
+    "--mesh.model 8": "--mesh.model is 8, but must divide --model.n-head 2",
+    "--mesh.fsdp 3": "--mesh.data -1 x --mesh.fsdp 3 makes use of 6 of the 8 devices",
+    "--mesh.data 16": "--mesh.data 16 wants 16 devices, but JAX sees 8",
+    "--mesh.fsdp -1": "only one of them can be -1",
+    "--mesh.fsdp 0": "--mesh.fsdp is 0",
+    "--mesh.coordinator here:1": "--mesh.coordinator, --mesh.processes and --mesh.process go",
+}
+
+
+ALL_REFUSALS = """
+import sys, train
+for flags in sys.argv[2:]:
+    try:
+        train.main([*sys.argv[1].split(), *flags.split()])
+    except SystemExit as stop:
+        assert stop.code == 2, stop.code
+"""
+
+
+def test_layouts_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question:\n" * 60)
+    common = f"--config configs/debug.py --data.path {text} --run-dir {tmp_path / 'run'} "
+    common += "--model.n-head 2 --train.batch-size 16 --train.micro-batch-size 8"
+    command = [sys.executable, "-c", ALL_REFUSALS, common, *REFUSALS]
+    done = subprocess.run(command, env=environment(8), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for line, (flags, says) in zip(done.stderr.splitlines(), REFUSALS.items(), strict=True):
+        assert line.startswith("error: "), flags
+        assert says in line, flags
+    assert not (tmp_path / "run").exists()
+
+
+# --- memory
+
+
+def seed_like(n_layer: int, remat: bool) -> tuple[models.GPT, GPTConfig]:
+    config = GPTConfig(n_layer=n_layer, n_head=2, n_embd=32, block_size=64, dropout=0.2)
+    return models.GPT(config, VOCAB_SIZE, remat=remat), config
+
+
+def dropped_out_loss(model: models.GPT, params: Any) -> Any:
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (8, 65)).astype(np.int32)
+    weights = np.ones((8, 64), np.float32)
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
+    return training.cross_entropy(model, params, batch, jax.random.key(5), jnp.arange(8))[0]
+
+
+def kept_bytes(model: models.GPT) -> int:
+    """Of what the forward pass leaves to the backward pass, parameters aside.
+
+    Not of what XLA asks for: its CPU backend computes again what remat says, and frees nothing.
+    """
+    shapes = jax.eval_shape(lambda: models.init(model, 1))
+    backward = jax.eval_shape(lambda p: jax.vjp(partial(dropped_out_loss, model), p)[1], shapes)
+    sizes = [sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(t)) for t in (backward, shapes)]
+    return sizes[0] - sizes[1]
+
+
+def test_remat_computes_the_same_and_keeps_less() -> None:
+    """Also the same dropout masks, when it computes them again."""
+    (model, _), (remat, _) = seed_like(2, False), seed_like(2, True)
+    params = models.init(model, seed=1)
+    gradients = [jax.jit(jax.grad(partial(dropped_out_loss, m)))(params) for m in (model, remat)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-4), *gradients)
+    assert kept_bytes(remat) < 0.2 * kept_bytes(model)
+
+
+def test_the_estimate_of_memory_is_about_right() -> None:
+    """Against what the backward pass is handed; by layers, as remat also counts one whole block."""
+
+    def work(n_layer: int, remat: bool) -> tuple[float, float]:
+        model, model_config = seed_like(n_layer, remat)
+        train = TrainConfig(batch_size=8, remat=remat)
+        config = Config(model_config, train=train, mesh=MeshConfig(data=1))
+        optimizer = optim.build(config.optim, 10)
+        shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
+        mesh = sharding.make_mesh(config)
+        shapes = checkpoint.with_sharding(shapes, sharding.shardings(shapes, mesh))
+        held, work = memory.estimate(config, model, shapes, 8, 64)
+        assert held == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+        return work - sharding.bytes_per_device(shapes.params), kept_bytes(model)
+
+    for remat in (False, True):
+        (few, few_kept), (many, many_kept) = work(2, remat), work(6, remat)
+        assert many - few == pytest.approx(many_kept - few_kept, rel=0.3), remat
+    estimated, kept = work(6, False)
+    assert estimated == pytest.approx(kept, rel=0.3)
+
+
+def test_out_of_memory_says_what_to_change() -> None:
+    flags = r"--train\.micro-batch-size.*--train\.remat.*--mesh\.fsdp"
+    with pytest.raises(UserError, match=flags), memory.advice():
+        jnp.zeros((1 << 20, 1 << 20, 1 << 10)).block_until_ready()

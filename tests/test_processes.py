@@ -1,0 +1,232 @@
+"""Several processes train one run together, and end together.
+
+They are real, with four simulated devices each, on the loopback interface.
+"""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from distributed_worker import REPO, WORKER, environment, run
+
+TEXT = "To be, or not to be, that is the question:\n" * 60
+CONFIG = """
+from pathlib import Path
+from gptjax import data
+from gptjax.config import Config, DataConfig, GPTConfig, OptimConfig, TrainConfig
+
+config = Config(
+    model=GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.2),
+    data=DataConfig(path=Path({text!r})),
+    optim=OptimConfig(learning_rate=1e-2),
+    train=TrainConfig(max_steps=20, batch_size=16, micro_batch_size=8, eval_interval=10,
+        eval_batches=2, log_interval=1, sample_tokens=20),
+)
+"""
+FAILS = """
+training_batches = data.training_batches
+
+def fail(dataset, config, steps, *rest):
+    if steps.start >= 3:
+        raise RuntimeError("it broke")
+    return training_batches(dataset, config, steps, *rest)
+
+data.training_batches = fail
+"""
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+class Pair:
+    """Two processes, with four devices each unless it says otherwise, of one command each."""
+
+    all: ClassVar[list["Pair"]] = []
+
+    def __init__(self, folder: Path, *commands: list[object], n_devices: Sequence[int] = (4, 4)):
+        self.all.append(self)
+        self.outputs = [folder / f"process-{i}.txt" for i in range(2)]
+        self.processes = []
+        for command, output, n in zip(commands, self.outputs, n_devices, strict=True):
+            line = [sys.executable, *map(str, command)]
+            with output.open("w") as file:
+                self.processes.append(
+                    subprocess.Popen(line, env=environment(n), stdout=file, stderr=file)
+                )
+
+    @classmethod
+    def trains(cls, folder: Path, configs: tuple[Path, Path], *flags: object) -> "Pair":
+        common = ["--run-dir", folder / "run", "--mesh.coordinator", free_address()]
+        common += ["--mesh.processes", 2, *flags]
+        return cls(
+            folder,
+            *(
+                [REPO / "train.py", "--config", config, *common, "--mesh.process", i]
+                for i, config in enumerate(configs)
+            ),
+        )
+
+    def wait(self, seconds: float = 200) -> list[int]:
+        """Exit codes of both."""
+        end = time.monotonic() + seconds
+        return [p.wait(max(0.1, end - time.monotonic())) for p in self.processes]
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def printed(self, i: int) -> str:
+        return self.outputs[i].read_text(errors="replace")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Also where a test fails: what hangs there would slow down all that follow."""
+    yield
+    for pair in Pair.all:
+        pair.kill()
+    Pair.all.clear()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "text.txt").write_text(TEXT)
+    (folder / "tiny.py").write_text(CONFIG.format(text=str(folder / "text.txt")))
+    return folder / "tiny.py"
+
+
+def losses(run_dir: Path) -> np.ndarray:
+    """Every loss of a run, in order."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    names = ("train_loss", "val_loss", "val_loss_sampled")
+    return np.array([row[name] for row in rows for name in names if name in row])
+
+
+@pytest.fixture(scope="module")
+def one_device(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "run"
+    run("train.py", "--config", config, "--run-dir", folder, n_devices=1)
+    return folder
+
+
+def test_two_processes_train_as_one_device_does(
+    one_device: Path, config: Path, tmp_path: Path
+) -> None:
+    pair = Pair.trains(tmp_path, (config, config), "--mesh.fsdp", 2, "--mesh.model", 2)
+    assert pair.wait() == [0, 0], pair.printed(0) + pair.printed(1)
+    assert "2 processes x 4 x cpu as data 2 x fsdp 2 x model 2" in pair.printed(0)
+    assert not re.search("step|loss", pair.printed(1))  # only the first one prints
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(one_device), rtol=1e-5)
+    text = (one_device / "samples/20.txt").read_text()
+    assert (tmp_path / "run/samples/20.txt").read_text() == text
+
+
+def test_a_signal_to_one_process_stops_both_and_one_device_continues(
+    config: Path, tmp_path: Path
+) -> None:
+    flags = ["--train.max-steps", 100_000, "--train.eval-interval", 100_000]
+    pair = Pair.trains(tmp_path, (config, config), *flags, "--train.sample-tokens", 0)
+    wait_for_steps(pair)
+    pair.processes[1].send_signal(signal.SIGTERM)
+    assert pair.wait() == [143, 143], pair.printed(0) + pair.printed(1)
+    (said,) = re.findall(r"SIGTERM: saved step (\d+)", pair.printed(0))
+    more = [*flags[2:], "--train.max-steps", int(said) + 2, "--train.sample-tokens", 0]
+    printed = run("train.py", "--config", config, "--run-dir", tmp_path / "run", *more, n_devices=1)
+    assert f"continuing at step {said}" in printed
+    assert (tmp_path / "run/checkpoints" / str(int(said) + 2)).exists()
+
+
+@pytest.mark.parametrize("what", ["seed", "devices"])
+def test_processes_that_differ_are_refused(what: str, config: Path, tmp_path: Path) -> None:
+    """In a knob; or where one does not see all its devices."""
+    common = [REPO / "train.py", "--config", config, "--run-dir", tmp_path / "run"]
+    common += ["--mesh.coordinator", free_address(), "--mesh.processes", 2]
+    seeds = (1, 2) if what == "seed" else (1, 1)
+    n_devices = (4, 2) if what == "devices" else (4, 4)
+    commands = ([*common, "--mesh.process", i, "--seed", seed] for i, seed in enumerate(seeds))
+    pair = Pair(tmp_path, *commands, n_devices=n_devices)
+    codes = pair.wait()
+    printed = pair.printed(0) + pair.printed(1)
+    assert 2 in codes, printed
+    assert 0 not in codes, printed
+    differs = rf"error: process . has {what} .*, process . has .*; start all of them alike"
+    assert re.search(differs, printed), printed
+
+
+def test_a_process_whose_peer_never_comes_says_so(config: Path, tmp_path: Path) -> None:
+    flags = ["--config", str(config), "--run-dir", str(tmp_path / "run"), "--mesh.process", "1"]
+    flags += ["--mesh.coordinator", free_address(), "--mesh.processes", "2"]
+    alone = f"""
+import train
+from gptjax import processes
+processes.START_SECONDS = 2
+train.main({flags})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", alone], env=environment(1), capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: the processes do not find one another" in done.stderr.splitlines()[-1]
+
+
+def wait_for_steps(pair: Pair, seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not re.search(r"step [1-9]", pair.printed(0)):
+        assert time.monotonic() < end, pair.printed(0)
+        assert [p.poll() for p in pair.processes] == [None, None], pair.printed(0)
+        time.sleep(0.2)
+
+
+def test_checkpoints_move_between_layouts(tmp_path: Path) -> None:
+    """Between 1 device, 8, 4 x 2, and two processes, in every direction, to the bit."""
+    run(WORKER, "save", tmp_path, n_devices=8)
+    for verb in ("save", "restore"):
+        address = free_address()
+        pair = Pair(tmp_path, *([WORKER, verb, tmp_path, i, address] for i in range(2)))
+        assert pair.wait() == [0, 0], pair.printed(0) + pair.printed(1)
+        assert "->" not in pair.printed(0) + pair.printed(1)
+    assert run(WORKER, "restore", tmp_path, n_devices=8) == ""
+
+
+def test_when_one_process_fails_the_other_ends_and_names_it(config: Path, tmp_path: Path) -> None:
+    """kill -9, SIGSTOP and an exception, on either of them; all six pairs at once."""
+    fails = tmp_path / "fails.py"
+    fails.write_text(config.read_text() + FAILS)
+    flags = ["--train.max-steps", 100_000, "--train.eval-interval", 100_000]
+    flags += ["--train.sample-tokens", 0, "--train.eval-batches", 0]
+    pairs: dict[tuple[str, int], Pair] = {}
+    for how in ("SIGKILL", "SIGSTOP", "exception"):
+        for victim in (0, 1):
+            folder = tmp_path / f"{how}-{victim}"
+            folder.mkdir()
+            configs = [config, config]
+            if how == "exception":
+                configs[victim] = fails
+            pairs[how, victim] = Pair.trains(folder, (configs[0], configs[1]), *flags)
+    for (how, victim), pair in pairs.items():
+        if how == "exception":
+            pair.processes[victim].wait(200)
+        else:
+            wait_for_steps(pair)
+            pair.processes[victim].send_signal(getattr(signal, how))
+        code = pair.processes[1 - victim].wait(30)
+        pair.kill()
+        last = pair.printed(1 - victim).splitlines()[-1]
+        assert code == 1, (how, victim, pair.printed(1 - victim)[-2000:])
+        assert f"error: process {1 - victim} lost process {victim} of 2" in last, (how, victim)
+        if how == "exception":
+            assert pair.processes[victim].returncode == 1
+            assert "RuntimeError: it broke" in pair.printed(victim)
