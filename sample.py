@@ -23,7 +23,7 @@ from gptjax import (
     alignment,
     audio,
     checkpoint,
-    config,
+    command_line,
     devices,
     models,
     sampling,
@@ -105,7 +105,7 @@ LANGUAGE_MODEL_ONLY += ("greedy", "num_samples", "exact_window")
 def main(argv: list[str] | None = None) -> None:
     with exit_codes():
         arguments = sys.argv[1:] if argv is None else argv
-        sample(config.parse_command(Sample, arguments, "sample.py"))
+        sample(command_line.parse_command(Sample, arguments, "sample.py"))
 
 
 def sample(command: Sample) -> None:

@@ -29,7 +29,8 @@ from gptjax import (
     sharding,
     training,
 )
-from gptjax.config import Config, parse
+from gptjax.command_line import parse
+from gptjax.config import Config
 from gptjax.errors import Interrupted, TrainingDiverged, UserError, exit_codes
 from gptjax.report import Reporter, Silence, check_trackers
 from gptjax.texts import TextData

@@ -26,7 +26,8 @@ from benchmarks.compare import check_writable
 from benchmarks.ladders import LADDERS, Ladder
 from gptjax import data, devices, texts
 from gptjax.checkpoint import write_atomically
-from gptjax.config import Config, parse
+from gptjax.command_line import parse
+from gptjax.config import Config
 from gptjax.errors import UserError, exit_codes
 
 SEEDS = (1, 2, 3)

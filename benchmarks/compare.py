@@ -16,7 +16,8 @@ import json
 import sys
 from pathlib import Path
 
-from gptjax.config import EncoderDecoderConfig, SpeechConfig, check, load_file, parse
+from gptjax.command_line import check, load_file, parse
+from gptjax.config import EncoderDecoderConfig, SpeechConfig
 from gptjax.errors import UserError, exit_codes
 
 PARTS = {"parity": "parity", "race": "race", "train": "quality", "sample": "decode"}

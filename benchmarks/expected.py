@@ -24,7 +24,8 @@ from benchmarks.environment import processor
 from gptjax import speech
 from gptjax.audio import SAMPLE_RATE
 from gptjax.checkpoint import read_config
-from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig, load_file
+from gptjax.command_line import load_file
+from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.report import read_metrics
 

@@ -21,7 +21,8 @@ import numpy as np
 from benchmarks import environment
 from gptjax import config as config_module
 from gptjax import data, devices, models, optim, texts, training
-from gptjax.config import BigramConfig, Config, load_file
+from gptjax.command_line import load_file
+from gptjax.config import BigramConfig, Config
 from gptjax.errors import UserError
 
 Curve = dict[str, Any]

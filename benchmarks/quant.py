@@ -29,7 +29,8 @@ from jax import Array, lax
 from benchmarks import environment
 from benchmarks.expected import RUNS
 from gptjax import blocks, checkpoint, data, devices, layers, models, sampling, training
-from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig, load_file
+from gptjax.command_line import load_file
+from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.quant_array import quantize_params
 from gptjax.quantize import (

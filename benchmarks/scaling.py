@@ -28,7 +28,8 @@ from benchmarks import environment, hlo, plan
 from benchmarks.compare import check_writable
 from benchmarks.race import flops_per_token
 from gptjax import data, devices, models, optim, sharding, training
-from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig, parse
+from gptjax.command_line import parse
+from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from gptjax.errors import UserError, exit_codes
 from gptjax.texts import TextData
 from gptjax.tokenizer import CharTokenizer

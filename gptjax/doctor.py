@@ -185,7 +185,7 @@ def find_devices() -> Iterator[Facts]:
     import jax
     import numpy as np
 
-    from gptjax import config, devices, models
+    from gptjax import command_line, config, devices, models
 
     try:
         kinds = [d.device_kind for d in jax.devices()]
@@ -199,7 +199,7 @@ def find_devices() -> Iterator[Facts]:
     matmul_rate = devices.matmul_rate(dtype)
     yield {"dtype": np.dtype(dtype).name, "matmul_rate": matmul_rate}
     for path in sorted(Path("configs").glob("*.py")):
-        c = config.load_file(path)
+        c = command_line.load_file(path)
         match c.model:
             case config.BigramConfig():
                 continue  # a matmul does not tell how fast it looks up

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from gptjax.config import parse_command
+from gptjax.command_line import parse_command
 from gptjax.errors import UserError, exit_codes, import_extra
 
 SAMPLE_RATE = 16_000

@@ -31,7 +31,8 @@ from gptjax import (
     training,
     transcribe,
 )
-from gptjax.config import Config, SpeechConfig, parse_command
+from gptjax.command_line import parse_command
+from gptjax.config import Config, SpeechConfig
 from gptjax.errors import UserError, exit_codes, import_extra
 from gptjax.models import EncoderDecoder, SpeechRecognizer
 from gptjax.pairs import PairData, Pairs

@@ -32,7 +32,8 @@ from flax.traverse_util import flatten_dict
 
 from gptjax import checkpoint, devices, huggingface, models
 from gptjax import config as config_lib
-from gptjax.config import Config, EncoderDecoderConfig, GPTConfig, SpeechConfig, parse_command
+from gptjax.command_line import parse_command
+from gptjax.config import Config, EncoderDecoderConfig, GPTConfig, SpeechConfig
 from gptjax.errors import UserError, exit_codes, import_extra
 from gptjax.models import Model
 from gptjax.quant_array import FLOAT32, dequantize_params

@@ -25,7 +25,8 @@ import tyro
 from rich.progress import track
 
 from gptjax import checkpoint, data, devices, finetune, models, optim, sampling, search, training
-from gptjax.config import Config, parse_command
+from gptjax.command_line import parse_command
+from gptjax.config import Config
 from gptjax.data import Data
 from gptjax.errors import TrainingDiverged, UserError, exit_codes
 from gptjax.models import EncoderDecoder, Model, SpeechRecognizer

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from gptjax.checkpoint import write_atomically
-from gptjax.config import Config, TrainConfig, parse_command
+from gptjax.command_line import parse_command
+from gptjax.config import Config, TrainConfig
 from gptjax.errors import UserError, exit_codes, import_extra
 
 # Seconds between plain lines when no one watches a terminal; an evaluation always prints.

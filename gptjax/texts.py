@@ -25,7 +25,8 @@ import numpy as np
 import tyro
 
 from gptjax import datasets, sampling, tokenizer
-from gptjax.config import SPEECH, Config, DataConfig, parse_command
+from gptjax.command_line import parse_command
+from gptjax.config import SPEECH, Config, DataConfig
 from gptjax.errors import UserError, exit_codes
 from gptjax.tokenizer import TextTokenizer, Tokenizer
 

@@ -16,13 +16,13 @@ torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install -e
 
 from benchmarks import ablate, compare, ladders, parity, race, rounds, torch_gpt  # noqa: E402
 from gptjax import models  # noqa: E402
+from gptjax.command_line import load_file  # noqa: E402
 from gptjax.config import (  # noqa: E402
     BigramConfig,
     Config,
     GPTConfig,
     OptimConfig,
     TrainConfig,
-    load_file,
 )
 from gptjax.errors import UserError  # noqa: E402
 from gptjax.texts import TextData  # noqa: E402

@@ -14,7 +14,7 @@ import pytest
 from conftest import Refused
 
 from gptjax import datasets, devices, doctor, models
-from gptjax.config import load_file
+from gptjax.command_line import load_file
 
 REPO = Path(__file__).parents[1]
 WELL: dict[str, Any] = {

@@ -17,6 +17,7 @@ from conftest import Refused
 
 import train
 from gptjax import checkpoint, data, finetune, models, sampling, training
+from gptjax.command_line import parse
 from gptjax.config import (
     BigramConfig,
     Config,
@@ -25,7 +26,6 @@ from gptjax.config import (
     GPTConfig,
     SpeechConfig,
     TrainConfig,
-    parse,
 )
 from gptjax.importers.__main__ import main as import_main
 from gptjax.quant_array import Format, quantize_params

@@ -20,7 +20,8 @@ from jax.sharding import AbstractMesh
 
 from benchmarks import hlo, plan, scaling
 from gptjax import memory, models, optim, sharding, training
-from gptjax.config import Config, OptimConfig, TrainConfig, load_file
+from gptjax.command_line import load_file
+from gptjax.config import Config, OptimConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 GPT2 = plan.SIZES[1]

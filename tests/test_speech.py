@@ -12,7 +12,7 @@ import pytest
 from conftest import Refused, check_rows
 
 import sample
-from gptjax import audio, checkpoint, datasets, evaluate, models, speech, transcribe
+from gptjax import audio, checkpoint, command_line, datasets, evaluate, models, speech, transcribe
 from gptjax import config as config_lib
 from gptjax.audio import HOP, SAMPLE_RATE
 from gptjax.config import Config, DataConfig, SpeechConfig, TrainConfig
@@ -431,7 +431,7 @@ def test_a_run_finds_its_data_from_any_folder(
         "from gptjax.config import *\nconfig = Config(SpeechConfig(), DataConfig('fsdd'))\n"
     )
     arguments = ["--config", str(tmp_path / "tiny.py"), "--data.path", folder.name]
-    parsed = config_lib.parse(arguments)
+    parsed = command_line.parse(arguments)
     assert parsed.data.path == folder
     assert config_lib.from_json(config_lib.to_json(parsed)).data.path == folder
 

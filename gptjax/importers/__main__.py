@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from gptjax.config import parse_command
+from gptjax.command_line import parse_command
 from gptjax.errors import UserError, exit_codes
 from gptjax.importers.gpt2 import GPT2, import_gpt2
 from gptjax.importers.whisper import Whisper, import_whisper

@@ -12,8 +12,7 @@ import numpy as np
 import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gptjax import checkpoint, huggingface, models
-from gptjax import config as config_lib
+from gptjax import checkpoint, command_line, huggingface, models
 from gptjax.config import Config, DataConfig, GPTConfig
 from gptjax.errors import UserError, import_extra
 from gptjax.importers.files import NEEDS, Tensors, TheirConfig, read_json
@@ -161,7 +160,7 @@ def import_gpt2(command: GPT2) -> None:
         theirs = TheirConfig(folder / "config.json")
         model_config, vocab_size = gpt2_config(theirs)
         config = Config(model=model_config, data=DataConfig(tokenizer="bpe"), run_dir=out)
-        config_lib.check(config)
+        command_line.check(config)
         tensors = Tensors(folder, stack)
         tok = gpt2_tokenizer(folder, theirs, vocab_size)
         model = models.build(model_config, tok)

@@ -16,8 +16,7 @@ import jax
 import numpy as np
 import tyro
 
-from gptjax import checkpoint, models
-from gptjax import config as config_lib
+from gptjax import checkpoint, command_line, models
 from gptjax.config import Config, DataConfig, SpeechConfig
 from gptjax.errors import UserError, import_extra
 from gptjax.importers.files import NEEDS, Tensors, TheirConfig, read_json
@@ -224,7 +223,7 @@ def import_whisper(command: Whisper) -> None:
         model_config, vocab_size = whisper_config(folder / "config.json")
         data = DataConfig(name="fsdd", tokenizer="bpe")
         config = Config(model=model_config, data=data, run_dir=out)
-        config_lib.check(config)
+        command_line.check(config)
         tensors = Tensors(folder, stack)
         tok = whisper_tokenizer(folder, vocab_size, command.language)
         model = models.build(model_config, tok)
