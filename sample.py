@@ -30,7 +30,7 @@ from gptjax import (
     search,
     transcribe,
 )
-from gptjax.config import Config
+from gptjax.config import BigramConfig, Config
 from gptjax.errors import UserError, exit_codes
 from gptjax.models import EncoderDecoder
 from gptjax.tokenizer import PairTokenizer, SpeechTokenizer, TextTokenizer, Tokenizer
@@ -48,6 +48,9 @@ class Sample:
     """Ask for prompts or sources, one a line, until Ctrl-D."""
     json: bool = False
     """Print one JSON object per sample or source instead of text."""
+    attention: Path | None = None
+    """Draw what attention looks at, a .png, .svg or .pdf: each head of a language model in the
+    prompt, or cross-attention in one source or sound."""
 
     # --- language models
 
@@ -86,8 +89,6 @@ class Sample:
     """How many of them to print, with their scores."""
     length_penalty: float = 1.0
     """Beams are ranked by log-probability / length ** this."""
-    attention: Path | None = None
-    """Draw what cross-attention looks at for one source or sound: a .png, .svg or .pdf."""
 
     # --- speech
 
@@ -97,7 +98,9 @@ class Sample:
 
 SPEECH_ONLY = ("audio",)
 PAIRS_ONLY = ("source", "source_file", "n_best")
-ENCODER_DECODER_ONLY = ("beam", "length_penalty", "attention")
+ENCODER_DECODER_ONLY = ("beam", "length_penalty")
+# More tokens than that would be too small to read.
+MOST_DRAWN = 48
 LANGUAGE_MODEL_ONLY = ("prompt", "prompt_file", "max_new_tokens", "temperature", "top_k", "top_p")
 LANGUAGE_MODEL_ONLY += ("greedy", "num_samples", "exact_window")
 
@@ -358,6 +361,15 @@ def write(command: Sample, run_config: Config, tok: TextTokenizer) -> None:
         raise UserError(f"--seed is {command.seed}, but must be in [0, 2**32)")
     prompt = "" if command.interactive else _read_prompt(command)
     ids = _encode(prompt, tok, run_config.model.block_size)  # refused before the model is loaded
+    if command.attention:
+        _check_picture(command.attention)
+        if isinstance(run_config.model, BigramConfig):
+            raise UserError(f"--attention is not for {command.run}: a bigram has none")
+        if not 2 <= len(ids) <= min(MOST_DRAWN, run_config.model.block_size):
+            raise UserError(
+                f"--attention draws a prompt of 2 to {MOST_DRAWN} tokens, not {len(ids)}; give "
+                "such a --prompt"
+            )
     step, model, params = _load(command, run_config, tok)
 
     def run(prompt: str, ids: np.ndarray) -> None:
@@ -378,6 +390,10 @@ def write(command: Sample, run_config: Config, tok: TextTokenizer) -> None:
         _converse(command, "prompt", lambda line: run(line, _encode(line, tok, block_size)))
     else:
         run(prompt, ids)
+    if command.attention:
+        weights = alignment.self_attention(model, params, ids)
+        alignment.draw_heads(weights, [tok.decode([i]) for i in ids], command.attention)
+        print(f"attention: {command.attention}", file=sys.stderr)
 
 
 def _read_prompt(command: Sample) -> str:

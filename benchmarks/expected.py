@@ -58,6 +58,7 @@ PARTS = {
     "digits_debug": ["configs/digits_cpu.py", *TINY],
 }
 BEAM = 4
+ATTENTION_PROMPT = "ROMEO:\nWhat is the matter"
 ATTENTION_WORD = "philharmonic"
 ATTENTION_STRING = 7
 """Number of the test string whose picture is drawn."""
@@ -102,9 +103,17 @@ def run(name: str) -> dict[str, Any]:
     if isinstance(model, EncoderDecoderConfig):
         for beam in (1, BEAM):
             record[f"test_beam_{beam}"] = evaluate(Evaluate(folder, beam=beam))
-        picture = ["--source", ATTENTION_WORD, "--attention", str(folder / "attention.png")]
-        subprocess.run([sys.executable, "sample.py", str(folder), *picture], check=True)
+        draw_attention(folder, "--source", ATTENTION_WORD)
+    if name == "gpt_cpu":
+        draw_attention(folder, "--prompt", ATTENTION_PROMPT)
     return record
+
+
+def draw_attention(folder: Path, *what: str) -> str:
+    """Makes FOLDER/attention.png; returns what sample.py printed meanwhile."""
+    command = [sys.executable, "sample.py", str(folder), *what, "--attention"]
+    command.append(str(folder / "attention.png"))
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def hear(folder: Path) -> dict[str, Any]:
@@ -117,9 +126,7 @@ def hear(folder: Path) -> dict[str, Any]:
     string = dataset.test_strings(config.model)[ATTENTION_STRING]
     sound = folder / "string.wav"
     soundfile.write(sound, string.samples_N, SAMPLE_RATE)
-    command = [sys.executable, "sample.py", str(folder), "--audio", str(sound)]
-    command += ["--attention", str(folder / "attention.png")]
-    heard = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    heard = draw_attention(folder, "--audio", str(sound))
     return {"test": evaluate(Evaluate(folder)), "said": string.text, "heard": heard}
 
 

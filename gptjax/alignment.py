@@ -1,4 +1,4 @@
-"""What cross-attention looks at: the map from the tokens of a target to those of its source."""
+"""What attention looks at: maps from tokens to those before them, or to a source's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from gptjax import transcribe
 from gptjax.audio import HOP, SAMPLE_RATE
-from gptjax.models import EncoderDecoder, SpeechRecognizer
+from gptjax.models import GPT, EncoderDecoder, SpeechRecognizer
 from gptjax.tokenizer import SpeechTokenizer
 from gptjax.transcribe import POSITION_SECONDS, Transcript
 
@@ -33,6 +33,41 @@ def cross_attention(
     decoder = sown["intermediates"]["decoder"]
     layers = [decoder[f"block_{i}"]["cross_attention"] for i in range(model.config.n_layer)]
     return np.stack([np.asarray(layer["weights"][0][0], np.float32) for layer in layers])
+
+
+def self_attention(model: GPT, params: Any, tokens_T: np.ndarray) -> np.ndarray:
+    """Weights (layer, H, T, T) of a text: row t is where position t looks, at itself or before."""
+    _, sown = model.apply({"params": params}, jnp.asarray(tokens_T)[None], mutable="intermediates")
+    n_target, layers = len(tokens_T), []
+    for i in range(model.config.n_layer):
+        # Of all queries, or of a part of them after the other.
+        chunks: Any = sown["intermediates"][f"block_{i}"]["attention"]["weights"]
+        unseen = [((0, 0), (0, 0), (0, n_target - chunk.shape[-1])) for chunk in chunks]
+        rows = [np.pad(chunk[0], pad) for chunk, pad in zip(chunks, unseen, strict=True)]
+        layers.append(np.concatenate(rows, axis=1))
+    return np.stack(layers).astype(np.float32)
+
+
+def draw_heads(weights_LHTT: np.ndarray, tokens: Sequence[str], path: Path) -> None:
+    """Draws a map for every head, layers from top to bottom, as `self_attention` returns them."""
+    n_layer, n_head, n_tokens, _ = weights_LHTT.shape
+    side = 0.7 + 0.1 * n_tokens
+    size = (0.4 + side * n_head, 0.5 + side * n_layer)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    grid = figure.subplots(n_layer, n_head, squeeze=False)
+    names = [repr(token)[1:-1].replace(" ", "\u2423") for token in tokens]  # an open box
+    font: Any = {"fontsize": 6, "fontfamily": "monospace", "parse_math": False}
+    turn = 90 if max(map(len, names)) > 2 else 0
+    for (layer, head), axes in np.ndenumerate(grid):
+        axes.imshow(weights_LHTT[layer, head], cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(n_tokens), names, rotation=turn, **font)
+        axes.set_yticks(range(n_tokens), names, **font)
+        axes.tick_params(length=0, pad=1)
+        axes.set_title(f"layer {layer}, head {head}", fontsize=8)
+        axes.spines[:].set_visible(False)
+    figure.supxlabel("looks at", fontsize=8)
+    figure.supylabel("a position", fontsize=8)
+    _save(figure, path)
 
 
 def draw(

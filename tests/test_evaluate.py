@@ -455,7 +455,7 @@ def test_bad_flags_of_a_run_on_pairs(
         assert word in line
 
 
-@pytest.mark.parametrize("flags", ["--source ab", "--source-file x", "--beam 2", "--attention x"])
+@pytest.mark.parametrize("flags", ["--source ab", "--source-file x", "--beam 2", "--n-best 2"])
 def test_flags_of_pairs_are_not_for_a_run_on_text(
     refused: Refused, gpt_run: Path, flags: str
 ) -> None:
