@@ -365,10 +365,13 @@ def write(command: Sample, run_config: Config, tok: TextTokenizer) -> None:
         _check_picture(command.attention)
         if isinstance(run_config.model, BigramConfig):
             raise UserError(f"--attention is not for {command.run}: a bigram has none")
-        if not 2 <= len(ids) <= min(MOST_DRAWN, run_config.model.block_size):
+        if command.interactive:
+            raise UserError("--attention draws one --prompt; leave --interactive out")
+        most = min(MOST_DRAWN, run_config.model.block_size)
+        if not 2 <= len(ids) <= most:
             raise UserError(
-                f"--attention draws a prompt of 2 to {MOST_DRAWN} tokens, not {len(ids)}; give "
-                "such a --prompt"
+                f"--attention draws a prompt of 2 to {most} tokens, not {len(ids)}; give such a "
+                "--prompt"
             )
     step, model, params = _load(command, run_config, tok)
 

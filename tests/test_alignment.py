@@ -107,7 +107,7 @@ def test_sample_draws_the_heads(
         ("gpt", ["--prompt", "to"], "--attention x.bmp must end in .png, .svg or .pdf"),
         ("gpt", [], "--attention draws a prompt of 2 to 48 tokens, not 1"),
         ("gpt", ["--prompt", "be" * 25], "--attention draws a prompt of 2 to 48 tokens, not 50"),
-        ("gpt", ["--interactive"], "--attention draws a prompt of 2 to 48 tokens, not 1"),
+        ("gpt", ["--interactive"], "--attention draws one --prompt; leave --interactive out"),
         ("bigram", ["--prompt", "to"], ": a bigram has none"),
     ],
     indirect=["run"],

@@ -71,39 +71,51 @@ def test_axes_that_do_not_divide_move_on() -> None:
 
 
 STEP = """
-import jax, jax.numpy as jnp
+import sys
+import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from gptjax import sharding
 from gptjax.config import Config, MeshConfig
 
-mesh = sharding.make_mesh(Config(mesh=MeshConfig(fsdp=8)))
-params = {"mlp": {"hidden": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}}
-params = jax.device_put(params, sharding.shardings(params, mesh))
-x = jax.device_put(jnp.ones((16, 64)), NamedSharding(mesh, PartitionSpec(sharding.ROWS)))
+mesh = sharding.make_mesh(Config(mesh=MeshConfig(**{sys.argv[1]: 8})))
+kernel, x = jax.random.normal(jax.random.key(1), (2, 64, 64))
+whole = {"mlp": {"hidden": {"kernel": kernel, "bias": jnp.ones(64)}}}
+params = jax.device_put(whole, sharding.shardings(whole, mesh))
 
 def loss(params, x):
     hidden = params["mlp"]["hidden"]
     y = x.astype(jnp.bfloat16) @ hidden["kernel"].astype(jnp.bfloat16)
-    return jnp.sum(y.astype(jnp.float32) ** 2 + hidden["bias"])
+    return jnp.mean(y.astype(jnp.float32) ** 2 + hidden["bias"])
 
+want = jax.value_and_grad(loss)(whole, x)
+rows = jax.device_put(x, NamedSharding(mesh, PartitionSpec(sharding.ROWS)))
 gathered = sharding.gather_for_use(loss, mesh, jnp.bfloat16)
-jax.jit(jax.value_and_grad(gathered)).lower(params, x).compile()
+
+def step(params, x):
+    value, gradient = jax.value_and_grad(gathered)(params, x)
+    return value, sharding.constrain(gradient, mesh)
+
+have = jax.jit(step)(params, rows)
+for a, b in zip(jax.tree.leaves(have), jax.tree.leaves(want), strict=True):
+    assert a.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max())
 """
 
 
-def test_bfloat16_is_what_travels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("axis", "gathered"), [("data", []), ("fsdp", ["bf16"])])
+def test_bfloat16_is_what_travels(axis: str, gathered: list[str], tmp_path: Path) -> None:
     """Of matrices, as XLA partitions a step; on a CPU it is then turned into float32."""
     dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_pass_re=spmd-partitioning"
     env = environment(8) | {"XLA_FLAGS": dump}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
-    subprocess.run([sys.executable, "-c", STEP], env=env, check=True)
-    (program,) = tmp_path.glob("*jit_gathered_loss*.after_spmd-partitioning.*.txt")
+    subprocess.run([sys.executable, "-c", STEP, axis], env=env, check=True)
+    (program,) = tmp_path.glob("*jit_step*.after_spmd-partitioning.*.txt")
     text = program.read_text()
     sent = {
         kind: re.findall(rf"= (\w+)\[\d+,\d+\]\S* {kind}\(", text)
         for kind in ("all-gather", "all-reduce")
     }
-    assert sent == {"all-gather": ["bf16"], "all-reduce": ["bf16"]}
+    assert sent == {"all-gather": gathered, "all-reduce": ["bf16"]}
 
 
 @pytest.mark.parametrize(
