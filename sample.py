@@ -99,10 +99,10 @@ class Sample:
 SPEECH_ONLY = ("audio",)
 PAIRS_ONLY = ("source", "source_file", "n_best")
 ENCODER_DECODER_ONLY = ("beam", "length_penalty")
-# More tokens than that would be too small to read.
-MOST_DRAWN = 48
 LANGUAGE_MODEL_ONLY = ("prompt", "prompt_file", "max_new_tokens", "temperature", "top_k", "top_p")
 LANGUAGE_MODEL_ONLY += ("greedy", "num_samples", "exact_window")
+# Of --attention in a text: more tokens than that would be too small to read.
+MOST_DRAWN = 48
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import environment, hlo, plan
 from benchmarks.compare import check_writable
 from benchmarks.race import flops_per_token
-from gptjax import data, devices, models, optim, sharding, training
+from gptjax import checkpoint, data, devices, models, optim, sharding, training
 from gptjax.command_line import parse
 from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from gptjax.errors import UserError, exit_codes
@@ -119,7 +119,7 @@ def compile_step(size: plan.Size, layout: plan.Layout) -> tuple[Any, Any]:
     model = models.build(size.model, size.vocab_size, jnp.float32, layout.remat)
     optimizer = optim.build(OptimConfig(), train.max_steps)
     shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
-    state = with_sharding(shapes, sharding.shardings(shapes, mesh))
+    state = checkpoint.with_sharding(shapes, sharding.shardings(shapes, mesh))
     rows = (1, size.batch_size, size.model.block_size)
     split = sharding.batch_sharding(mesh)
     batch = {
@@ -129,12 +129,6 @@ def compile_step(size: plan.Size, layout: plan.Layout) -> tuple[Any, Any]:
     micro_batch_size = size.batch_size // layout.n_micro
     steps = training.make_train_steps(model, optimizer, micro_batch_size, 0, mesh)
     return steps.lower(state, batch, 1).compile(), state
-
-
-def with_sharding(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-    )
 
 
 def describe(size: plan.Size) -> str:

@@ -71,6 +71,8 @@ class SpeechData:
     test: tuple[Clip, ...]
     seconds: np.ndarray
     """Of each training clip, (N,)."""
+    val_seconds: np.ndarray
+    """Of each validation clip, (N,)."""
     string_clips: int
     tokenizer: SpeechTokenizer
     source: str
@@ -172,16 +174,14 @@ class SpeechData:
         if self.string_clips > 1:
             plans = _strings(self.val, 1, self.string_clips, N_VAL_STRINGS, model)
             plans.sort(key=lambda plan: plan.size)
+            sizes = [plan.size for plan in plans]
         else:
             plans = [Plan((clip,)) for clip in self.val]
+            sizes = [round(seconds * SAMPLE_RATE) for seconds in self.val_seconds]
         for first in range(0, len(plans), batch_size):
             part = plans[first : first + batch_size]
             part += part[-1:] * (batch_size - len(part))
-            if self.string_clips > 1:
-                longest = max(plan.size for plan in part)
-            else:
-                seconds = max(audio.duration(plan.clips[0].path) for plan in part)
-                longest = round(seconds * SAMPLE_RATE)
+            longest = max(sizes[first : first + batch_size])
             like = longest // HOP, [plan.text for plan in part]
             batch = make_batch(list(self._read(part[rows])), model, self.tokenizer, like)
             batch["weights"][first + np.arange(batch_size)[rows] >= len(plans)] = 0
@@ -370,8 +370,9 @@ def load(config: Config, tok: Tokenizer | None = None) -> SpeechData:
     tok = tok or SpeechTokenizer(tokenizer.train(c.tokenizer, texts, c.vocab_size))
     assert isinstance(tok, SpeechTokenizer)
     _check_texts((*train, *val), model, tok, c.string_clips)
-    seconds = _durations((*train, *val), model)[: len(train)]
-    return SpeechData(train, val, test, seconds, c.string_clips, tok, source, sha256)
+    seconds = _durations((*train, *val), model)
+    of_train, of_val = seconds[: len(train)], seconds[len(train) :]
+    return SpeechData(train, val, test, of_train, of_val, c.string_clips, tok, source, sha256)
 
 
 def _durations(clips: Sequence[Clip], model: SpeechConfig) -> np.ndarray:

@@ -202,13 +202,9 @@ def _epoch(n_tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
-    """Windows of block_size + 1 tokens that begin at these places, as inputs and targets.
-
-    Behind the end comes the last token again, with weight zero.
-    """
-    places = starts[..., None] + np.arange(block_size + 1)
-    windows = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int32)
-    weights = (places[..., 1:] < len(tokens)).astype(np.float32)
+    """Windows of block_size + 1 tokens that begin at these places, as inputs and targets."""
+    windows = tokens[starts[..., None] + np.arange(block_size + 1)].astype(np.int32)
+    weights = np.ones((*starts.shape, block_size), np.float32)
     return {"tokens": windows[..., :-1], "targets": windows[..., 1:], "weights": weights}
 
 
@@ -217,13 +213,17 @@ def whole_split(
 ) -> Iterator[Batch]:
     """Windows side by side: every token but the first is a target, exactly once.
 
-    In groups of leaves (K, B, T), all of one shape.
+    In groups of leaves (K, B, T), all of one shape; what pads the last group has weight zero.
     """
     n_batches = -(-(len(tokens) - 1) // (block_size * batch_size))
     group = max(1, min(n_batches, EVALUATION_TOKENS // (block_size * batch_size)))
-    starts_KB = block_size * np.arange(group * batch_size).reshape(group, batch_size)[:, rows]
-    for first in range(0, len(tokens) - 1, block_size * group * batch_size):
-        yield _windows(tokens, first + starts_KB, block_size)
+    size = group * batch_size * block_size
+    starts_KB = np.arange(0, size, block_size).reshape(group, batch_size)[:, rows]
+    for first in range(0, len(tokens) - 1, size):
+        piece = tokens[first : first + size + 1]
+        batch = _windows(np.pad(piece, (0, size + 1 - len(piece))), starts_KB, block_size)
+        place_KBT = starts_KB[..., None] + np.arange(1, block_size + 1)  # of the targets
+        yield batch | {"weights": (place_KBT < len(piece)).astype(np.float32)}
 
 
 def _dtype(tok: TextTokenizer) -> Any:

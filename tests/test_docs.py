@@ -24,7 +24,7 @@ def test_figures_come_from_the_committed_json(monkeypatch):
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text())
     links = [link for link in links if not link.startswith("http")]
-    assert links
+    assert len(links) > (20 if page == "README.md" else 0)
     missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
     assert not missing
 
