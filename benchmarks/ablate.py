@@ -24,11 +24,13 @@ from typing import Any
 from benchmarks import environment, quality
 from benchmarks.compare import check_writable
 from benchmarks.ladders import LADDERS, Ladder
-from gptjax import data, devices, texts
-from gptjax.checkpoint import write_atomically
 from gptjax.command_line import parse
 from gptjax.config import Config
+from gptjax.data import dataset as data
+from gptjax.data import texts
 from gptjax.errors import UserError, exit_codes
+from gptjax.runs.checkpoint import write_atomically
+from gptjax.scale import devices
 
 SEEDS = (1, 2, 3)
 ROUNDS, STEPS_PER_ROUND = 7, 10

@@ -64,7 +64,9 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def serve_gptjax(config: Config, batch_size: int, n_tokens: int) -> None:
-    from gptjax import devices, models, sampling
+    from gptjax import models
+    from gptjax.decoding import sampling
+    from gptjax.scale import devices
 
     model = models.build(config.model, VOCAB_SIZE, devices.compute_dtype(config.train))
     params = models.init(model, config.seed)

@@ -12,7 +12,7 @@ def describe() -> dict[str, Any]:
     """Date, processor, device and versions."""
     import jax
 
-    from gptjax import devices
+    from gptjax.scale import devices
 
     versions = {}
     for package in ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers"):

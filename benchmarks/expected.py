@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import processor
-from gptjax import speech
-from gptjax.audio import SAMPLE_RATE
-from gptjax.checkpoint import read_config
 from gptjax.command_line import load_file
+from gptjax.commands.evaluate import Evaluate, evaluate
 from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig
-from gptjax.evaluate import Evaluate, evaluate
-from gptjax.report import read_metrics
+from gptjax.data import speech
+from gptjax.data.audio import SAMPLE_RATE
+from gptjax.runs.checkpoint import read_config
+from gptjax.runs.report import read_metrics
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
 RUNS = Path("runs/expected")
@@ -135,7 +135,8 @@ def torch_first_steps() -> dict[str, Any]:
     import torch
 
     from benchmarks import torch_gpt
-    from gptjax import data, texts
+    from gptjax.data import dataset as data
+    from gptjax.data import texts
 
     config = load_file(Path("configs/gpt.py"))
     block_size, batch_size = config.model.block_size, config.train.batch_size

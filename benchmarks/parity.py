@@ -15,10 +15,13 @@ import numpy as np
 import torch
 
 from benchmarks import environment, torch_gpt
-from gptjax import data, models, optim, sampling, texts, training
+from gptjax import models, optim, training
 from gptjax.config import BigramConfig, Config, GPTConfig
+from gptjax.data import dataset as data
+from gptjax.data import texts
+from gptjax.decoding import sampling
+from gptjax.decoding.sampling import Sampler
 from gptjax.errors import UserError
-from gptjax.sampling import Sampler
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-3
 N_STEPS = 100

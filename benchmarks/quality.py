@@ -20,10 +20,13 @@ import numpy as np
 
 from benchmarks import environment
 from gptjax import config as config_module
-from gptjax import data, devices, models, optim, texts, training
+from gptjax import models, optim, training
 from gptjax.command_line import load_file
 from gptjax.config import BigramConfig, Config
+from gptjax.data import dataset as data
+from gptjax.data import texts
 from gptjax.errors import UserError
+from gptjax.scale import devices
 
 Curve = dict[str, Any]
 Run = Callable[[texts.Batch, range], None]

@@ -28,12 +28,10 @@ from jax import Array, lax
 
 from benchmarks import environment
 from benchmarks.expected import RUNS
-from gptjax import blocks, checkpoint, data, devices, layers, models, sampling, training
+from gptjax import blocks, layers, models, training
 from gptjax.command_line import load_file
-from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig
-from gptjax.evaluate import Evaluate, evaluate
-from gptjax.quant_array import quantize_params
-from gptjax.quantize import (
+from gptjax.commands.evaluate import Evaluate, evaluate
+from gptjax.commands.quantize import (
     BATCH_SIZES,
     FORMATS,
     Quantize,
@@ -41,7 +39,13 @@ from gptjax.quantize import (
     decoding_rates,
     quantize,
 )
-from gptjax.sampling import Sampler
+from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig
+from gptjax.data import dataset as data
+from gptjax.decoding import sampling
+from gptjax.decoding.sampling import Sampler
+from gptjax.quantization.quant_array import quantize_params
+from gptjax.runs import checkpoint
+from gptjax.scale import devices
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
 QAT_STEPS = {"gpt_cpu": 400, "gpt_cpu_wide": 400, "g2p_cpu": 400, "digits_cpu": 50}

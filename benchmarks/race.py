@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks import environment, rounds
 from gptjax import config as config_module
-from gptjax import data
 from gptjax.config import BigramConfig, Config, GPTConfig
+from gptjax.data import dataset as data
 from gptjax.errors import UserError
 
 # name, side, style, compile mode, dtype
@@ -83,7 +83,8 @@ def serve_gptjax(config: Config, dtype: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from gptjax import devices, models, optim, sharding, training
+    from gptjax import models, optim, training
+    from gptjax.scale import devices, sharding
 
     text = data.load(config)
     c = config.train

@@ -27,12 +27,15 @@ import numpy as np
 from benchmarks import environment, hlo, plan
 from benchmarks.compare import check_writable
 from benchmarks.race import flops_per_token
-from gptjax import checkpoint, data, devices, models, optim, sharding, training
+from gptjax import models, optim, training
 from gptjax.command_line import parse
 from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
+from gptjax.data import dataset as data
+from gptjax.data.texts import TextData
+from gptjax.data.tokenizer import CharTokenizer
 from gptjax.errors import UserError, exit_codes
-from gptjax.texts import TextData
-from gptjax.tokenizer import CharTokenizer
+from gptjax.runs import checkpoint
+from gptjax.scale import devices, sharding
 
 AXES = ("data", "fsdp", "model")
 N_SIMULATED = 8

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ablate, decode, ladders, parity, plan, quality, race, scaling
-from gptjax.quantize import STEPS, slower
+from gptjax.commands.quantize import STEPS, slower
 
 FOLDER = Path("docs/benchmarks")
 SEED_BIGRAM, SEED_GPT_START = 2.4911, 4.4707  # what the original project logged (README)

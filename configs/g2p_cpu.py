@@ -3,7 +3,7 @@
     python train.py --config configs/g2p_cpu.py
 
 Two CPU cores: eight to ten minutes, six epochs. Ends near val_loss 0.162; on the test split near a
-word error rate of 27 % and a phoneme error rate of 6.4 % (python -m gptjax.evaluate runs/g2p_cpu).
+word error rate of 27 % and a phoneme error rate of 6.4 % (gptjax evaluate runs/g2p_cpu).
 Dropout made the validation split worse: six epochs are too few to learn words by heart.
 """
 

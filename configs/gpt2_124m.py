@@ -1,6 +1,6 @@
 """GPT-2's smallest, 124,439,808 parameters, on a corpus of billions of tokens: for eight GPUs.
 
-    python -m gptjax.texts prepare --out tokens --tokenizer gpt2 --val-fraction 0.0005 *.txt
+    python -m gptjax.data.texts prepare --out tokens --tokenizer gpt2 --val-fraction 0.0005 *.txt
     python train.py --config configs/gpt2_124m.py --data.path tokens
 
 Not measured. By arithmetic 570,000 steps, 299 billion tokens of 854 MFLOP each, take eight H100s 9

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gptjax import devices
 from gptjax.config import GPTConfig
 from gptjax.layers import MLP, Dropout, Linear, Norm, rms_normalize
+from gptjax.scale import devices
 
 KeysValues = tuple[Array, Array]
 """Attention's keys and values, each (B, H, S, K)."""

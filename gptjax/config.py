@@ -108,7 +108,7 @@ class DataConfig:
     """Data set to fetch when no path is given: a text, words and their pronunciations, or spoken
     digits. librispeech wants a path; espeak speaks the lines of a text (extra: espeak)."""
     path: Path | None = None
-    """Your own UTF-8 text file, a folder made by `python -m gptjax.texts prepare`, or pairs: a .tsv
+    """Your own UTF-8 text file, a folder made by `gptjax prepare`, or pairs: a .tsv
     of lines source, TAB, target (or a .dict, as CMUdict's). For speech a folder laid out as
     LibriSpeech or as the Free Spoken Digit Dataset, or a manifest: a .jsonl of audio and text."""
     tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "char"

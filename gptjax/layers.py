@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from gptjax.config import GPTConfig
-from gptjax.quant_array import QuantArray
+from gptjax.quantization.quant_array import QuantArray
 
 # A look-up's gradient is a scatter-add, which GPUs (and XLA on them above all) do slowly when
 # few rows receive many updates. Up to this many rows, a matmul with one-hot rows is faster.

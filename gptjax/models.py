@@ -19,8 +19,8 @@ from jax import Array
 
 from gptjax.blocks import Block, BlockCache, rotary_angles
 from gptjax.config import BigramConfig, EncoderDecoderConfig, GPTConfig, ModelConfig, SpeechConfig
+from gptjax.data.tokenizer import PairTokenizer, Tokenizer
 from gptjax.layers import Embed, Linear, Norm
-from gptjax.tokenizer import PairTokenizer, Tokenizer
 
 Cache = tuple[BlockCache, ...]
 

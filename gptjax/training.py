@@ -15,8 +15,8 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from gptjax import devices, sharding
 from gptjax.models import Model
+from gptjax.scale import devices, sharding
 
 Batch = dict[str, Any]
 Params = Any

@@ -24,7 +24,7 @@ import pytest
 
 from gptjax import models
 from gptjax.config import Config, GPTConfig
-from gptjax.texts import TextData
+from gptjax.data.texts import TextData
 
 # The files that take longest come first: a worker takes a whole file, and one that begins late
 # would keep the others waiting at the end.

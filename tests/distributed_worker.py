@@ -17,8 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptjax import checkpoint, models, optim, processes, sharding, training
-from gptjax.checkpoint import Checkpoints
+from gptjax import models, optim, training
 from gptjax.config import (
     Config,
     EncoderDecoderConfig,
@@ -29,6 +28,9 @@ from gptjax.config import (
     TrainConfig,
 )
 from gptjax.layers import Dropout
+from gptjax.runs import checkpoint
+from gptjax.runs.checkpoint import Checkpoints
+from gptjax.scale import processes, sharding
 
 REPO = Path(__file__).parents[1]
 WORKER = REPO / "tests" / "distributed_worker.py"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import VOCAB_SIZE, Refused
 
-import sample
-import train
-from gptjax import alignment, models
+from gptjax import models, train
 from gptjax.blocks import rotary_angles, rotate
+from gptjax.commands import sample
 from gptjax.config import GPTConfig
+from gptjax.decoding import alignment
 
 CONFIG = """
 from pathlib import Path

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax import audio
+from gptjax.data import audio
 from gptjax.errors import UserError
 
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-import sample
-import train
-from gptjax import checkpoint, datasets, report, sampling, texts, training
+from gptjax import train, training
+from gptjax.commands import sample
+from gptjax.data import datasets, texts
+from gptjax.data.texts import Prepare
+from gptjax.decoding import sampling
 from gptjax.errors import UserError
-from gptjax.texts import Prepare
+from gptjax.runs import checkpoint, report
 
 REPO = Path(__file__).parents[1]
 MAX_STEPS, LEARNING_RATE = 4, 1e-3
@@ -200,7 +202,7 @@ def test_bad_data_files(
 def test_a_folder_that_holds_no_token_files(refused: Refused, tmp_path: Path, run: Path) -> None:
     line = refused(train.main, *TINY, "--data.path", tmp_path, "--run-dir", run)
     assert f"--data.path {tmp_path} is not a folder of token files" in line
-    assert "gptjax.texts prepare" in line
+    assert "gptjax.data.texts prepare" in line
     assert_nothing_written(run)
 
 
@@ -592,7 +594,7 @@ def test_a_prompt_longer_than_the_context_keeps_its_tail(
         (["train.py", *TINY, "--optim.learning-rat", "1"], "--optim.learning-rate"),
         (["train.py"], "--config FILE is missing"),
         (["sample.py", "runs/none"], "runs/none does not exist; runs here: none"),
-        (["-m", "gptjax.texts", "prepare", "--out", "x"], "needs at least one text file"),
+        (["-m", "gptjax.data.texts", "prepare", "--out", "x"], "needs at least one text file"),
     ],
 )
 def test_the_shell_sees_one_line_and_code_2(tmp_path: Path, command: list[str], words: str) -> None:

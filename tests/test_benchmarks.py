@@ -24,9 +24,9 @@ from gptjax.config import (  # noqa: E402
     OptimConfig,
     TrainConfig,
 )
+from gptjax.data.texts import TextData  # noqa: E402
+from gptjax.data.tokenizer import CharTokenizer  # noqa: E402
 from gptjax.errors import UserError  # noqa: E402
-from gptjax.texts import TextData  # noqa: E402
-from gptjax.tokenizer import CharTokenizer  # noqa: E402
 
 GELU = dataclasses.replace(TINY, activation="gelu", bias=False)
 GPT2 = dataclasses.replace(TINY, activation="gelu_tanh", attention_bias=True, tie_embeddings=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from gptjax import datasets, texts
 from gptjax.config import DataConfig
-from gptjax.datasets import Dataset
+from gptjax.data import datasets, texts
+from gptjax.data.datasets import Dataset
 from gptjax.errors import UserError
 
 CONTENT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"

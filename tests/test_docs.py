@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tables
-from gptjax import datasets
+from gptjax.data import datasets
 from gptjax.errors import UserError
 
 ROOT = Path(__file__).parent.parent

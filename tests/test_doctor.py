@@ -13,8 +13,11 @@ import jax
 import pytest
 from conftest import Refused
 
-from gptjax import datasets, devices, doctor, models
+from gptjax import models
 from gptjax.command_line import load_file
+from gptjax.commands import doctor
+from gptjax.data import datasets
+from gptjax.scale import devices
 
 REPO = Path(__file__).parents[1]
 WELL: dict[str, Any] = {
@@ -38,7 +41,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     known = {"HOME": str(folder), "GPTJAX_CACHE": str(folder / "cache")}
     known |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".4", "WANDB_API_KEY": "secret-1"}
     done = subprocess.run(
-        [sys.executable, "-m", "gptjax.doctor", "--json"],
+        [sys.executable, "-m", "gptjax.commands.doctor", "--json"],
         cwd=REPO,
         env=os.environ | known,
         capture_output=True,
@@ -120,7 +123,7 @@ def test_facts_that_are_missing(facts: dict[str, Any]) -> None:
 
 
 def test_only_its_own_option(refused: Refused) -> None:
-    assert "usage: python -m gptjax.doctor [--json]" in refused(doctor.main, "--jsno")
+    assert "usage: python -m gptjax.commands.doctor [--json]" in refused(doctor.main, "--jsno")
 
 
 def test_it_knows_all_requirements() -> None:

@@ -10,8 +10,8 @@ from conftest import MODERN, TINY, VOCAB_SIZE
 
 from gptjax import models, optim, training
 from gptjax.config import EncoderDecoderConfig, GPTConfig, OptimConfig
+from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
 from gptjax.models import EncoderDecoder
-from gptjax.tokenizer import CharTokenizer, PairTokenizer
 
 SOURCE_VOCAB_SIZE = 13
 

@@ -21,11 +21,11 @@ import jax
 import numpy as np
 import pytest
 
-import sample
-import train
-from gptjax import checkpoint, models, optim, training
-from gptjax.checkpoint import Checkpoints
-from gptjax.report import Reporter, read_metrics
+from gptjax import models, optim, train, training
+from gptjax.commands import sample
+from gptjax.runs import checkpoint
+from gptjax.runs.checkpoint import Checkpoints
+from gptjax.runs.report import Reporter, read_metrics
 
 REPO = Path(__file__).parents[1]
 MAX_STEPS, EVAL_INTERVAL, BLOCK_SIZE = 24, 2, 16

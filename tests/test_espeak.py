@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-from gptjax import espeak, speech
 from gptjax.config import Config, DataConfig, SpeechConfig, TrainConfig
+from gptjax.data import espeak, speech
 from gptjax.errors import UserError
 
 pytest.importorskip("espeakng_loader", reason="an extra: pip install -e '.[espeak]'")
@@ -94,7 +94,7 @@ def test_it_is_a_source_of_training_data(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("one\n\ntwo\n")
     arguments = [str(tmp_path / "lines.txt"), "--out", str(tmp_path / "a"), "--clips", "3"]
-    command = [sys.executable, "-m", "gptjax.espeak", *arguments]
+    command = [sys.executable, "-m", "gptjax.data.espeak", *arguments]
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert "3 clips" in made.stdout

@@ -13,12 +13,14 @@ import matplotlib.image
 import pytest
 from conftest import Refused
 
-import sample
-import train
-from gptjax import checkpoint, data, evaluate, pairs, report
-from gptjax.evaluate import NOTHING, errors, spelled
-from gptjax.pairs import PairData, Pairs
-from gptjax.tokenizer import ByteTokenizer, CharTokenizer, WordTokenizer
+from gptjax import train
+from gptjax.commands import evaluate, sample
+from gptjax.commands.evaluate import NOTHING, errors, spelled
+from gptjax.data import dataset as data
+from gptjax.data import pairs
+from gptjax.data.pairs import PairData, Pairs
+from gptjax.data.tokenizer import ByteTokenizer, CharTokenizer, WordTokenizer
+from gptjax.runs import checkpoint, report
 
 MAX_STEPS, EVAL_INTERVAL = 8, 4
 CONFIG = """

@@ -13,8 +13,9 @@ import pytest
 from conftest import MODERN, Refused
 from flax.traverse_util import flatten_dict
 
-from gptjax import checkpoint, export, huggingface, models, sampling, tokenizer
 from gptjax import config as config_lib
+from gptjax import models
+from gptjax.commands.import_model import main as import_main
 from gptjax.config import (
     BigramConfig,
     Config,
@@ -23,9 +24,12 @@ from gptjax.config import (
     ModelConfig,
     SpeechConfig,
 )
-from gptjax.importers.__main__ import main as import_main
-from gptjax.quant_array import Format, dequantize_params, quantize_params
-from gptjax.tokenizer import CharTokenizer, PairTokenizer, SpeechTokenizer, Tokenizer
+from gptjax.data import tokenizer
+from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, SpeechTokenizer, Tokenizer
+from gptjax.decoding import sampling
+from gptjax.interop import export, huggingface
+from gptjax.quantization.quant_array import Format, dequantize_params, quantize_params
+from gptjax.runs import checkpoint
 
 EXTRA = "an extra: pip install -e '.[test]'"
 torch = pytest.importorskip("torch", reason=EXTRA)

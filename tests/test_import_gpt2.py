@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-import train
-from gptjax import checkpoint, data, finetune, models, sampling, training
+from gptjax import models, train, training
 from gptjax.command_line import parse
+from gptjax.commands.import_model import main as import_main
 from gptjax.config import (
     BigramConfig,
     Config,
@@ -27,11 +27,14 @@ from gptjax.config import (
     SpeechConfig,
     TrainConfig,
 )
-from gptjax.importers.__main__ import main as import_main
-from gptjax.quant_array import Format, quantize_params
-from gptjax.report import read_metrics
-from gptjax.texts import load as load_text
-from gptjax.tokenizer import BPETokenizer, CharTokenizer, PairTokenizer, SpeechTokenizer
+from gptjax.data import dataset as data
+from gptjax.data.texts import load as load_text
+from gptjax.data.tokenizer import BPETokenizer, CharTokenizer, PairTokenizer, SpeechTokenizer
+from gptjax.decoding import sampling
+from gptjax.quantization.quant_array import Format, quantize_params
+from gptjax.runs import checkpoint
+from gptjax.runs import init_from as finetune
+from gptjax.runs.report import read_metrics
 
 EXTRA = "an extra: pip install -e '.[test]'"
 torch = pytest.importorskip("torch", reason=EXTRA)
@@ -415,7 +418,15 @@ def test_what_cannot_be_started_from_is_refused(
 def test_token_files_of_another_vocabulary_are_refused(
     imported: Path, config_file: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    prepare = ["-m", "gptjax.texts", "prepare", "--tokenizer", "byte", "--out", tmp_path / "tokens"]
+    prepare = [
+        "-m",
+        "gptjax.data.texts",
+        "prepare",
+        "--tokenizer",
+        "byte",
+        "--out",
+        tmp_path / "tokens",
+    ]
     shell(*prepare, config_file.parent / "text.txt")
     argv = ["--config", config_file, "--run-dir", tmp_path / "run", "--train.init-from", imported]
     line = refused(train.main, *argv, *MODEL_FLAGS, "--data.path", tmp_path / "tokens")
@@ -464,7 +475,7 @@ def shell(*command: object) -> str:
 
 def test_the_commands_make_a_run_that_sample_py_writes_with(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    said = shell("-m", "gptjax.importers", "gpt2", saved, "--out", out)
+    said = shell("-m", "gptjax.commands.import_model", "gpt2", saved, "--out", out)
     assert f"sample.py {out} --prompt" in said
     flags = ["--prompt", "the cat", "--max-new-tokens", 12, "--greedy", "--json"]
     record = json.loads(shell("sample.py", out, *flags))

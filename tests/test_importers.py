@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-import sample
-import train
-from gptjax import audio, checkpoint, models, search, transcribe
+from gptjax import models, train
+from gptjax.commands import sample
+from gptjax.commands.import_model import main
 from gptjax.config import SpeechConfig
+from gptjax.data import audio
+from gptjax.decoding import search, transcribe
 from gptjax.errors import UserError
-from gptjax.importers import whisper
-from gptjax.importers.__main__ import main
+from gptjax.interop import whisper
+from gptjax.runs import checkpoint
 
 EXTRA = "an extra: pip install -e '.[test]'"
 torch = pytest.importorskip("torch", reason=EXTRA)
@@ -444,7 +446,16 @@ def test_the_command_makes_a_run_that_sample_py_hears_with(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "runs" / "tiny"
-    command = ["-m", "gptjax.importers", "whisper", saved, "--out", out, "--language", "de"]
+    command = [
+        "-m",
+        "gptjax.commands.import_model",
+        "whisper",
+        saved,
+        "--out",
+        out,
+        "--language",
+        "de",
+    ]
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, check=False, cwd=REPO
     )

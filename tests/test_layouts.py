@@ -18,9 +18,11 @@ import pytest
 from conftest import TINY, VOCAB_SIZE
 from distributed_worker import WORKER, environment, run
 
-from gptjax import checkpoint, memory, models, optim, sharding, training
+from gptjax import models, optim, training
 from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from gptjax.errors import UserError
+from gptjax.runs import checkpoint
+from gptjax.scale import memory, sharding
 
 
 @pytest.mark.parametrize("model", ["gpt", "modern", "pairs", "speech"])
@@ -74,7 +76,7 @@ STEP = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from gptjax import sharding
+from gptjax.scale import sharding
 from gptjax.config import Config, MeshConfig
 
 mesh = sharding.make_mesh(Config(mesh=MeshConfig(**{sys.argv[1]: 8})))

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from conftest import check_rows
 
-from gptjax import data, datasets, pairs
 from gptjax.config import Config, DataConfig, EncoderDecoderConfig, GPTConfig, TrainConfig
+from gptjax.data import dataset as data
+from gptjax.data import datasets, pairs
+from gptjax.data.pairs import Bucket, PairData, Pairs
+from gptjax.data.texts import Batch
+from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, WordTokenizer
 from gptjax.errors import UserError
-from gptjax.pairs import Bucket, PairData, Pairs
-from gptjax.texts import Batch
-from gptjax.tokenizer import CharTokenizer, PairTokenizer, WordTokenizer
 
 MODEL = EncoderDecoderConfig(
     n_layer=1, n_head=2, n_embd=16, block_size=12, n_encoder_layer=1, source_block_size=16

@@ -21,7 +21,7 @@ from distributed_worker import REPO, WORKER, environment, run
 TEXT = "To be, or not to be, that is the question:\n" * 60
 CONFIG = """
 from pathlib import Path
-from gptjax import data
+from gptjax.data import dataset as data
 from gptjax.config import Config, DataConfig, GPTConfig, OptimConfig, TrainConfig
 
 config = Config(
@@ -170,8 +170,8 @@ def test_a_process_whose_peer_never_comes_says_so(config: Path, tmp_path: Path) 
     flags = ["--config", str(config), "--run-dir", str(tmp_path / "run"), "--mesh.process", "1"]
     flags += ["--mesh.coordinator", free_address(), "--mesh.processes", "2"]
     alone = f"""
-import train
-from gptjax import processes
+from gptjax import train
+from gptjax.scale import processes
 processes.START_SECONDS = 2
 train.main({flags})
 """

@@ -21,20 +21,8 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-import sample
-import train
-from gptjax import (
-    checkpoint,
-    data,
-    evaluate,
-    layers,
-    models,
-    quant_array,
-    quantize,
-    sampling,
-    search,
-    training,
-)
+from gptjax import layers, models, train, training
+from gptjax.commands import evaluate, quantize, sample
 from gptjax.config import (
     BigramConfig,
     Config,
@@ -44,17 +32,21 @@ from gptjax.config import (
     SpeechConfig,
     TrainConfig,
 )
-from gptjax.devices import FEW_ROWS
+from gptjax.data import dataset as data
+from gptjax.data.pairs import PairData
+from gptjax.data.tokenizer import CharTokenizer
+from gptjax.decoding import sampling, search
 from gptjax.errors import UserError
-from gptjax.pairs import PairData
-from gptjax.quant_array import (
+from gptjax.quantization import quant_array
+from gptjax.quantization.quant_array import (
     CHUNK,
     FLOAT32,
     Format,
     QuantArray,
     straight_through,
 )
-from gptjax.tokenizer import CharTokenizer
+from gptjax.runs import checkpoint
+from gptjax.scale.devices import FEW_ROWS
 
 REPO = Path(__file__).parent.parent
 RECORDINGS = Path(__file__).parents[2] / "shared/speech/fsdd/recordings"
@@ -835,7 +827,7 @@ def test_a_run_that_fails_midway_leaves_nothing(
 
 SECOND = """
 import sys
-from gptjax import quantize
+from gptjax.commands import quantize
 
 def fail(*_):
     raise AssertionError("computed something")

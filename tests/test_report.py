@@ -15,10 +15,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from gptjax import report
 from gptjax.config import Config, GPTConfig, TrainConfig
 from gptjax.errors import UserError
-from gptjax.report import Reporter, Row, read_metrics
+from gptjax.runs import report
+from gptjax.runs.report import Reporter, Row, read_metrics
 
 REPO = Path(__file__).parents[1]
 CONFIG = Config(model=GPTConfig(block_size=16), train=TrainConfig(max_steps=20, batch_size=4))
@@ -205,7 +205,7 @@ def test_a_picture_without_any_training_row(tmp_path: Path) -> None:
 def test_plot_on_the_command_line(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", offset=0.5)
     done = subprocess.run(
-        [sys.executable, "-m", "gptjax.report", "plot", a, b, "--out", tmp_path / "x.png"],
+        [sys.executable, "-m", "gptjax.runs.report", "plot", a, b, "--out", tmp_path / "x.png"],
         cwd=REPO,
         capture_output=True,
         text=True,
@@ -231,7 +231,7 @@ def test_curves_carry_the_names_of_their_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "usage: python -m gptjax.report plot"),
+        ([], "usage: python -m gptjax.runs.report plot"),
         (["plot"], "at least one run directory"),
         (["plot", "RUN", "--out", "x.bmp"], "must end in .png, .svg or .pdf"),
         (["plot", "RUN", "NONE"], "NONE has no metrics.jsonl"),

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from conftest import VOCAB_SIZE
 
-from gptjax import models, sampling
+from gptjax import models
 from gptjax.config import BigramConfig
+from gptjax.decoding import sampling
+from gptjax.decoding.sampling import Sampler
 from gptjax.errors import UserError
-from gptjax.sampling import Sampler
 
 GREEDY = Sampler(temperature=0)
 N_TOKENS = 45  # nearly three times the block size

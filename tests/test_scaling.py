@@ -19,9 +19,11 @@ from jax._src.clusters.slurm_cluster import SlurmCluster
 from jax.sharding import AbstractMesh
 
 from benchmarks import hlo, plan, scaling
-from gptjax import checkpoint, memory, models, optim, sharding, training
+from gptjax import models, optim, training
 from gptjax.command_line import load_file
 from gptjax.config import Config, OptimConfig, TrainConfig
+from gptjax.runs import checkpoint
+from gptjax.scale import memory, sharding
 
 ROOT = Path(__file__).parent.parent
 GPT2 = plan.SIZES[1]

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from conftest import MODERN, TINY
 
-from gptjax import alignment, models, search
+from gptjax import models
 from gptjax.config import EncoderDecoderConfig, GPTConfig
+from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
+from gptjax.decoding import alignment, search
 from gptjax.errors import UserError
 from gptjax.models import EncoderDecoder
-from gptjax.tokenizer import CharTokenizer, PairTokenizer
 
 TOKENIZER = PairTokenizer(CharTokenizer("abcdefgh"), CharTokenizer("tuvwxyz"))
 TWO_LETTERS = PairTokenizer(CharTokenizer("abcdefgh"), CharTokenizer("xy"))

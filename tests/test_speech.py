@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from conftest import Refused, check_rows
 
-import sample
-from gptjax import audio, checkpoint, command_line, datasets, evaluate, models, speech, transcribe
+from gptjax import command_line, models
 from gptjax import config as config_lib
-from gptjax.audio import HOP, SAMPLE_RATE
+from gptjax.commands import evaluate, sample
 from gptjax.config import Config, DataConfig, SpeechConfig, TrainConfig
+from gptjax.data import audio, datasets, speech
+from gptjax.data.audio import HOP, SAMPLE_RATE
+from gptjax.data.speech import Clip, SpeechData
+from gptjax.data.tokenizer import SpeechTokenizer, WordTokenizer
+from gptjax.decoding import transcribe
 from gptjax.errors import UserError
-from gptjax.speech import Clip, SpeechData
-from gptjax.tokenizer import SpeechTokenizer, WordTokenizer
+from gptjax.runs import checkpoint
 
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
 SHARED = Path(__file__).parents[2] / "shared/speech/fsdd"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from conftest import check_rows
 
-from gptjax import data, texts, tokenizer
 from gptjax.config import BigramConfig, Config, DataConfig, TrainConfig
+from gptjax.data import dataset as data
+from gptjax.data import texts, tokenizer
+from gptjax.data.texts import Batch, Prepare, TextData
 from gptjax.errors import UserError
-from gptjax.texts import Batch, Prepare, TextData
 
 Kind = Literal["char", "word", "byte", "gpt2", "bpe"]
 
@@ -337,8 +338,8 @@ def test_prepare_on_the_command_line(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "usage: python -m gptjax.texts prepare"),
-        (["tokenize"], "usage: python -m gptjax.texts prepare"),
+        ([], "usage: python -m gptjax.data.texts prepare"),
+        (["tokenize"], "usage: python -m gptjax.data.texts prepare"),
         (["prepare", "--out", "OUT"], "at least one text file"),
         (["prepare", "--out", "OUT", "TEXT", "--val-fraction", "1"], "--val-fraction is 1.0"),
         (["prepare", "--out", "OUT", "TEXT", "--tokeniser", "byte"], "--tokenizer"),
@@ -384,5 +385,7 @@ def test_a_folder_that_is_not_whole_is_refused(
         (out / name).unlink()
     else:
         (out / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"is not a folder of token files .*gptjax.texts prepare"):
+    with pytest.raises(
+        UserError, match=r"is not a folder of token files .*gptjax.data.texts prepare"
+    ):
         texts.load(DataConfig(path=out), block_size=8)

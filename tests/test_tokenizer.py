@@ -9,9 +9,15 @@ import pytest
 import requests
 import tiktoken
 
-from gptjax import tokenizer
+from gptjax.data import tokenizer
+from gptjax.data.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    Tokenizer,
+)
 from gptjax.errors import UserError
-from gptjax.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 
 TEXT = "First Citizen:\n\n  Speak, naïve friend.\tÜber 12 €? \U0001f600\r\nAll: <|endoftext|>\n" * 3
 

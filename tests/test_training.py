@@ -13,9 +13,11 @@ import optax
 import pytest
 from conftest import MODERN, TINY, VOCAB_SIZE
 
-from gptjax import data, models, optim, texts, training
+from gptjax import models, optim, training
 from gptjax.config import BigramConfig, Config, GPTConfig, OptimConfig, TrainConfig
-from gptjax.tokenizer import ByteTokenizer
+from gptjax.data import dataset as data
+from gptjax.data import texts
+from gptjax.data.tokenizer import ByteTokenizer
 
 TEXT = np.random.default_rng(0).integers(0, VOCAB_SIZE, 1000).astype(np.uint16)
 DATA = texts.TextData(TEXT, TEXT, ByteTokenizer(), "random", "")
@@ -153,7 +155,9 @@ def test_evaluation_is_exact_over_the_whole_split():
 EVALUATE_ON_ALL_DEVICES = """
 import json, sys
 import jax, numpy as np
-from gptjax import models, sharding, texts, training
+from gptjax import models, training
+from gptjax.data import texts
+from gptjax.scale import sharding
 from gptjax.config import Config, GPTConfig, TrainConfig
 config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16)
 model = models.GPT(config, 20)

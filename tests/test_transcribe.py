@@ -20,14 +20,16 @@ import pytest
 from conftest import Refused
 from matplotlib.axes import Axes
 
-import sample
-import train
-from gptjax import audio, evaluate, models, report, search, speech, transcribe
-from gptjax.audio import HOP, SAMPLE_RATE
+from gptjax import models, train
+from gptjax.commands import evaluate, sample
 from gptjax.config import SpeechConfig
-from gptjax.pairs import epoch_batches
-from gptjax.speech import Example
-from gptjax.tokenizer import SpeechTokenizer, WordTokenizer
+from gptjax.data import audio, speech
+from gptjax.data.audio import HOP, SAMPLE_RATE
+from gptjax.data.pairs import epoch_batches
+from gptjax.data.speech import Example
+from gptjax.data.tokenizer import SpeechTokenizer, WordTokenizer
+from gptjax.decoding import search, transcribe
+from gptjax.runs import report
 
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
 pytest.importorskip("jiwer", reason="an extra: pip install -e '.[evaluate]'")

@@ -1,0 +1,228 @@
+"""Speech out of nothing: any text in many voices, by eSpeak NG (extra: espeak).
+
+    python -m gptjax.data.espeak sentences.txt --out spoken --clips 1000
+
+makes a folder with a manifest that train.py takes: --data.path spoken. It sounds like a machine,
+but it costs nothing and its transcripts are right.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from gptjax.command_line import parse_command
+from gptjax.errors import UserError, exit_codes, import_extra
+
+SAMPLE_RATE = 16_000
+LANGUAGES = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-029")
+VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4")
+VOICES = tuple(f"{language}+{variant}" for language in LANGUAGES for variant in VARIANTS)
+WORDS_PER_MINUTE = 120, 220
+PITCH = 30, 70
+"""On eSpeak's scale of 0 to 99, 50 being the voice's own."""
+CHUNK = 100
+"""Clips of one process. What eSpeak says depends on what it said before, so this is fixed."""
+NEEDS = "synthetic speech needs"
+
+# Of espeak-ng/speak_lib.h.
+_SYNCHRONOUS, _RATE, _PITCH, _UTF8, _CHARACTERS = 2, 1, 3, 1, 1
+
+
+def make(
+    texts: Sequence[str], n_clips: int, seed: int, folder: Path, n_workers: int | None = None
+) -> Path:
+    """Speaks n_clips of these texts, and returns the manifest in the folder.
+
+    Every text once, in an order of its own, before any comes again; voice, rate and pitch of a
+    clip are a function of (seed, its number). The files are the same, to the byte, however many
+    workers make them. A folder that holds just this is left as it is. Raises UserError when the
+    library is missing, for a text that has no sound, and for a folder that holds something else.
+    """
+    import_extra("espeakng_loader", NEEDS)  # missing? Better said here than by a worker
+    import_extra("soundfile", NEEDS)
+    import_extra("soxr", NEEDS)
+    if not texts or n_clips < 1:
+        raise UserError(f"{len(texts)} texts and {n_clips} clips make no speech; want one of each")
+    digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+    request = {"texts": digest, "n_clips": n_clips, "seed": seed}
+    request["library"] = version("espeakng-loader")
+    manifest = folder / "manifest.jsonl"
+    if folder.exists():
+        if _made(folder) == request and manifest.is_file():
+            return manifest
+        raise UserError(f"{folder} holds something else; remove it, or name another folder")
+    rows = list(itertools.islice(_clips(texts, seed), n_clips))
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    try:
+        (part / "clips").mkdir(parents=True)
+        with ThreadPoolExecutor(n_workers or os.cpu_count() or 1) as pool:
+            for done in _in_order(pool, rows, part):
+                _progress(done, n_clips)
+        lines = (json.dumps({k: row[k] for k in ("audio", "text", "speaker")}) for row in rows)
+        (part / manifest.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (part / "made.json").write_text(json.dumps(request) + "\n", encoding="utf-8")
+        part.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); name another") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return manifest
+
+
+def _made(folder: Path) -> Any:
+    """What was asked for when the folder was made; None if it was not made here."""
+    try:
+        return json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _clips(texts: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
+    """What is said in each clip, without end, and how."""
+    for epoch in itertools.count():
+        order = np.random.default_rng((seed, epoch)).permutation(len(texts))
+        for place, of in enumerate(order.tolist()):
+            number = epoch * len(texts) + place
+            rng = np.random.default_rng((seed, 0, number))
+            yield {
+                "audio": f"clips/{number:07d}.wav",
+                "text": texts[of],
+                "speaker": VOICES[int(rng.integers(len(VOICES)))],
+                "rate": int(rng.integers(*WORDS_PER_MINUTE)),
+                "pitch": int(rng.integers(*PITCH)),
+            }
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], folder: Path
+) -> Iterator[int]:
+    """Has the rows spoken by processes that live for a chunk each; yields how many are done."""
+    code = "from gptjax.data.espeak import _worker; _worker()"
+
+    def speak(chunk: Sequence[dict[str, Any]]) -> None:
+        request = json.dumps({"folder": str(folder), "rows": chunk})
+        command = [sys.executable, "-c", code]
+        worker = subprocess.run(command, input=request, capture_output=True, text=True)
+        if worker.returncode:
+            last = (worker.stderr.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
+            raise UserError(last.removeprefix("error: "))
+
+    starts = range(0, len(rows), CHUNK)
+    pending = [pool.submit(speak, rows[first : first + CHUNK]) for first in starts]
+    try:
+        for first, future in zip(starts, pending, strict=True):
+            future.result()
+            yield min(first + CHUNK, len(rows))
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _progress(done: int, n_clips: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done == n_clips else ""
+        print(f"\rspoken {done:,}/{n_clips:,}", end=end, file=sys.stderr, flush=True)
+
+
+def _worker() -> None:
+    """Speaks the rows of a request on stdin."""
+    with exit_codes():
+        request = json.load(sys.stdin)
+        soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
+        engine = Engine()
+        for row in request["rows"]:
+            samples_N = engine.speak(row["text"], row["speaker"], row["rate"], row["pitch"])
+            samples_N = soxr.resample(samples_N, engine.sample_rate, SAMPLE_RATE)
+            soundfile.write(Path(request["folder"]) / row["audio"], samples_N, SAMPLE_RATE)
+
+
+class Engine:
+    """The library, of which a process has one."""
+
+    def __init__(self) -> None:
+        loader = import_extra("espeakng_loader", NEEDS)
+        self._library = ctypes.CDLL(loader.get_library_path())
+        data = loader.get_data_path().encode()
+        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
+        self._pieces: list[bytes] = []
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+        self._callback = kind(self._receive)  # the library keeps no reference
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def _receive(self, samples: int | None, n: int, _events: int | None) -> int:
+        if samples and n > 0:
+            self._pieces.append(ctypes.string_at(samples, 2 * n))
+        return 0  # go on
+
+    def speak(self, text: str, voice: str, rate: int, pitch: int) -> np.ndarray:
+        """int16 samples (N,). Raises UserError for an unknown voice and a text without sound."""
+        self._pieces.clear()
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # or its noise tells the time
+        if self._library.espeak_SetVoiceByName(voice.encode()):
+            raise UserError(f"eSpeak has no voice {voice}")
+        self._library.espeak_SetParameter(_RATE, rate, 0)
+        self._library.espeak_SetParameter(_PITCH, pitch, 0)
+        content = text.encode()
+        self._library.espeak_Synth(
+            content, ctypes.c_size_t(len(content) + 1), 0, _CHARACTERS, 0, _UTF8, None, None
+        )
+        samples_N = np.frombuffer(b"".join(self._pieces), np.int16)
+        if not samples_N.any():
+            raise UserError(f"{text[:60]!r} has no sound; leave that line out")
+        return samples_N
+
+
+@dataclass(frozen=True)
+class Speak:
+    """Speak the lines of a text, each in some voice."""
+
+    text: tyro.conf.Positional[Path]
+    """A UTF-8 file, one utterance a line."""
+    out: Path
+    """Folder to make."""
+    clips: int = 1000
+    """How many; the lines come again if there are fewer."""
+    seed: int = 1337
+    """Decides order, voices, rate and pitch."""
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines that are not blank. Raises UserError for a file that is missing or no text."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({error})") from None
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path} has no lines to speak; write one utterance a line")
+    return lines
+
+
+def main(argv: list[str]) -> None:
+    with exit_codes(), contextlib.suppress(BrokenPipeError):
+        command = parse_command(Speak, argv, "python -m gptjax.data.espeak")
+        if command.clips < 1:
+            raise UserError(f"--clips is {command.clips}, but must be at least 1")
+        if not 0 <= command.seed < 2**32:
+            raise UserError(f"--seed is {command.seed}, but must be in [0, 2**32)")
+        manifest = make(read_lines(command.text), command.clips, command.seed, command.out)
+        print(f"{command.clips:,} clips in {command.out}; train on them: --data.path {manifest}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

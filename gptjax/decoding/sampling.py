@@ -1,0 +1,164 @@
+"""Autoregressive sampling: a prefill of the prompt, then a jitted loop over a static KV cache.
+
+The cache holds block_size positions. While the text fits, a token costs one position's work and
+the result equals decoding without a cache. When the cache is full, every position in it is in
+use: sliding by one token would change the position, and through attention the keys and values,
+of all the others, which no cache survives. So the window is read again: its last half by
+default, which leaves room for block_size / 2 further cached tokens (constant cost per token on
+average), or, with `exact_window`, its last block_size tokens before every single token, as
+nanoGPT does.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from gptjax.errors import UserError
+from gptjax.models import Model
+from gptjax.scale import sharding
+
+# Tokens per dispatch: few enough to stream smoothly, many enough to hide the dispatch.
+TOKENS_PER_DISPATCH = 16
+SHORTEST_PREFILL = 16
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a next token is drawn from its logits; the filters apply in this order."""
+
+    temperature: float = 1.0
+    """Divides the logits: below 1 is more careful, above more adventurous; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the most likely tokens that together reach this probability (nucleus sampling,
+    Holtzman et al. 2020)."""
+
+    def check(self, vocab_size: int) -> None:
+        """Raises UserError for a value out of range."""
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"--temperature is {self.temperature}, but must be finite and >= 0")
+        if not 0 <= self.top_k <= vocab_size:
+            raise UserError(
+                f"--top-k is {self.top_k}, but must be in [0, {vocab_size}], the vocabulary"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p is {self.top_p}, but must be in (0, 1]")
+
+    def __call__(self, logits_BV: Array, key: Array) -> Array:
+        """Next tokens (B,), int32."""
+        if self.temperature == 0:
+            return jnp.argmax(logits_BV, -1).astype(jnp.int32)
+        # The largest at 0, so that no temperature can make it overflow.
+        logits_BV = (logits_BV - logits_BV.max(-1, keepdims=True)) / self.temperature
+        if self.top_k:
+            kth_B1 = lax.top_k(logits_BV, self.top_k)[0][:, -1:]
+            logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
+        if self.top_p < 1:
+            sorted_BV = jnp.sort(logits_BV, descending=True)
+            p_BV = jax.nn.softmax(sorted_BV)
+            # A token stays if those before it do not reach top_p: the first always does.
+            kept_BV = jnp.cumsum(p_BV, -1) - p_BV < self.top_p
+            least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), -1, keepdims=True)
+            logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+        return jax.random.categorical(key, logits_BV).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sampler"))
+def _prefill(
+    model: Model, sampler: Sampler, params: Any, tokens_BT: Array, length: Array, keys: tuple
+) -> tuple[Array, Any]:
+    """Reads the first `length` of the tokens; returns the next token (B,) and the cache."""
+    key, index = keys
+    cache: Any = model.init_cache(tokens_BT.shape[0])
+    logits_BTV, cache = model.apply({"params": params}, tokens_BT, cache)
+    logits_BV = lax.dynamic_index_in_dim(logits_BTV, length - 1, axis=1, keepdims=False)
+    # The padding behind `length` is in the cache too, but each position is written before any
+    # later query may see it.
+    cache = tuple(layer._replace(length=length) for layer in cache)
+    return sharding.replicate(sampler(logits_BV, jax.random.fold_in(key, index))), cache
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames="cache")
+def _decode(
+    model: Model,
+    sampler: Sampler,
+    params: Any,
+    token_B: Array,
+    cache: Any,
+    n_tokens: Array,
+    keys: tuple,
+) -> tuple[Array, Array, Any]:
+    """n_tokens steps of the loop; returns tokens (B, TOKENS_PER_DISPATCH), the last, the cache."""
+    key, first_index = keys
+
+    def step(i: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        out_BN, token_B, cache = carry
+        logits_B1V, cache = model.apply({"params": params}, token_B[:, None], cache)
+        token_B = sampler(logits_B1V[:, 0], jax.random.fold_in(key, first_index + i))
+        return out_BN.at[:, i].set(token_B), token_B, cache
+
+    out_BN = jnp.zeros((token_B.shape[0], TOKENS_PER_DISPATCH), jnp.int32)
+    out_BN, token_B, cache = lax.fori_loop(0, n_tokens, step, (out_BN, token_B, cache))
+    return sharding.replicate(out_BN), sharding.replicate(token_B), cache
+
+
+def generate(
+    model: Model,
+    params: Any,
+    prompt_BT: np.ndarray,
+    n_tokens: int,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    exact_window: bool = False,
+) -> Iterator[np.ndarray]:
+    """Continues a batch of prompts of equal length, yielding tokens (B, n) as they are made.
+
+    prompt_BT: int32, at least one token; of a prompt longer than block_size the tail is read.
+    The tokens drawn are a function of (params, prompt, sampler, seed), not of how they are
+    grouped. Greedy decoding in float32 equals that without a cache, window by window.
+    """
+    sampler = sampler or Sampler()
+    if sampler.temperature == 0:
+        sampler = Sampler(temperature=0)  # one executable for every way to ask for greedy
+    block_size = model.config.block_size
+    keep = block_size if exact_window else max(1, block_size // 2)
+    key = jax.random.key(seed)
+    text_BT = np.asarray(prompt_BT, np.int32)
+    made = 0
+    window_BT = text_BT[:, -block_size:]
+    while made < n_tokens:
+        length = window_BT.shape[1]
+        bucket = min(block_size, max(SHORTEST_PREFILL, 1 << (length - 1).bit_length()))
+        padded_BT = np.pad(window_BT, ((0, 0), (0, bucket - length)))
+        token_B, cache = _prefill(
+            model, sampler, params, padded_BT, jnp.int32(length), (key, jnp.int32(made))
+        )
+        new_BN = np.asarray(token_B)[:, None]
+        while True:
+            yield new_BN
+            made += new_BN.shape[1]
+            text_BT = np.concatenate([text_BT, new_BN], axis=1)[:, -block_size:]
+            n = min(TOKENS_PER_DISPATCH, n_tokens - made, block_size - length)
+            if n <= 0:
+                break
+            out_BN, token_B, cache = _decode(
+                model, sampler, params, token_B, cache, jnp.int32(n), (key, jnp.int32(made))
+            )
+            length += n
+            new_BN = np.asarray(out_BN)[:, :n]
+        window_BT = text_BT[:, -keep:]
+
+
+def complete(
+    model: Model, params: Any, prompt_BT: np.ndarray, n_tokens: int, **options: Any
+) -> np.ndarray:
+    """All tokens of `generate` at once: (B, n_tokens)."""
+    return np.concatenate(list(generate(model, params, prompt_BT, n_tokens, **options)), axis=1)

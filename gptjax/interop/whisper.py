@@ -1,0 +1,236 @@
+"""Whisper, OpenAI's speech recognizer (Radford et al. 2022), from Hugging Face's files.
+
+It computes the same logits, but its text may differ from Hugging Face's `generate`, which also
+keeps the tokens of generation_config.json's suppress_tokens and begin_suppress_tokens from being
+chosen: beam search here chooses freely.
+"""
+
+import json
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from gptjax import command_line, models
+from gptjax.config import Config, DataConfig, SpeechConfig
+from gptjax.data.tokenizer import BPETokenizer, SpeechTokenizer
+from gptjax.errors import UserError, import_extra
+from gptjax.interop.files import NEEDS, Tensors, TheirConfig, read_json
+from gptjax.runs import checkpoint
+
+ENGLISH_ONLY = 51_864
+"""Vocabulary of Whisper's English-only checkpoints: it has language tokens, but they have no use
+for them."""
+
+# Our names of a parameter's parts, and Whisper's.
+WHISPER_NAMES = {
+    "conv_1": "conv1",
+    "conv_2": "conv2",
+    "token_embedding": "embed_tokens",
+    "position_embedding": "embed_positions",
+    "attention_norm": "self_attn_layer_norm",
+    "attention": "self_attn",
+    "cross_attention_norm": "encoder_attn_layer_norm",
+    "cross_attention": "encoder_attn",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "mlp_norm": "final_layer_norm",
+    "final_norm": "layer_norm",
+    "kernel": "weight",
+    "scale": "weight",
+    "table": "weight",
+}
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """Turn a Whisper checkpoint of Hugging Face into a run."""
+
+    path: tyro.conf.Positional[Path]
+    """Folder with config.json, model.safetensors and tokenizer.json."""
+    out: Path
+    """Run directory to make."""
+    language: str = "en"
+    """Language spoken, as Whisper abbreviates it; of multilingual checkpoints."""
+
+
+def whisper_config(path: Path) -> tuple[SpeechConfig, int]:
+    """(configuration, vocabulary size) of Whisper's config.json.
+
+    Raises UserError for what SpeechRecognizer cannot be, naming the value.
+    """
+    theirs = TheirConfig(path)
+    require, number = theirs.require, theirs.number
+    require("model_type", "whisper")
+    require("activation_function", "gelu", "gelu")
+    require("scale_embedding", False, False)
+    require("tie_word_embeddings", True, True)
+    width, n_head = number("d_model"), number("encoder_attention_heads")
+    require("decoder_attention_heads", n_head)
+    for side in ("encoder", "decoder"):
+        require(f"{side}_ffn_dim", 4 * width)
+    config = SpeechConfig(
+        n_layer=number("decoder_layers"),
+        n_head=n_head,
+        n_embd=width,
+        block_size=number("max_target_positions"),
+        dropout=0.0,
+        position="learned",
+        norm="layernorm",
+        activation="gelu",
+        bias=True,
+        attention_bias=True,
+        tie_embeddings=True,
+        n_encoder_layer=number("encoder_layers"),
+        n_mels=number("num_mel_bins"),
+        source_block_size=number("max_source_positions"),
+        pad_source=True,
+    )
+    return config, number("vocab_size")
+
+
+def whisper_name(path: str) -> str:
+    """Whisper's name of a parameter, "decoder.final_norm.scale" for one."""
+    path = path.replace("mlp.hidden", "fc1").replace("mlp.output", "fc2")
+    path = re.sub(r"block_(\d+)", r"layers.\1", path).replace("output", "out_proj")
+    return ".".join(["model", *(WHISPER_NAMES.get(part, part) for part in path.split("."))])
+
+
+def whisper_params(tensors: Tensors, shapes: Any) -> Any:
+    """The parameters, each of Whisper's tensors used once; `shapes` is the model's own pytree.
+
+    Raises UserError for tensors that are missing, unknown or of another shape, and where one that
+    has no parameter here is not what the model computes.
+    """
+    positions, head = "model.encoder.embed_positions.weight", "proj_out.weight"
+    embedding = "model.decoder.embed_tokens.weight"
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    named = [
+        (whisper_name(jax.tree_util.keystr(path, simple=True, separator=".")), leaf.shape)
+        for path, leaf in leaves
+    ]
+    width = shapes["decoder"]["token_embedding"]["table"].shape[1]
+    expected = {name: whisper_shape(name, shape) for name, shape in named if not is_zero(name)}
+    expected[positions] = (tensors.shapes.get(positions, (1,))[0], width)
+    if head in tensors.shapes:  # written out, though it is the embedding
+        expected[head] = expected[embedding]
+    tensors.check_names(expected)
+
+    rounding = 4e-3 if tensors.is_bfloat16(positions) else 5e-4
+    theirs_SD = tensors.take(positions)
+    difference = np.abs(theirs_SD - models.sinusoids(*theirs_SD.shape)).max()
+    if not difference <= rounding:
+        raise UserError(
+            f"{tensors.files[0]}: {positions} is {difference:.2g} away from sinusoids, which are "
+            "the only positions of an encoder that can be imported"
+        )
+    filled: list[np.ndarray] = [
+        np.zeros(shape, np.float32) if is_zero(name) else to_ours(tensors.take(name), name)
+        for name, shape in named
+    ]
+    params = jax.tree.unflatten(tree, filled)
+    table_VD = params["decoder"]["token_embedding"]["table"]
+    if head in tensors.shapes and not np.array_equal(tensors.take(head), table_VD):
+        raise UserError(f"{tensors.files[0]}: {head} is not {embedding}, but they must be the same")
+    return params
+
+
+def is_zero(name: str) -> bool:
+    """Whisper's keys have no bias."""
+    return name.endswith("k_proj.bias")
+
+
+def whisper_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a tensor has at Whisper where it is `shape` here; inverts `to_ours`."""
+    if "conv" in name and len(shape) == 2:
+        return shape[1], shape[0] // 3, 3
+    return shape[::-1] if len(shape) == 2 and "embed_" not in name else shape
+
+
+def to_ours(tensor: np.ndarray, name: str) -> np.ndarray:
+    """A tensor of Whisper as our parameter."""
+    if tensor.ndim == 3:  # (D, M, 3): here the three frames stand one behind the other, (3 M, D)
+        return tensor.transpose(2, 1, 0).reshape(-1, len(tensor))
+    return tensor.T if tensor.ndim == 2 and "embed_" not in name else tensor
+
+
+def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTokenizer:
+    """Whisper's vocabulary, and the tokens that ask for a transcript without time stamps.
+
+    Raises UserError when tokenizer.json is missing or does not fit, and for an unknown language.
+    """
+    import_extra("tokenizers", NEEDS)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing; make it from the other files of the vocabulary: "
+            f"transformers.AutoTokenizer.from_pretrained({str(folder)!r})"
+            f".save_pretrained({str(folder)!r})"
+        )
+    saved = read_json(path)
+    added = [token for token in saved.get("added_tokens", []) if isinstance(token, dict)]
+    for token in added:  # time stamps are no text either
+        if re.fullmatch(r"<\|.*\|>", str(token.get("content"))):
+            token["special"] = True
+    try:
+        target = BPETokenizer(json.dumps(saved))
+    except Exception as error:  # the package raises nothing more specific
+        raise UserError(f"{path} is no tokenizer ({error}); fetch it again") from None
+    if target.vocab_size > vocab_size:
+        raise UserError(
+            f"{path} has {target.vocab_size} tokens, but config.json only {vocab_size}; they "
+            "belong to different models"
+        )
+
+    def token_id(token: str) -> int:
+        i = target.token_id(token)
+        if i is None:
+            raise UserError(f"{path} has no token {token}, so it is not Whisper's")
+        return i
+
+    # English-only checkpoints may have the language tokens, too, but never saw them in training.
+    generation = folder / "generation_config.json"
+    saved = read_json(generation) if generation.is_file() else {}
+    languages = sorted(
+        match[1]
+        for token in added
+        if (match := re.fullmatch(r"<\|([a-z]{2,3})\|>", str(token.get("content"))))
+    )
+    is_multilingual = saved.get("is_multilingual", vocab_size != ENGLISH_ONLY) and bool(languages)
+    start = ["<|startoftranscript|>"]
+    if is_multilingual:
+        if language not in languages:
+            raise UserError(f"--language is {language}, but must be one of {', '.join(languages)}")
+        start += [f"<|{language}|>", "<|transcribe|>"]
+    elif language != "en":
+        raise UserError(f"--language is {language}, but {folder} knows only English; leave it out")
+    start_ids = [token_id(token) for token in [*start, "<|notimestamps|>"]]
+    return SpeechTokenizer(target, start_ids, token_id("<|endoftext|>"), vocab_size)
+
+
+def import_whisper(command: Whisper) -> None:
+    """Makes the run, whole or not at all. Raises UserError for what cannot be imported."""
+    folder, out = command.path, command.out
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name one with config.json and model.safetensors")
+    with ExitStack() as stack:
+        part = stack.enter_context(checkpoint.new_run(out))
+        model_config, vocab_size = whisper_config(folder / "config.json")
+        data = DataConfig(name="fsdd", tokenizer="bpe")
+        config = Config(model=model_config, data=data, run_dir=out)
+        command_line.check(config)
+        tensors = Tensors(folder, stack)
+        tok = whisper_tokenizer(folder, vocab_size, command.language)
+        model = models.build(model_config, tok)
+        params = whisper_params(tensors, jax.eval_shape(lambda: models.init(model, seed=0)))
+        origin = f"no data: weights imported from {folder.resolve()}"
+        checkpoint.save_finished(
+            part, config, tok, params, {"source": origin, "sha256": tensors.sha256()}
+        )
+    print(f"{models.count(params):,} parameters in {out}; try: python sample.py {out} --audio FILE")

@@ -1,0 +1,1 @@
+"""The run directory: checkpoints, resuming, metrics and plots."""

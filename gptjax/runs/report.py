@@ -1,0 +1,319 @@
+"""What one sees of a run: a progress bar or plain lines, metrics.jsonl, loss.png, TensorBoard.
+
+    python -m gptjax.runs.report plot RUN... [--out FILE]
+
+lays the curves of several runs over one another.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from gptjax.command_line import parse_command
+from gptjax.config import Config, TrainConfig
+from gptjax.errors import UserError, exit_codes, import_extra
+from gptjax.runs.checkpoint import write_atomically
+
+# Seconds between plain lines when no one watches a terminal; an evaluation always prints.
+PLAIN_LINE_SECONDS = 5.0
+
+Row = dict[str, Any]
+
+
+class _Console(Console):
+    """A console whose reader may leave: `train.py | head` must not end the training."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Reporter:
+    """Shows and stores the progress of one run. Use as a context manager."""
+
+    def __init__(self, folder: Path, config: Config, first_step: int, tokens_per_step: float):
+        """Cuts metrics.jsonl back to `first_step`: what follows is about to be computed again.
+
+        `evaluated` then holds the steps whose evaluation is among what is left.
+        """
+        self.folder, self.config = folder, config
+        self._tokens_per_step = tokens_per_step
+        self.console = _Console(highlight=False, soft_wrap=True, emoji=False)
+        self._writers = _external_writers(folder, config, first_step)
+        path = folder / "metrics.jsonl"
+        # A run that starts afresh evaluates step 0 again, too.
+        rows = [row for row in read_metrics(folder) if first_step and row["step"] <= first_step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.evaluated = {row["step"] for row in rows if "val_loss" in row}
+        self._metrics = open(path, "a", buffering=1)  # noqa: SIM115 - closed by __exit__
+        before = rows[-1]["seconds"] if rows else 0.0
+        self._start = time.perf_counter() - before
+        self._shown: Row = {"step": first_step}
+        self._last_line = time.perf_counter()
+        self._rates: list[tuple[float, int]] = []
+        self._tokens_per_second = 0.0
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        if self.console.is_terminal:
+            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+            self._progress = Progress(*columns, console=self.console, refresh_per_second=4)
+            total = config.train.max_steps
+            self._task = self._progress.add_task("compiling", total=total, completed=first_step)
+
+    def __enter__(self) -> "Reporter":
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._progress:
+            self._progress.stop()
+        self._metrics.close()
+        for writer in self._writers:
+            writer.close()
+
+    def say(self, line: str) -> None:
+        """One line of prose, above the progress bar if there is one."""
+        self.console.print(line, markup=False)
+
+    def steps_done(self, step: int) -> None:
+        """Called after every dispatch: moves the bar, measures the speed.
+
+        The first dispatch, which compiles, and evaluations do not count as training speed.
+        """
+        self._rates = [*self._rates[-20:], (time.perf_counter(), step)]
+        (t0, s0), (t1, s1) = self._rates[0], self._rates[-1]
+        if s1 > s0:
+            self._tokens_per_second = (s1 - s0) * self._tokens_per_step / (t1 - t0)
+        self._shown["step"] = step
+        self._show()
+
+    def training(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None:
+        """A row of metrics.jsonl for one optimizer step."""
+        row = {
+            "step": step,
+            "seconds": round(time.perf_counter() - self._start, 3),
+            "train_loss": loss,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "tokens_per_second": round(self._tokens_per_second),
+        }
+        self._store(row)
+
+    def sample(self, step: int, text: str) -> None:
+        """Writes samples/STEP.txt."""
+        (self.folder / "samples").mkdir(exist_ok=True)
+        write_atomically(self.folder / "samples" / f"{step}.txt", text + "\n")
+
+    def evaluation(self, step: int, losses: dict[str, float]) -> None:
+        """A row for an evaluation; draws loss.png anew."""
+        row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **losses}
+        self._store(row)
+        self._show(line=True)
+        rows = read_metrics(self.folder)
+        plot({self.folder.name: rows}, self.folder / "loss.png")
+        # Training speed counts from now, unless the dispatch that compiles is still to come.
+        self._rates = [(time.perf_counter(), step)] if self._rates else []
+
+    def _store(self, row: Row) -> None:
+        self._metrics.write(json.dumps(row) + "\n")
+        self._shown |= {k: v for k, v in row.items() if k != "step"}
+        for writer in self._writers:
+            writer.write(row)
+
+    def _show(self, line: bool = False) -> None:
+        row, total = self._shown, self.config.train.max_steps
+        parts = [f"step {row['step']}/{total}"]
+        for name in ("train_loss", "val_loss"):
+            if name in row:
+                parts.append(f"{name} {row[name]:.4f}")
+        if "learning_rate" in row:
+            parts.append(f"lr {row['learning_rate']:.1e}")
+        if speed := self._tokens_per_second:
+            per_step = self._tokens_per_step / speed
+            left = int((total - row["step"]) * per_step)
+            parts += [f"{1e3 * per_step:.1f} ms/step", f"{speed:,.0f} tokens/s"]
+            parts.append(f"eta {left // 60}:{left % 60:02d}")
+        text = "  ".join(parts)
+        if self._progress:
+            self._progress.update(self._task, completed=row["step"], description=text)
+        due = time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS
+        if line or (due and not self._progress):
+            self._last_line = time.perf_counter()
+            self.say(text)
+
+
+@dataclass
+class _TensorBoard:
+    writer: Any
+
+    def write(self, row: Row) -> None:
+        for name, value in row.items():
+            if name not in ("step", "seconds"):
+                self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@dataclass
+class _WandB:
+    run: Any
+
+    def write(self, row: Row) -> None:
+        self.run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Silence:
+    """What every process but the first reports."""
+
+    evaluated = range(0)
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def say(self, line: str) -> None: ...
+    def steps_done(self, step: int) -> None: ...
+    def training(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None: ...
+    def sample(self, step: int, text: str) -> None: ...
+    def evaluation(self, step: int, losses: dict[str, float]) -> None: ...
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Raises UserError when an optional tracker that the configuration asks for is missing."""
+    for flag, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
+        if getattr(config, flag):
+            import_extra(module, f"--train.{flag} needs")
+
+
+def _external_writers(folder: Path, config: Config, first_step: int) -> list[_TensorBoard | _WandB]:
+    """The optional trackers that the configuration asks for."""
+    writers: list[_TensorBoard | _WandB] = []
+    check_trackers(config.train)
+    if config.train.tensorboard:
+        from tensorboardX import SummaryWriter
+
+        writers.append(
+            _TensorBoard(SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1))
+        )
+    if config.train.wandb:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        writers.append(_WandB(wandb.init(project="gptjax", name=folder.name, dir=str(folder))))
+    return writers
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """The rows of a run's metrics.jsonl; a last line cut short by a kill is dropped."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot(runs: dict[str, list[Row]], path: Path) -> None:
+    """Draws train and validation loss against the step, the best validation loss marked."""
+    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    top = 0.0
+    for i, (name, rows) in enumerate(runs.items()):
+        color = f"C{i}"
+        label = f"{name}: " if len(runs) > 1 else ""
+        train = [(row["step"], row["train_loss"]) for row in rows if "train_loss" in row]
+        val = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
+        if train:
+            steps, losses = zip(*train, strict=True)
+            axes.plot(steps, losses, color=color, alpha=0.2, linewidth=0.8)
+            axes.plot(steps, _smooth(losses), color=color, alpha=0.6, label=f"{label}train")
+            top = max(top, *losses)
+        if val:
+            steps, losses = zip(*val, strict=True)
+            axes.plot(steps, losses, "o-", color=color if len(runs) > 1 else "C1", markersize=4)
+            axes.lines[-1].set_label(f"{label}validation (whole split)")
+            best = min(range(len(losses)), key=losses.__getitem__)
+            axes.plot(steps[best], losses[best], "*", color="black", markersize=11, zorder=5)
+            axes.annotate(
+                f"{losses[best]:.4f}",
+                (steps[best], losses[best]),
+                xytext=(0, 8 + 12 * i),
+                textcoords="offset points",
+                ha="right",
+            )
+            top = max(top, *losses)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=", ".join(runs))
+    if top:
+        axes.set_ylim(top=min(top, axes.get_ylim()[1]) + 0.05)
+        axes.margins(y=0.12)
+        axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format=path.suffix.removeprefix(".") or "png")
+    part.replace(path)
+
+
+def _smooth(values: tuple[float, ...]) -> np.ndarray:
+    """Moving average over a centred twentieth of the curve, narrower towards its ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    here = np.arange(len(values))
+    reach = np.minimum(len(values) // 40, np.minimum(here, here[::-1]))
+    return (sums[here + reach + 1] - sums[here - reach]) / (2 * reach + 1)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw the loss curves of one or more runs into one picture."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    out: Path = Path("loss.png")
+    """The picture: .png, .svg or .pdf."""
+
+
+def main(argv: list[str]) -> None:
+    with exit_codes():
+        if argv[:1] != ["plot"]:
+            raise UserError("usage: python -m gptjax.runs.report plot RUN... [--out FILE]")
+        command = parse_command(Plot, argv[1:], "python -m gptjax.runs.report plot")
+        if not command.runs:
+            raise UserError("report plot needs at least one run directory")
+        if command.out.suffix not in (".png", ".svg", ".pdf"):
+            raise UserError(f"--out {command.out} must end in .png, .svg or .pdf")
+        runs = {str(folder): read_metrics(folder) for folder in command.runs}
+        for name, rows in runs.items():
+            if not rows:
+                raise UserError(f"{name} has no metrics.jsonl, so it is no run directory")
+        try:
+            plot(runs, command.out)
+        except OSError as error:
+            raise UserError(
+                f"--out {command.out} cannot be written ({error.strerror}); name another place"
+            ) from None
+        print(command.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
