@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from gptjax.command_line import check, load_file, parse
-from gptjax.config import EncoderDecoderConfig, SpeechConfig
+from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.errors import UserError, exit_codes
 
 PARTS = {"parity": "parity", "race": "race", "train": "quality", "sample": "decode"}

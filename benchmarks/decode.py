@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment, rounds
-from gptjax import config as config_module
+from gptjax import config_json
 from gptjax.config import Config, GPTConfig
 from gptjax.errors import UserError
 
@@ -49,14 +49,14 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
                 "side": side,
                 "batch_size": batch_size,
                 "tokens": arguments.tokens,
-                "config": config_module.to_json(config),
+                "config": config_json.to_json(config),
             }
             for side, name in sides.items()
         ]
         rows = rounds.race("benchmarks.decode", competitors, arguments.rounds)
         races.append({"batch_size": batch_size, "rows": rows})
     return {
-        "config": json.loads(config_module.to_json(config)),
+        "config": json.loads(config_json.to_json(config)),
         "tokens": arguments.tokens,
         "environment": environment.describe(),
         "races": races,
@@ -178,5 +178,5 @@ SERVERS = {
 
 if __name__ == "__main__":
     spec = json.loads(sys.argv[1])
-    run_config = config_module.from_json(spec["config"])
+    run_config = config_json.from_json(spec["config"])
     SERVERS[spec["side"]](run_config, spec["batch_size"], spec["tokens"])

@@ -23,7 +23,8 @@ from typing import Any
 from benchmarks.environment import processor
 from gptjax.command_line import load_file
 from gptjax.commands.evaluate import Evaluate, evaluate
-from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig
+from gptjax.config import GPTConfig
+from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import speech
 from gptjax.data.audio import SAMPLE_RATE
 from gptjax.runs.checkpoint import read_config

@@ -24,7 +24,7 @@ scaling=(--config configs/gpt2_124m.py --train.batch-size 64 --train.micro-batch
 if [ -n "${TINY:-}" ]; then
   tag=tiny
   small=(--model.n-layer 2 --model.n-head 2 --model.n-embd 32 --model.block-size 32)
-  small+=(--train.batch-size 4 --train.steps-per-dispatch 5)
+  small+=(--train.batch-size 4)
   steps=(--train.max-steps 20 --train.eval-interval 10 --train.eval-batches 2)
   rounds=1
   tokens=16
@@ -34,7 +34,7 @@ if [ -n "${TINY:-}" ]; then
   digits=(digits_debug)
   ladder=(short --steps 3)
   quant=(tiny)
-  scaling=(--config configs/debug.py --train.steps-per-dispatch 5)
+  scaling=(--config configs/debug.py)
 fi
 compare() { "$python" -m benchmarks.compare "$@" --config configs/gpt.py "${small[@]}"; }
 

@@ -19,8 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks import environment
-from gptjax import config as config_module
-from gptjax import models, optim, training
+from gptjax import config_json, models, optim, training
 from gptjax.command_line import load_file
 from gptjax.config import BigramConfig, Config
 from gptjax.data import dataset as data
@@ -48,7 +47,7 @@ def losses(text: texts.TextData, mean_loss: MeanLoss) -> dict[str, float]:
 def train(config: Config, text: texts.TextData, run: Run, last: int, first: int = 0) -> float:
     """Trains from step `first` to `last`; returns the seconds that took."""
     start = time.perf_counter()
-    capacity = config.train.steps_per_dispatch
+    capacity = devices.STEPS_PER_DISPATCH
     for step in range(first, last, capacity):
         steps = range(step, min(step + capacity, last))
         run(data.training_batches(text, config, steps, capacity), steps)
@@ -184,7 +183,7 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         trainer = functools.partial(gptjax_trainer, recipe, text)
         curves[f"gptjax, {path}"] = follow(str(path), recipe, text, trainer)
     return {
-        "config": json.loads(config_module.to_json(config)),
+        "config": json.loads(config_json.to_json(config)),
         "environment": environment.describe(),
         "curves": curves,
     }

@@ -39,7 +39,8 @@ from gptjax.commands.quantize import (
     decoding_rates,
     quantize,
 )
-from gptjax.config import EncoderDecoderConfig, GPTConfig, SpeechConfig
+from gptjax.config import GPTConfig
+from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import dataset as data
 from gptjax.decoding import sampling
 from gptjax.decoding.sampling import Sampler

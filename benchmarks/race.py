@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks import environment, rounds
-from gptjax import config as config_module
+from gptjax import config_json
 from gptjax.config import BigramConfig, Config, GPTConfig
 from gptjax.data import dataset as data
 from gptjax.errors import UserError
@@ -45,14 +45,14 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import torch_gpt
 
     record = {
-        "config": json.loads(config_module.to_json(config)),
+        "config": json.loads(config_json.to_json(config)),
         "flops_per_token": flops_per_token(config.model, text.tokenizer.vocab_size),
         "environment": environment.describe(),
         "races": [],
     }
     for dropout in (0.0, config.model.dropout or 0.2):
         model = dataclasses.replace(config.model, dropout=dropout)
-        config_json = config_module.to_json(dataclasses.replace(config, model=model))
+        text_json = config_json.to_json(dataclasses.replace(config, model=model))
         competitors = []
         for name, side, style, mode, dtype in COMPETITORS:
             if style == "seed" and not torch_gpt.is_seed_style(model):
@@ -60,7 +60,7 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
             if mode == "reduce-overhead" and not torch.cuda.is_available():
                 continue
             fields = {"name": name, "side": side, "style": style, "mode": mode, "dtype": dtype}
-            competitors.append(fields | {"config": config_json})
+            competitors.append(fields | {"config": text_json})
         rows = rounds.race("benchmarks.race", competitors, arguments.rounds)
         record["races"].append({"dropout": dropout, "rows": rows})
     return record
@@ -98,7 +98,8 @@ def serve_gptjax(config: Config, dtype: str) -> None:
     state = jax.device_put(state, sharding.shardings(state, mesh))
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed, mesh)
     # As train.py: what an accelerator runs is compiled for whole dispatches.
-    capacity = c.steps_per_dispatch
+    n_params = models.count(state.params)
+    capacity = devices.steps_per_dispatch(n_params, c.batch_size * config.model.block_size)
     quantum = 1 if devices.on_cpu() else capacity
     feeder = ThreadPoolExecutor(1)
     step = 0
@@ -215,7 +216,7 @@ def sentence(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> str:
 
 if __name__ == "__main__":
     spec = json.loads(sys.argv[1])
-    run_config = config_module.from_json(spec["config"])
+    run_config = config_json.from_json(spec["config"])
     if spec["side"] == "gptjax":
         serve_gptjax(run_config, spec["dtype"])
     else:

@@ -244,7 +244,7 @@ def timed(config: Config) -> dict[str, Any]:
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed, mesh)
     tokens = np.random.default_rng(0).integers(0, n_vocab, 100_000).astype(np.int32)
     text = TextData(tokens, tokens, CharTokenizer("a"), "random", "")
-    n_steps = c.steps_per_dispatch
+    n_steps = devices.STEPS_PER_DISPATCH
     batches = data.training_batches(text, config, range(n_steps), n_steps)
     batches = sharding.put(batches, c.batch_size, mesh)
     seconds = []

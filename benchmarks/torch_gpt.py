@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from gptjax.config import BigramConfig, GPTConfig, OptimConfig
 from gptjax.errors import UserError
-from gptjax.layers import hidden_width
 
 
 class TorchBigram(nn.Module):
@@ -167,7 +166,7 @@ class TunedBlock(nn.Module):
         self.query_key_value = nn.Linear(c.n_embd, 3 * c.n_embd, bias=c.attention_bias)
         self.attention_output = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
         self.gated = c.activation == "swiglu"
-        n_hidden = hidden_width(c)
+        n_hidden = c.hidden_width
         # A gate stands behind the hidden values, so that one matmul makes both.
         self.mlp_hidden = nn.Linear(c.n_embd, n_hidden * (1 + self.gated), bias=c.bias)
         self.mlp_output = nn.Linear(n_hidden, c.n_embd, bias=c.bias)
@@ -265,7 +264,7 @@ def adamw(model: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.Ada
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    betas = (config.beta1, config.beta2)
+    betas = (0.9, config.beta2)
     return torch.optim.AdamW(groups, config.learning_rate, betas, fused=fused)
 
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.torch_gpt import affine, tensors
-from gptjax.config import EncoderDecoderConfig
-from gptjax.layers import hidden_width
+from gptjax.config_encoders import EncoderDecoderConfig
 
 
 class TorchEncoderDecoder(nn.Module):
@@ -27,7 +26,7 @@ class TorchEncoderDecoder(nn.Module):
         self.source_position = nn.Embedding(c.source_block_size, c.n_embd)
         self.token_embedding = nn.Embedding(vocab_size, c.n_embd)
         self.position = nn.Embedding(c.block_size, c.n_embd)
-        sizes = (c.n_embd, c.n_head, hidden_width(c), 0.0)
+        sizes = (c.n_embd, c.n_head, c.hidden_width, 0.0)
         layer = nn.TransformerEncoderLayer(*sizes, batch_first=True, norm_first=True)
         norm = nn.LayerNorm(c.n_embd)
         encoder = nn.TransformerEncoder(layer, c.n_encoder_layer, norm, enable_nested_tensor=False)
@@ -35,7 +34,7 @@ class TorchEncoderDecoder(nn.Module):
             c.n_embd,
             c.n_head,
             num_decoder_layers=c.n_layer,
-            dim_feedforward=hidden_width(c),
+            dim_feedforward=c.hidden_width,
             dropout=0.0,
             custom_encoder=encoder,
             batch_first=True,

@@ -7,10 +7,11 @@ the recipe is that of configs/digits_cpu.py, with more of everything, and with n
 dropout, which should pay over more steps than a CPU has time for.
 """
 
-from gptjax.config import Config, DataConfig, OptimConfig, SpeechConfig, TrainConfig
+from gptjax.config import Config, OptimConfig, TrainConfig
+from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 
 config = Config(
-    model=SpeechConfig(
+    model=SpeechConfig.modern(
         n_encoder_layer=6,
         n_layer=3,
         n_head=4,
@@ -18,32 +19,14 @@ config = Config(
         block_size=8,
         source_block_size=320,
         dropout=0.2,
-        position="rotary",
-        norm="rmsnorm",
-        activation="relu2",
-        qk_norm=True,
-        short_conv=3,
-        zero_init=True,
-        logit_softcap=15.0,
-        bias=False,
     ),
-    data=DataConfig(
-        name="fsdd",
+    data=SpeechDataConfig(
         tokenizer="word",
         string_clips=7,
         speed_change=0.2,
         noise=0.5,
         spec_masks=2,
     ),
-    optim=OptimConfig(
-        name="muon",
-        learning_rate=6e-3,
-        muon_learning_rate=0.02,
-        schedule="linear",
-        decay_fraction=0.6,
-        warmup_steps=50,
-        beta2=0.95,
-        weight_decay=0.1,
-    ),
+    optim=OptimConfig.modern(warmup_steps=50, weight_decay=0.1),
     train=TrainConfig(max_steps=6000, batch_size=64, eval_interval=500, eval_batches=0),
 )

@@ -1,6 +1,6 @@
 """Fine-tunes GPT-2 (124 M parameters), or another of its sizes, on a text of your own.
 
-    python -m gptjax.commands.import_model gpt2 gpt2/ --out runs/gpt2
+    gptjax import gpt2 gpt2/ --out runs/gpt2
     python train.py --config configs/finetune_gpt2.py --data.path my.txt
 
 gpt2/ is a folder as Hugging Face saves it. Another size of GPT-2 wants other numbers below, which

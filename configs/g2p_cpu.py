@@ -7,36 +7,19 @@ word error rate of 27 % and a phoneme error rate of 6.4 % (gptjax evaluate runs/
 Dropout made the validation split worse: six epochs are too few to learn words by heart.
 """
 
-from gptjax.config import Config, DataConfig, EncoderDecoderConfig, OptimConfig, TrainConfig
+from gptjax.config import Config, OptimConfig, TrainConfig
+from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
 
 config = Config(
-    model=EncoderDecoderConfig(
+    model=EncoderDecoderConfig.modern(
         n_encoder_layer=3,
         n_layer=2,
         n_head=4,
         n_embd=128,
         block_size=32,
         source_block_size=32,
-        dropout=0.0,
-        position="rotary",
-        norm="rmsnorm",
-        activation="relu2",
-        qk_norm=True,
-        short_conv=3,
-        zero_init=True,
-        logit_softcap=15.0,
-        bias=False,
     ),
-    data=DataConfig(name="cmudict", source_tokenizer="char", tokenizer="word", val_fraction=0.05),
-    optim=OptimConfig(
-        name="muon",
-        learning_rate=6e-3,
-        muon_learning_rate=0.02,
-        schedule="linear",
-        decay_fraction=0.6,
-        warmup_steps=20,
-        beta2=0.95,
-        weight_decay=0.1,
-    ),
+    data=PairsDataConfig(tokenizer="word", val_fraction=0.05),
+    optim=OptimConfig.modern(weight_decay=0.1),
     train=TrainConfig(max_steps=6000, batch_size=128, eval_interval=1000, eval_batches=0),
 )

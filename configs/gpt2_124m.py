@@ -1,6 +1,6 @@
 """GPT-2's smallest, 124,439,808 parameters, on a corpus of billions of tokens: for eight GPUs.
 
-    python -m gptjax.data.texts prepare --out tokens --tokenizer gpt2 --val-fraction 0.0005 *.txt
+    gptjax prepare --out tokens --tokenizer gpt2 --val-fraction 0.0005 *.txt
     python train.py --config configs/gpt2_124m.py --data.path tokens
 
 Not measured. By arithmetic 570,000 steps, 299 billion tokens of 854 MFLOP each, take eight H100s 9
@@ -12,7 +12,7 @@ deploy/k8s-jobset.yaml. With less memory, or more than 128 GPUs, set --train.mic
 is of all GPUs together. Wants the extra bpe.
 """
 
-from gptjax.config import Config, DataConfig, GPTConfig, MeshConfig, OptimConfig, TrainConfig
+from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TextDataConfig, TrainConfig
 
 config = Config(
     model=GPTConfig(
@@ -25,7 +25,7 @@ config = Config(
         attention_bias=True,
         tie_embeddings=True,
     ),
-    data=DataConfig(tokenizer="gpt2"),
+    data=TextDataConfig(tokenizer="gpt2"),
     optim=OptimConfig(
         learning_rate=6e-4,
         schedule="cosine",
@@ -40,7 +40,6 @@ config = Config(
         max_steps=570_000,
         batch_size=512,
         micro_batch_size=128,
-        steps_per_dispatch=10,  # a second or two, after which a signal is heard
         eval_interval=2000,
         eval_batches=0,
     ),

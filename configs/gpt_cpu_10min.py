@@ -7,34 +7,11 @@ nine times the parameters and took a GPU. The text goes by more than four times,
 and weight decay pay.
 """
 
-from gptjax.config import Config, DataConfig, GPTConfig, OptimConfig, TrainConfig
+from gptjax.config import Config, GPTConfig, OptimConfig, TextDataConfig, TrainConfig
 
 config = Config(
-    model=GPTConfig(
-        n_layer=4,
-        n_head=4,
-        n_embd=160,
-        block_size=256,
-        dropout=0.1,
-        position="rotary",
-        norm="rmsnorm",
-        activation="relu2",
-        qk_norm=True,
-        short_conv=3,
-        zero_init=True,
-        logit_softcap=15.0,
-        bias=False,
-    ),
-    data=DataConfig(windows="epochs"),
-    optim=OptimConfig(
-        name="muon",
-        learning_rate=6e-3,
-        muon_learning_rate=0.015,
-        schedule="linear",
-        decay_fraction=0.6,
-        warmup_steps=20,
-        beta2=0.95,
-        weight_decay=0.1,
-    ),
+    model=GPTConfig.modern(n_layer=4, n_head=4, n_embd=160, block_size=256, dropout=0.1),
+    data=TextDataConfig(windows="epochs"),
+    optim=OptimConfig.modern(muon_learning_rate=0.015, weight_decay=0.1),
     train=TrainConfig(max_steps=4300, batch_size=4, eval_interval=860, eval_batches=50),
 )

@@ -12,36 +12,86 @@ import io
 import math
 import re
 import typing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from gptjax.config import Config, EncoderDecoderConfig, GPTConfig, SpeechConfig, flatten
+from gptjax.config import Config, GPTConfig
+from gptjax.config_encoders import (
+    EncoderDecoderConfig,
+    PairsDataConfig,
+    SpeechConfig,
+    SpeechDataConfig,
+)
+from gptjax.config_json import DATA_OF_MODEL, flatten
 from gptjax.errors import UserError
 
 T = TypeVar("T")
 
 
-def parse(argv: list[str]) -> Config:
-    """The configuration that a command line of train.py asks for.
+@dataclass(frozen=True)
+class Launch:
+    """One start of a run: where it is and who takes part. The run does not remember these."""
 
-    Raises UserError for a missing or broken config file, an unknown option (naming the nearest)
+    run_dir: Path | None = None
+    """The run directory; default runs/NAME of the config file. A run found there is continued."""
+    resume: bool = False
+    """Refuse to start a new run: there must be a checkpoint to continue from."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra: tensorboard)."""
+    wandb: bool = False
+    """Also log to Weights & Biases (extra: wandb)."""
+    coordinator: str = ""
+    """HOST:PORT of process 0 of several. Slurm, Open MPI and Kubernetes provide it."""
+    processes: int = 0
+    """Number of processes. 0: one, or as many as the cluster starts."""
+    process: int = -1
+    """Index of this process, from 0. -1: as the cluster says."""
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the optional trackers to log to."""
+        return ("tensorboard",) * self.tensorboard + ("wandb",) * self.wandb
+
+    @property
+    def folder(self) -> Path:
+        """The run directory. Raises UserError if there is none."""
+        if self.run_dir is None:
+            raise UserError("--run-dir is missing; name a folder for the run")
+        return self.run_dir
+
+
+@dataclass(frozen=True)
+class _CommandLine:
+    """Train a model, or continue a run that was stopped."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    launch: Annotated[Launch, tyro.conf.arg(name="")] = field(default_factory=Launch)
+
+
+def parse(argv: list[str]) -> tuple[Config, Launch]:
+    """What to train and how to start it, from a command line of `gptjax train`.
+
+    Raises UserError for a missing or broken config file, an unknown option (with the nearest one)
     and a value of the wrong type or range. Prints help and exits on -h / --help.
     """
     path, overrides = _split_config_flag(argv)
     if path is None and not {"-h", "--help"} & set(overrides):
         near = ", ".join(sorted(map(str, Path("configs").glob("*.py"))))
         raise UserError(f"--config FILE is missing; there are {near or 'none in configs/'}")
-    default = load_file(path) if path else Config()
-    if path and default.run_dir is None:
-        default = dataclasses.replace(default, run_dir=Path("runs") / path.stem)
-    config = parse_command(Config, overrides, "train.py --config FILE", default)
+    default = _CommandLine()
+    if path:
+        default = _CommandLine(load_file(path), Launch(Path("runs") / path.stem))
+    found = parse_command(_CommandLine, overrides, "train.py --config FILE", default)
+    config, launch = found.config, found.launch
     check(config)
-    if config.data.path:  # whoever uses the run may do so from another folder
-        found = dataclasses.replace(config.data, path=config.data.path.absolute())
-        config = dataclasses.replace(config, data=found)
-    return config
+    check_launch(launch)
+    if config.data.path:  # later commands may use the run from another folder
+        data = dataclasses.replace(config.data, path=config.data.path.absolute())
+        config = dataclasses.replace(config, data=data)
+    return config, launch
 
 
 def parse_command(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
@@ -89,22 +139,34 @@ def load_file(path: Path) -> Config:
     return config
 
 
+def require(ok: bool, flag: str, value: Any, rule: str) -> None:
+    """Raises UserError that names an option, its value and the rule it must obey, unless ok."""
+    if not ok:
+        raise UserError(f"--{flag} is {value}, but must be {rule}")
+
+
 def check(config: Config) -> None:
     """Raises UserError for the first value that cannot work, naming it and the fix."""
     model, optim, train = config.model, config.optim, config.train
     is_encoder_decoder = isinstance(model, EncoderDecoderConfig)
     is_speech = isinstance(model, SpeechConfig)
 
-    def require(ok: bool, flag: str, value: Any, rule: str) -> None:
-        if not ok:
-            raise UserError(f"--{flag} is {value}, but must be {rule}")
-
+    wanted = DATA_OF_MODEL.get(type(model))
+    if wanted is None:
+        kinds = ", ".join(cls.__name__ for cls in DATA_OF_MODEL)
+        raise UserError(f"model is a {type(model).__name__}, but must be one of {kinds}")
+    if type(config.data) is not wanted:
+        raise UserError(
+            f"a {type(model).__name__} needs data={wanted.__name__}(...), but this config has "
+            f"{type(config.data).__name__}"
+        )
     positive = {"model": ("block_size",), "train": ("max_steps", "batch_size")}
-    positive["train"] += ("steps_per_dispatch", "eval_interval", "log_interval", "keep_checkpoints")
+    positive["train"] += ("eval_interval", "log_interval")
     if isinstance(model, GPTConfig):
         positive["model"] += ("n_layer", "n_head", "n_embd")
         if is_encoder_decoder:
             positive["model"] += ("n_encoder_layer", "source_block_size")
+            assert isinstance(config.data, PairsDataConfig)
             kind, source_kind = config.data.tokenizer, config.data.source_tokenizer
             alike = not model.share_embeddings or source_kind == kind
             one = f"{kind}, as --data.tokenizer, for --model.share-embeddings"
@@ -137,17 +199,6 @@ def check(config: Config) -> None:
     if [mesh.data, mesh.fsdp, mesh.model].count(-1) > 1:
         sizes = f"{mesh.data} x {mesh.fsdp} x {mesh.model}"
         raise UserError(f"--mesh.data x fsdp x model is {sizes}, but only one of them can be -1")
-    explicit = [bool(mesh.coordinator), mesh.processes > 0, mesh.process >= 0]
-    if any(explicit) and not all(explicit):
-        raise UserError(
-            "--mesh.coordinator, --mesh.processes and --mesh.process go together: HOST:PORT, how "
-            "many processes there are, and which of them this is"
-        )
-    if all(explicit):
-        is_address = re.fullmatch(r".+:\d{1,5}", mesh.coordinator)
-        require(bool(is_address), "mesh.coordinator", mesh.coordinator, "HOST:PORT")
-        in_range = mesh.process < mesh.processes
-        require(in_range, "mesh.process", mesh.process, f"in [0, {mesh.processes})")
     micro = train.micro_batch_size
     divides = micro >= 0 and (micro == 0 or train.batch_size % micro == 0)
     require(divides, "train.micro-batch-size", micro, f"a divisor of {train.batch_size}, or 0")
@@ -156,8 +207,7 @@ def check(config: Config) -> None:
     for name in ("learning_rate", "muon_learning_rate"):
         rate = getattr(optim, name)
         require(0 < rate < math.inf, f"optim.{name}".replace("_", "-"), rate, "> 0 and finite")
-    for name in ("beta1", "beta2"):
-        require(0 <= getattr(optim, name) < 1, f"optim.{name}", getattr(optim, name), "in [0, 1)")
+    require(0 <= optim.beta2 < 1, "optim.beta2", optim.beta2, "in [0, 1)")
     fraction = optim.final_fraction
     require(0 <= fraction <= 1, "optim.final-fraction", fraction, "in [0, 1]")
     for name in ("warmup_steps", "weight_decay", "grad_clip"):
@@ -171,14 +221,29 @@ def check(config: Config) -> None:
     most, rule = (0.5, "in (0, 0.5)") if held_out_twice else (1, "in (0, 1)")
     fraction = config.data.val_fraction
     require(0 < fraction < most, "data.val-fraction", fraction, rule)
-    for name in ("speed_change", "noise"):
-        value = getattr(config.data, name)
-        require(0 <= value <= 0.9, f"data.{name}".replace("_", "-"), value, "in [0, 0.9]")
-    require(config.data.string_clips >= 1, "data.string-clips", config.data.string_clips, ">= 1")
-    clips = config.data.synthetic_clips
-    require(clips >= 1, "data.synthetic-clips", clips, "at least 1")
-    require(config.data.spec_masks >= 0, "data.spec-masks", config.data.spec_masks, ">= 0")
+    if isinstance(config.data, SpeechDataConfig):
+        for name in ("speed_change", "noise"):
+            value = getattr(config.data, name)
+            require(0 <= value <= 0.9, f"data.{name}".replace("_", "-"), value, "in [0, 0.9]")
+        for name, least in (("string_clips", 1), ("synthetic_clips", 1), ("spec_masks", 0)):
+            value = getattr(config.data, name)
+            require(value >= least, f"data.{name}".replace("_", "-"), value, f"at least {least}")
     require(0 <= config.seed < 2**32, "seed", config.seed, "in [0, 2**32)")
+
+
+def check_launch(launch: Launch) -> None:
+    """Raises UserError for a launch of several processes that is incomplete or inconsistent."""
+    explicit = [bool(launch.coordinator), launch.processes > 0, launch.process >= 0]
+    if any(explicit) and not all(explicit):
+        raise UserError(
+            "--coordinator, --processes and --process go together: HOST:PORT, how "
+            "many processes there are, and which of them this is"
+        )
+    if all(explicit):
+        is_address = re.fullmatch(r".+:\d{1,5}", launch.coordinator)
+        require(bool(is_address), "coordinator", launch.coordinator, "HOST:PORT")
+        in_range = launch.process < launch.processes
+        require(in_range, "process", launch.process, f"in [0, {launch.processes})")
 
 
 def _check_types(section: Any, prefix: str = "") -> None:

@@ -156,7 +156,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
         c = self.config
-        n_hidden = hidden_width(c)
+        n_hidden = c.hidden_width
         h_BTF = Linear(n_hidden, c.bias, dtype=self.dtype, name="hidden")(x_BTD)
         match c.activation:
             case "relu":
@@ -169,13 +169,6 @@ class MLP(nn.Module):
                 gate_BTF = Linear(n_hidden, c.bias, dtype=self.dtype, name="gate")(x_BTD)
                 h_BTF = jax.nn.silu(gate_BTF) * h_BTF
         return Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(h_BTF)
-
-
-def hidden_width(config: GPTConfig) -> int:
-    """F: 4 D, or with a gate about 8/3 D, which makes as many parameters."""
-    if config.activation == "swiglu":
-        return 8 * max(1, round(config.n_embd / 3))
-    return 4 * config.n_embd
 
 
 def rms_normalize(x: Array) -> Array:

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from gptjax.blocks import Block, BlockCache, rotary_angles
-from gptjax.config import BigramConfig, EncoderDecoderConfig, GPTConfig, ModelConfig, SpeechConfig
+from gptjax.config import BigramConfig, GPTConfig, ModelConfig
+from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data.tokenizer import PairTokenizer, Tokenizer
 from gptjax.layers import Embed, Linear, Norm
 
@@ -309,6 +310,7 @@ def build(
             return SpeechRecognizer(config, vocab_size, dtype, remat)
         case GPTConfig():
             return GPT(config, vocab_size, dtype, remat)
+    raise TypeError(f"{type(config).__name__} describes no model")
 
 
 def init(model: Model, seed: int) -> Any:

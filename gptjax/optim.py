@@ -36,9 +36,7 @@ def build(config: OptimConfig, max_steps: int) -> optax.GradientTransformation:
     output head and vectors stay with AdamW.
     """
     rate = schedule(config, max_steps, config.learning_rate)
-    transform = optax.adamw(
-        rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=is_matrix
-    )
+    transform = optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix)
     if config.name == "muon":
         muon_rate = schedule(config, max_steps, config.muon_learning_rate)
         axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)

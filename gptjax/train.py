@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gptjax import models, optim, training
-from gptjax.command_line import parse
+from gptjax import config_json, models, optim, training
+from gptjax.command_line import Launch, parse
 from gptjax.config import Config
 from gptjax.data import dataset as data
 from gptjax.data.texts import TextData
@@ -67,25 +67,24 @@ class StopSignal:
 
 def main(argv: list[str] | None = None) -> None:
     with exit_codes(), StopSignal() as stop:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        folder = config.run_dir
-        assert folder is not None  # parse names it after the config file
-        with processes.together(config.mesh), checkpoint.locked(folder), memory.advice():
-            train(config, folder, stop)
+        config, launch = parse(sys.argv[1:] if argv is None else argv)
+        address = (launch.coordinator, launch.processes, launch.process)
+        with processes.together(*address), checkpoint.locked(launch.folder), memory.advice():
+            train(config, launch, stop)
 
 
-def train(config: Config, folder: Path, stop: StopSignal) -> None:
+def train(config: Config, launch: Launch, stop: StopSignal) -> None:
     """Trains to config.train.max_steps, from the last checkpoint in the folder if there is one.
 
     Raises UserError for bad input, before anything is compiled; Interrupted after a signal, and
     TrainingDiverged at a loss that is no number, with the last good state saved.
     """
-    c = config.train
+    c, folder = config.train, launch.folder
     devices.require_backend()
-    check_trackers(c)
+    check_trackers(launch.trackers)
     vocabulary = finetune.vocabulary(config, folder)
     dataset = data.load(config, vocabulary)
-    processes.check_alike("run", checkpoint.knobs(config) | {"data": dataset.sha256})
+    processes.check_alike("run", config_json.flatten(config) | {"data": dataset.sha256})
     mesh = sharding.make_mesh(config)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c), c.remat)
     optimizer = optim.build(config.optim, c.max_steps)
@@ -100,12 +99,13 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
         return training.init_state(params, optimizer)
 
     shapes = jax.eval_shape(fresh_state)
+    n_params = models.count(shapes.params)
     state_sharding = sharding.shardings(shapes, mesh)
     shapes = checkpoint.with_sharding(shapes, state_sharding)
-    checkpoint.check_disk(folder, shapes, n_checkpoints=c.keep_checkpoints + 2)
-    if config.resume and not checkpoint.committed_steps(folder):
+    checkpoint.check_disk(folder, shapes, n_checkpoints=checkpoint.KEEP_LATEST + 2)
+    if launch.resume and not checkpoint.committed_steps(folder):
         raise UserError(f"--resume: {folder} has no checkpoint to continue; leave --resume out")
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints", c.keep_checkpoints)
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoints", checkpoint.KEEP_LATEST)
     last_step = max(checkpoints.steps(), default=None)
     changes = checkpoint.check_resumable(folder, config, dataset) if last_step is not None else []
     restored = None if last_step is None else checkpoints.restore(last_step, shapes)
@@ -115,8 +115,8 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
     report: Reporter | Silence = Silence()
     if processes.is_first():
         checkpoint.describe_run(folder, config, dataset)
-        report = Reporter(folder, config, step, tokens_per_step)
-        report.say(_headline(config, mesh, models.count(shapes.params), tokens_per_step, step))
+        report = Reporter(folder, config, step, tokens_per_step, launch.trackers)
+        report.say(_headline(config, mesh, n_params, tokens_per_step, step))
         report.say(memory.describe(config, model, shapes, micro_batch_size, tokens_per_sequence))
     sizes = "  ".join(f"{n:,} {of.replace('_', ' ')}" for of, n in dataset.sizes.items())
     report.say(f"data {dataset.source}  {sizes}  vocabulary {model.vocab_size}")
@@ -179,7 +179,11 @@ def train(config: Config, folder: Path, stop: StopSignal) -> None:
             raise TrainingDiverged(f"step {step}: a parameter is not finite; {_advice(folder)}")
         checkpoints.save(state, val_loss)
 
-    capacity = min(c.steps_per_dispatch, c.max_steps) if dataset.one_shape else 1
+    capacity = (
+        min(devices.steps_per_dispatch(n_params, tokens_per_step), c.max_steps)
+        if dataset.one_shape
+        else 1
+    )
     seconds_per_step = DISPATCH_SECONDS  # until measured: the first dispatch is one step
     saved_at = time.perf_counter()
     with report, ThreadPoolExecutor(1) as feeder:

@@ -18,15 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gptjax import models, optim, training
-from gptjax.config import (
-    Config,
-    EncoderDecoderConfig,
-    GPTConfig,
-    MeshConfig,
-    OptimConfig,
-    SpeechConfig,
-    TrainConfig,
-)
+from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
+from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.layers import Dropout
 from gptjax.runs import checkpoint
 from gptjax.runs.checkpoint import Checkpoints

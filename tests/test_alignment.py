@@ -17,11 +17,11 @@ from gptjax.decoding import alignment
 
 CONFIG = """
 from pathlib import Path
-from gptjax.config import BigramConfig, Config, DataConfig, GPTConfig, TrainConfig
+from gptjax.config import BigramConfig, Config, TextDataConfig, GPTConfig, TrainConfig
 
 config = Config(
     model={model},
-    data=DataConfig(path=Path({text!r})),
+    data=TextDataConfig(path=Path({text!r})),
     train=TrainConfig(max_steps=1, batch_size=4, eval_batches=0, sample_tokens=0),
 )
 """

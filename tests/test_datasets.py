@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gptjax.config import DataConfig
+from gptjax.config import TextDataConfig
 from gptjax.data import datasets, texts
 from gptjax.data.datasets import Dataset
 from gptjax.errors import UserError
@@ -107,7 +107,7 @@ def test_the_address_is_asked_once(
 
 def test_training_data_is_fetched_when_no_path_is_given(site: Path) -> None:
     (site / "input.txt").write_bytes(CONTENT)
-    loaded = texts.load(DataConfig(val_fraction=0.5), block_size=4)
+    loaded = texts.load(TextDataConfig(val_fraction=0.5), block_size=4)
     assert loaded.tokenizer.decode([*loaded.train, *loaded.val]).encode() == CONTENT
     assert loaded.source == "tinyshakespeare"
 

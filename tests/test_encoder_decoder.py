@@ -9,7 +9,8 @@ import pytest
 from conftest import MODERN, TINY, VOCAB_SIZE
 
 from gptjax import models, optim, training
-from gptjax.config import EncoderDecoderConfig, GPTConfig, OptimConfig
+from gptjax.config import GPTConfig, OptimConfig
+from gptjax.config_encoders import EncoderDecoderConfig
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
 from gptjax.models import EncoderDecoder
 

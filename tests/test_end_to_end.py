@@ -32,14 +32,14 @@ MAX_STEPS, EVAL_INTERVAL, BLOCK_SIZE = 24, 2, 16
 ALPHABET = "abcdefgh \n"
 CONFIG = """
 from pathlib import Path
-from gptjax.config import Config, DataConfig, GPTConfig, OptimConfig, TrainConfig
+from gptjax.config import Config, TextDataConfig, GPTConfig, OptimConfig, TrainConfig
 
 config = Config(
     model=GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size={block_size}, dropout=0.2),
-    data=DataConfig(path=Path({text!r})),
+    data=TextDataConfig(path=Path({text!r})),
     optim=OptimConfig(learning_rate=1e-2, warmup_steps=10),
     train=TrainConfig(
-        max_steps={max_steps}, batch_size=8, micro_batch_size=4, steps_per_dispatch=3,
+        max_steps={max_steps}, batch_size=8, micro_batch_size=4,
         eval_interval={eval_interval}, eval_batches=2, log_interval=1, sample_tokens=8,
     ),
 )
@@ -272,7 +272,8 @@ def test_a_signal_when_an_evaluation_is_due(
     flags = ["--config", str(REPO / "configs/bigram.py"), "--train.max-steps", "6"]
     flags += ["--data.path", str(config_file.with_name("text.txt")), "--train.eval-interval", "2"]
     flags += ["--train.eval-batches", "2", "--train.log-interval", "1", "--train.sample-tokens"]
-    flags += ["4", "--train.steps-per-dispatch", "2", "--train.keep-checkpoints", "9"]
+    flags += ["4"]
+    monkeypatch.setattr(checkpoint, "KEEP_LATEST", 9)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train.main([*flags, "--run-dir", str(straight)])
 

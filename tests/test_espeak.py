@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-from gptjax.config import Config, DataConfig, SpeechConfig, TrainConfig
+from gptjax.config import Config, TrainConfig
+from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data import espeak, speech
 from gptjax.errors import UserError
 
@@ -77,7 +78,7 @@ def test_it_is_a_source_of_training_data(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS) + "\n")
     config = Config(
         model=SpeechConfig(block_size=8 * 8, source_block_size=300),
-        data=DataConfig(
+        data=SpeechDataConfig(
             name="espeak", path=tmp_path / "lines.txt", synthetic_clips=30, val_fraction=0.2
         ),
         train=TrainConfig(batch_size=4),

@@ -25,7 +25,8 @@ from gptjax.runs import checkpoint, report
 MAX_STEPS, EVAL_INTERVAL = 8, 4
 CONFIG = """
 from pathlib import Path
-from gptjax.config import Config, DataConfig, EncoderDecoderConfig, OptimConfig, TrainConfig
+from gptjax.config import Config, DataConfig, OptimConfig, TrainConfig
+from gptjax.config_encoders import EncoderDecoderConfig
 
 config = Config(
     model=EncoderDecoderConfig(
@@ -35,7 +36,7 @@ config = Config(
     data=DataConfig(path=Path({path!r}), tokenizer="word", val_fraction=0.2),
     optim=OptimConfig(learning_rate=1e-2),
     train=TrainConfig(
-        max_steps={max_steps}, batch_size=16, micro_batch_size=8, steps_per_dispatch=3,
+        max_steps={max_steps}, batch_size=16, micro_batch_size=8,
         eval_interval={eval_interval}, eval_batches=0, log_interval=1, sample_tokens=1,
     ),
 )

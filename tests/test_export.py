@@ -13,20 +13,14 @@ import pytest
 from conftest import MODERN, Refused
 from flax.traverse_util import flatten_dict
 
-from gptjax import config as config_lib
-from gptjax import models
+from gptjax import config_json, models
 from gptjax.commands.import_model import main as import_main
-from gptjax.config import (
-    BigramConfig,
-    Config,
-    EncoderDecoderConfig,
-    GPTConfig,
-    ModelConfig,
-    SpeechConfig,
-)
+from gptjax.config import BigramConfig, Config, GPTConfig, ModelConfig
+from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import tokenizer
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, SpeechTokenizer, Tokenizer
 from gptjax.decoding import sampling
+from gptjax.errors import UserError
 from gptjax.interop import export, huggingface
 from gptjax.quantization.quant_array import Format, dequantize_params, quantize_params
 from gptjax.runs import checkpoint
@@ -70,7 +64,7 @@ def make_run(folder: Path, config: ModelConfig, tok: Tokenizer, form: Format | N
         files = {"format.json": vars(form)}
     origin = {"source": "a test", "sha256": "0"}
     with checkpoint.new_run(folder) as part:
-        saved = Config(config, run_dir=folder)
+        saved = Config(config)
         checkpoint.save_finished(part, saved, tok, params, origin, files)
     return folder
 
@@ -247,7 +241,7 @@ def test_a_run_of_characters_comes_back_to_the_same_logits_and_text(tmp_path: Pa
     text = " cab\n\nlad  o"
     assert tok_again.encode(text).tolist() == tok.encode(text).tolist()
     assert tok_again.decode(tok.encode(text)) == text
-    with pytest.raises(config_lib.UserError, match="text has 'Z', 'ж', but no token"):
+    with pytest.raises(UserError, match="text has 'Z', 'ж', but no token"):
         tok_again.encode("Zebra ж")
 
 
@@ -259,7 +253,7 @@ def test_the_heads_bias_moves_into_the_last_norm_only_where_it_can() -> None:
     moved_D = huggingface.absorb(bias_V, kernel_DV, norm_bias_D)
     np.testing.assert_allclose((moved_D - norm_bias_D) @ kernel_DV, bias_V, atol=1e-4)
     wide_DV = rng.normal(size=(8, 9)).astype(np.float32)
-    with pytest.raises(config_lib.UserError, match=r"--model\.tie-embeddings or --model\.no-bias"):
+    with pytest.raises(UserError, match=r"--model\.tie-embeddings or --model\.no-bias"):
         huggingface.absorb(np.ones(9, np.float32), wide_DV, norm_bias_D)
     unmoved_D = huggingface.absorb(np.zeros(9, np.float32), wide_DV, norm_bias_D)
     assert np.array_equal(unmoved_D, norm_bias_D)
@@ -292,7 +286,7 @@ def test_safetensors_of_every_model(name: str, tmp_path: Path) -> None:
     flat = flatten_dict(load(run)[1], sep=".")
     assert arrays.keys() == flat.keys()
     assert all(np.array_equal(arrays[path], flat[path]) for path in flat)
-    assert config_lib.from_json((out / "config.json").read_text()) == checkpoint.read_config(run)
+    assert config_json.from_json((out / "config.json").read_text()) == checkpoint.read_config(run)
     saved = json.loads((out / "tokenizer.json").read_text())
     assert tokenizer.from_dict(saved).to_dict() == checkpoint.read_tokenizer(run).to_dict()
     assert {path.name for path in out.iterdir()} == {

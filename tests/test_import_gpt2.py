@@ -18,15 +18,8 @@ from conftest import Refused
 from gptjax import models, train, training
 from gptjax.command_line import parse
 from gptjax.commands.import_model import main as import_main
-from gptjax.config import (
-    BigramConfig,
-    Config,
-    DataConfig,
-    EncoderDecoderConfig,
-    GPTConfig,
-    SpeechConfig,
-    TrainConfig,
-)
+from gptjax.config import BigramConfig, Config, GPTConfig, TextDataConfig, TrainConfig
+from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import dataset as data
 from gptjax.data.texts import load as load_text
 from gptjax.data.tokenizer import BPETokenizer, CharTokenizer, PairTokenizer, SpeechTokenizer
@@ -335,7 +328,7 @@ def test_fine_tuning_starts_from_the_imported_loss_and_lowers_it(
     losses = run_train(config_file, tmp_path / "run", *flags, "--train.max-steps", 6)
 
     model, params, tok = load(imported)
-    text = load_text(DataConfig(path=config_file.parent / "text.txt"), 32, tok)
+    text = load_text(TextDataConfig(path=config_file.parent / "text.txt"), 32, tok)
     start = training.make_evaluate(model)(params, text.validation(Config(model.config), 4))
     assert losses[0] == pytest.approx(start, rel=1e-5)
     assert losses[6] < losses[0] - 0.3
@@ -454,7 +447,7 @@ def test_pairs_and_speech_are_read_with_the_vocabulary_that_is_given(tmp_path: P
             checkpoint.save_finished(part, Config(model), tok, {"w": np.ones(1)}, origin)
         config = Config(
             model,
-            DataConfig(path=tmp_path / name, val_fraction=0.25),
+            TextDataConfig(path=tmp_path / name, val_fraction=0.25),
             train=TrainConfig(batch_size=2, init_from=folder),
         )
         given = finetune.vocabulary(config, tmp_path / "new")

@@ -17,7 +17,7 @@ from conftest import Refused
 from gptjax import models, train
 from gptjax.commands import sample
 from gptjax.commands.import_model import main
-from gptjax.config import SpeechConfig
+from gptjax.config_encoders import SpeechConfig
 from gptjax.data import audio
 from gptjax.decoding import search, transcribe
 from gptjax.errors import UserError

@@ -141,7 +141,7 @@ REFUSALS = {
     "--mesh.data 16": "--mesh.data 16 wants 16 devices, but JAX sees 8",
     "--mesh.fsdp -1": "only one of them can be -1",
     "--mesh.fsdp 0": "--mesh.fsdp is 0",
-    "--mesh.coordinator here:1": "--mesh.coordinator, --mesh.processes and --mesh.process go",
+    "--coordinator here:1": "--coordinator, --processes and --process go",
 }
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import check_rows
 
-from gptjax.config import Config, DataConfig, EncoderDecoderConfig, GPTConfig, TrainConfig
+from gptjax.config import Config, GPTConfig, TrainConfig
+from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
 from gptjax.data import dataset as data
 from gptjax.data import datasets, pairs
 from gptjax.data.pairs import Bucket, PairData, Pairs
@@ -66,7 +67,7 @@ def tsv(tmp_path: Path) -> Path:
 
 
 def make_config(path: Path | None = None, batch_size: int = 16, seed: int = 7) -> Config:
-    data_config = DataConfig(path=path, name="cmudict", tokenizer="word")
+    data_config = PairsDataConfig(path=path, name="cmudict", tokenizer="word")
     return Config(MODEL, data_config, train=TrainConfig(batch_size=batch_size), seed=seed)
 
 
@@ -438,7 +439,7 @@ def test_a_tokenizer_for_each_side(
     path = tmp_path / "pairs.tsv"
     of = {"a ab": ["X XY"], "ab b": ["XY Y"], "ba": ["YX"], "b": ["Y"], "a": ["X", "Y X"]}
     path.write_text(as_tsv(of))
-    data_config = DataConfig(path=path, source_tokenizer=source, tokenizer=target, val_fraction=0.2)
+    data_config = PairsDataConfig(path, target, val_fraction=0.2, source_tokenizer=source)
     tok = pairs.load(Config(MODEL, data_config, train=TrainConfig(batch_size=2))).tokenizer
     assert tok.source.vocab_size == tok.source_vocab_size == n_source
     assert tok.target.vocab_size == tok.boundary == tok.vocab_size - 1 == n_target
@@ -450,7 +451,7 @@ def test_a_tokenizer_for_each_side(
 def test_shared_embeddings_share_the_vocabulary(tmp_path: Path) -> None:
     path = tmp_path / "pairs.tsv"
     path.write_text("abc\tcx\nb\ty\nca\tz\nd\tx\ne\tx\n")
-    data_config = DataConfig(path=path, val_fraction=0.2)
+    data_config = PairsDataConfig(path=path, val_fraction=0.2)
     for share in (True, False):
         model = dataclasses.replace(MODEL, share_embeddings=share)
         tok = pairs.load(Config(model, data_config, train=TrainConfig(batch_size=2))).tokenizer
@@ -480,7 +481,7 @@ def test_the_data_of_another_model_is_refused(
 
     monkeypatch.setattr(datasets, "fetch", fetch)
     with pytest.raises(UserError) as caught:
-        data.load(Config(model, DataConfig(name=name)))
+        data.load(Config(model, PairsDataConfig(name=name)))
     assert words in str(caught.value)
     assert "--data.path" in str(caught.value)
 
@@ -490,7 +491,7 @@ def test_a_dictionary_of_one_s_own(tmp_path: Path, stress: bool) -> None:
     path = tmp_path / "mine.dict"
     path.write_text(CMUDICT)
     name: Any = "cmudict_stress" if stress else "cmudict"
-    data_config = DataConfig(name=name, path=path, tokenizer="word", val_fraction=0.25)
+    data_config = PairsDataConfig(name=name, path=path, tokenizer="word", val_fraction=0.25)
     loaded = pairs.load(Config(MODEL, data_config, train=TrainConfig(batch_size=2)))
     assert loaded.train | loaded.val | loaded.test == pairs.parse_cmudict(CMUDICT, path, stress)
     assert [len(part) for part in (loaded.train, loaded.val, loaded.test)] == [2, 1, 1]
@@ -505,7 +506,7 @@ def test_a_split_without_pairs_is_refused(
     path = tmp_path / "pairs.tsv"
     path.write_text("".join(f"{source}\tX\n" for source in "abcd"[:n]))
     with pytest.raises(UserError) as caught:
-        pairs.load(Config(MODEL, DataConfig(path=path, val_fraction=fraction)))
+        pairs.load(Config(MODEL, PairsDataConfig(path=path, val_fraction=fraction)))
     assert f"{path}: {n} sources leave none for {split}" in str(caught.value)
     assert f"--data.val-fraction {fraction}" in str(caught.value)
 
@@ -519,7 +520,7 @@ def test_a_pair_that_is_too_long_is_refused_in_whatever_split_it_is(
     path = tmp_path / "pairs.tsv"
     path.write_text(as_tsv(of | {source: [" ".join("X" * 12)]}))
     with pytest.raises(UserError, match=rf"the target of '{source}' has 12 tokens"):
-        pairs.load(Config(MODEL, DataConfig(path=path, tokenizer="word", val_fraction=0.2)))
+        pairs.load(Config(MODEL, PairsDataConfig(path=path, tokenizer="word", val_fraction=0.2)))
 
 
 def test_the_cmu_pronouncing_dictionary() -> None:

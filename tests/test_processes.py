@@ -22,11 +22,11 @@ TEXT = "To be, or not to be, that is the question:\n" * 60
 CONFIG = """
 from pathlib import Path
 from gptjax.data import dataset as data
-from gptjax.config import Config, DataConfig, GPTConfig, OptimConfig, TrainConfig
+from gptjax.config import Config, TextDataConfig, GPTConfig, OptimConfig, TrainConfig
 
 config = Config(
     model=GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.2),
-    data=DataConfig(path=Path({text!r})),
+    data=TextDataConfig(path=Path({text!r})),
     optim=OptimConfig(learning_rate=1e-2),
     train=TrainConfig(max_steps=20, batch_size=16, micro_batch_size=8, eval_interval=10,
         eval_batches=2, log_interval=1, sample_tokens=20),
@@ -67,12 +67,12 @@ class Pair:
 
     @classmethod
     def trains(cls, folder: Path, configs: tuple[Path, Path], *flags: object) -> "Pair":
-        common = ["--run-dir", folder / "run", "--mesh.coordinator", free_address()]
-        common += ["--mesh.processes", 2, *flags]
+        common = ["--run-dir", folder / "run", "--coordinator", free_address()]
+        common += ["--processes", 2, *flags]
         return cls(
             folder,
             *(
-                [REPO / "train.py", "--config", config, *common, "--mesh.process", i]
+                [REPO / "train.py", "--config", config, *common, "--process", i]
                 for i, config in enumerate(configs)
             ),
         )
@@ -153,10 +153,10 @@ def test_a_signal_to_one_process_stops_both_and_one_device_continues(
 def test_processes_that_differ_are_refused(what: str, config: Path, tmp_path: Path) -> None:
     """In a knob; or where one does not see all its devices."""
     common = [REPO / "train.py", "--config", config, "--run-dir", tmp_path / "run"]
-    common += ["--mesh.coordinator", free_address(), "--mesh.processes", 2]
+    common += ["--coordinator", free_address(), "--processes", 2]
     seeds = (1, 2) if what == "seed" else (1, 1)
     n_devices = (4, 2) if what == "devices" else (4, 4)
-    commands = ([*common, "--mesh.process", i, "--seed", seed] for i, seed in enumerate(seeds))
+    commands = ([*common, "--process", i, "--seed", seed] for i, seed in enumerate(seeds))
     pair = Pair(tmp_path, *commands, n_devices=n_devices)
     codes = pair.wait()
     printed = pair.printed(0) + pair.printed(1)
@@ -167,8 +167,8 @@ def test_processes_that_differ_are_refused(what: str, config: Path, tmp_path: Pa
 
 
 def test_a_process_whose_peer_never_comes_says_so(config: Path, tmp_path: Path) -> None:
-    flags = ["--config", str(config), "--run-dir", str(tmp_path / "run"), "--mesh.process", "1"]
-    flags += ["--mesh.coordinator", free_address(), "--mesh.processes", "2"]
+    flags = ["--config", str(config), "--run-dir", str(tmp_path / "run"), "--process", "1"]
+    flags += ["--coordinator", free_address(), "--processes", "2"]
     alone = f"""
 from gptjax import train
 from gptjax.scale import processes

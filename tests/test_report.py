@@ -329,7 +329,7 @@ def events(path: Path) -> Iterator[Any]:
 
 def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX", reason="the extra gptjax[tensorboard] is not installed")
-    with Reporter(tmp_path, with_train(tensorboard=True), 0, TOKENS_PER_STEP) as reporter:
+    with Reporter(tmp_path, with_train(), 0, TOKENS_PER_STEP, ("tensorboard",)) as reporter:
         reporter.training(3, 2.5, 0.5, 0.125)
         reporter.evaluation(5, {"val_loss": 2.25})
     (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
@@ -360,7 +360,7 @@ def test_wandb_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         finish=lambda: logged.append("finished"),
     )
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: run))
-    with Reporter(tmp_path, with_train(wandb=True), 0, TOKENS_PER_STEP) as reporter:
+    with Reporter(tmp_path, with_train(), 0, TOKENS_PER_STEP, ("wandb",)) as reporter:
         reporter.evaluation(5, {"val_loss": 2.25})
     (step, fields), finished = logged
     assert (step, fields["val_loss"], finished) == (5, 2.25, "finished")
@@ -374,7 +374,7 @@ def test_a_missing_tracker_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError) as caught:
-        Reporter(tmp_path, with_train(**{tracker: True}), 0, TOKENS_PER_STEP)
+        Reporter(tmp_path, with_train(), 0, TOKENS_PER_STEP, (tracker,))
     message = str(caught.value)
     assert message.startswith(f"--train.{tracker} needs the package {module}: pip install")
     assert "\n" not in message

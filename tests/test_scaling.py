@@ -294,7 +294,7 @@ def test_the_committed_count_is_of_layouts_that_share_out_the_state():
 def test_several_devices_are_measured(tmp_path):
     """Two simulated ones: that it runs, not how fast it is."""
     file = tmp_path / "weak.json"
-    argv = ["--config", "configs/debug.py", "--train.steps-per-dispatch", "2", "--json", file]
+    argv = ["--config", "configs/debug.py", "--json", file]
     ran = python("-m", "benchmarks.scaling", "weak", "--axis", "fsdp", *map(str, argv), devices=2)
     assert ran.returncode == 0, ran.stderr
     record = json.loads(file.read_text())

@@ -17,7 +17,8 @@ import pytest
 from conftest import MODERN, TINY
 
 from gptjax import models
-from gptjax.config import EncoderDecoderConfig, GPTConfig
+from gptjax.config import GPTConfig
+from gptjax.config_encoders import EncoderDecoderConfig
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
 from gptjax.decoding import alignment, search
 from gptjax.errors import UserError

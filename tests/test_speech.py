@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from conftest import Refused, check_rows
 
-from gptjax import command_line, models
-from gptjax import config as config_lib
+from gptjax import command_line, config_json, models
 from gptjax.commands import evaluate, sample
-from gptjax.config import Config, DataConfig, SpeechConfig, TrainConfig
+from gptjax.config import Config, TrainConfig
+from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data import audio, datasets, speech
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.speech import Clip, SpeechData
@@ -51,7 +51,7 @@ def make_config(path: Path | None, seed: int = 7, batch_size: int = 8, **data: o
     fields = {"name": "fsdd", "tokenizer": "word", "path": path, **data}
     return Config(
         MODEL,
-        DataConfig(**fields),  # pyright: ignore[reportArgumentType]
+        SpeechDataConfig(**fields),  # pyright: ignore[reportArgumentType]
         train=TrainConfig(batch_size=batch_size),
         seed=seed,
     )
@@ -431,12 +431,13 @@ def test_a_run_finds_its_data_from_any_folder(
 ) -> None:
     monkeypatch.chdir(folder.parent)
     (tmp_path / "tiny.py").write_text(
-        "from gptjax.config import *\nconfig = Config(SpeechConfig(), DataConfig('fsdd'))\n"
+        "from gptjax.config import *\nfrom gptjax.config_encoders import *\n"
+        "config = Config(SpeechConfig(), SpeechDataConfig())\n"
     )
     arguments = ["--config", str(tmp_path / "tiny.py"), "--data.path", folder.name]
     parsed = command_line.parse(arguments)
     assert parsed.data.path == folder
-    assert config_lib.from_json(config_lib.to_json(parsed)).data.path == folder
+    assert config_json.from_json(config_json.to_json(parsed)).data.path == folder
 
 
 def test_an_imported_run_is_evaluated_on_recordings_that_one_names(
@@ -447,7 +448,7 @@ def test_an_imported_run_is_evaluated_on_recordings_that_one_names(
     params = {"kernel": np.zeros((2, 2), np.float32)}
     origin = {"source": "no data: weights imported from elsewhere", "sha256": "0"}
     with checkpoint.new_run(tmp_path / "run") as part:
-        checkpoint.save_finished(part, Config(MODEL, DataConfig("fsdd")), tok, params, origin)
+        checkpoint.save_finished(part, Config(MODEL, SpeechDataConfig()), tok, params, origin)
     assert "--data.path DIR" in refused(evaluate.main, tmp_path / "run")
     line = refused(evaluate.main, tmp_path / "run", "--data.path", tmp_path, "--split", "val")
     assert "--split val" in line

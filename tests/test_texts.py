@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import check_rows
 
-from gptjax.config import BigramConfig, Config, DataConfig, TrainConfig
+from gptjax.config import BigramConfig, Config, TextDataConfig, TrainConfig
 from gptjax.data import dataset as data
 from gptjax.data import texts, tokenizer
 from gptjax.data.texts import Batch, Prepare, TextData
@@ -74,7 +74,7 @@ def test_training_batches_stack_the_steps_and_pad_with_weight_zero(
 ) -> None:
     tokens = np.arange(500, dtype=np.uint16)
     config = Config(
-        BigramConfig(8), DataConfig(windows=windows), train=TrainConfig(batch_size=4), seed=7
+        BigramConfig(8), TextDataConfig(windows=windows), train=TrainConfig(batch_size=4), seed=7
     )
     stacked = data.training_batches(text_data(tokens), config, steps=range(10, 13), capacity=5)
     for i, step in enumerate(range(10, 13)):
@@ -116,7 +116,7 @@ def test_a_part_of_a_batch_is_what_it_is_of_the_whole(
     windows: Literal["random", "epochs"],
 ) -> None:
     train = TrainConfig(batch_size=5, eval_batches=3)
-    config = Config(BigramConfig(8), data=DataConfig(windows=windows), train=train)
+    config = Config(BigramConfig(8), data=TextDataConfig(windows=windows), train=train)
     check_rows(text_data(np.arange(503, dtype=np.uint16)), config)
 
 
@@ -170,7 +170,7 @@ def test_the_whole_split_counts_every_token_but_the_first_once(
 
 
 def test_load_splits_at_the_end_and_hashes_the_bytes(text_file: Path) -> None:
-    loaded = texts.load(DataConfig(path=text_file, val_fraction=0.25), block_size=8)
+    loaded = texts.load(TextDataConfig(path=text_file, val_fraction=0.25), block_size=8)
     n_train = int(len(TEXT) * 0.75)
     assert loaded.tokenizer.decode(loaded.train) == TEXT[:n_train]
     assert loaded.tokenizer.decode(loaded.val) == TEXT[n_train:]
@@ -190,7 +190,7 @@ def test_a_byte_order_mark_is_no_text(text_file: Path) -> None:
 def test_a_split_too_short_for_a_window_is_refused(
     text_file: Path, val_fraction: float, split: str
 ) -> None:
-    config = DataConfig(path=text_file, val_fraction=val_fraction)
+    config = TextDataConfig(path=text_file, val_fraction=val_fraction)
     with pytest.raises(UserError, match=f"the {split} split has . tokens, fewer than --model.bl"):
         texts.load(config, block_size=8)
 
@@ -198,7 +198,7 @@ def test_a_split_too_short_for_a_window_is_refused(
 def test_the_shortest_text_that_works() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(texts, "read_text", lambda path: ("abcdefghi" * 2, "sha"))
-        config = DataConfig(path=Path("any.txt"), val_fraction=0.5)
+        config = TextDataConfig(path=Path("any.txt"), val_fraction=0.5)
         assert len(texts.load(config, block_size=8).val) == 9
         with pytest.raises(UserError, match="split has 9 tokens"):
             texts.load(config, block_size=9)
@@ -224,7 +224,7 @@ def test_prepare_equals_encoding_all_at_once(
     texts.prepare(Prepare(tuple(files), out, kind, vocab_size=300, val_fraction=0.25))
 
     tok = tokenizer.train(kind, whole, 300)
-    prepared = texts.load(DataConfig(path=out), block_size=8)
+    prepared = texts.load(TextDataConfig(path=out), block_size=8)
     assert prepared.tokenizer.to_dict() == tok.to_dict()
     # Files are encoded one by one: a token does not reach from one into the next.
     ids = np.concatenate([tok.encode(text) for text in corpus])
@@ -243,8 +243,8 @@ def test_token_files_are_memory_mapped_and_batched_like_text(
     tmp_path: Path, text_file: Path
 ) -> None:
     texts.prepare(Prepare((text_file,), tmp_path / "out", "char", val_fraction=0.2))
-    mapped = texts.load(DataConfig(path=tmp_path / "out"), block_size=8)
-    in_memory = texts.load(DataConfig(path=text_file, val_fraction=0.2), block_size=8)
+    mapped = texts.load(TextDataConfig(path=tmp_path / "out"), block_size=8)
+    in_memory = texts.load(TextDataConfig(path=text_file, val_fraction=0.2), block_size=8)
     assert isinstance(mapped.train, np.memmap)
     assert isinstance(mapped.val, np.memmap)
     assert not mapped.train.flags.writeable
@@ -262,7 +262,7 @@ def test_prepare_drops_byte_order_marks_as_a_text_file_does(
     for path in files:
         path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
     texts.prepare(Prepare(files, tmp_path / "out", "char"))
-    prepared = texts.load(DataConfig(path=tmp_path / "out"), block_size=8)
+    prepared = texts.load(TextDataConfig(path=tmp_path / "out"), block_size=8)
     assert prepared.tokenizer.decode([*prepared.train, *prepared.val]) == TEXT * 2
 
 
@@ -388,4 +388,4 @@ def test_a_folder_that_is_not_whole_is_refused(
     with pytest.raises(
         UserError, match=r"is not a folder of token files .*gptjax.data.texts prepare"
     ):
-        texts.load(DataConfig(path=out), block_size=8)
+        texts.load(TextDataConfig(path=out), block_size=8)

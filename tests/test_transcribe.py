@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 
 from gptjax import models, train
 from gptjax.commands import evaluate, sample
-from gptjax.config import SpeechConfig
+from gptjax.config_encoders import SpeechConfig
 from gptjax.data import audio, speech
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.pairs import epoch_batches
@@ -354,12 +354,13 @@ def test_case_and_punctuation_are_no_errors() -> None:
 # took to tell "seven" from "nine" was luck.
 CONFIG = """
 from pathlib import Path
-from gptjax.config import Config, DataConfig, OptimConfig, SpeechConfig, TrainConfig
+from gptjax.config import Config, OptimConfig, TrainConfig
+from gptjax.config_encoders import SpeechConfig
 
 config = Config(
     model=SpeechConfig(n_encoder_layer=1, n_layer=1, n_head=2, n_embd=64, block_size=8,
         source_block_size=240, dropout=0.0, position="rotary", norm="rmsnorm", short_conv=3),
-    data=DataConfig(name="fsdd", path=Path({path!r}), tokenizer="word"),
+    data=SpeechDataConfig(path=Path({path!r}), tokenizer="word"),
     optim=OptimConfig(learning_rate=3e-3, warmup_steps=5),
     train=TrainConfig(max_steps=60, batch_size=8, eval_interval=30, log_interval=1),
 )

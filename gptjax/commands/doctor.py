@@ -185,7 +185,7 @@ def find_devices() -> Iterator[Facts]:
     import jax
     import numpy as np
 
-    from gptjax import command_line, config, models
+    from gptjax import command_line, config, config_encoders, models
     from gptjax.scale import devices
 
     try:
@@ -204,11 +204,12 @@ def find_devices() -> Iterator[Facts]:
         match c.model:
             case config.BigramConfig():
                 continue  # a matmul does not tell how fast it looks up
-            case config.EncoderDecoderConfig():
+            case config_encoders.EncoderDecoderConfig():
                 model = models.EncoderDecoder(c.model, VOCAB_SIZE, VOCAB_SIZE)
-            case config.SpeechConfig():
+            case config_encoders.SpeechConfig():
                 model = models.SpeechRecognizer(c.model, VOCAB_SIZE)
-            case config.GPTConfig():
+            case _:
+                assert isinstance(c.model, config.GPTConfig)
                 model = models.GPT(c.model, VOCAB_SIZE)
         n_params = models.count(jax.eval_shape(lambda m=model: models.init(m, seed=0)))
         # Pairs and recordings are as long as they are: this is for the longest.

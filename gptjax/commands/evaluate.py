@@ -22,7 +22,8 @@ import tyro
 
 from gptjax import models, training
 from gptjax.command_line import parse_command
-from gptjax.config import Config, SpeechConfig
+from gptjax.config import Config
+from gptjax.config_encoders import SpeechConfig
 from gptjax.data import dataset as data
 from gptjax.data import speech
 from gptjax.data.pairs import PairData, Pairs

@@ -137,7 +137,7 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
         rows = card(model, named, dataset, config)
         checkpoint.save_finished(
             part,
-            dataclasses.replace(config, run_dir=command.out),
+            config,
             dataset.tokenizer,
             named[name],
             checkpoint.read_environment(command.run)["data"],

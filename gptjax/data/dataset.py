@@ -7,7 +7,8 @@ in speech.py.
 
 import numpy as np
 
-from gptjax.config import Config, EncoderDecoderConfig, SpeechConfig
+from gptjax.config import Config, TextDataConfig
+from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import pairs, speech, texts
 from gptjax.data.pairs import PairData
 from gptjax.data.speech import SpeechData
@@ -28,6 +29,7 @@ def load(config: Config, tok: Tokenizer | None = None) -> Data:
         case SpeechConfig():
             return speech.load(config, tok)
         case _:
+            assert isinstance(config.data, TextDataConfig)
             return texts.load(config.data, config.model.block_size, tok)
 
 

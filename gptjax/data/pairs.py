@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.config import SPEECH, Config, EncoderDecoderConfig
+from gptjax.config import Config
+from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
 from gptjax.data import datasets, tokenizer
 from gptjax.data.texts import ALL, TRAINING, Batch, read_text
 from gptjax.data.tokenizer import PairTokenizer, TextTokenizer, Tokenizer
@@ -159,12 +160,7 @@ def load(config: Config, tok: Tokenizer | None = None) -> PairData:
     """
     model, c = config.model, config.data
     assert isinstance(model, EncoderDecoderConfig)
-    if not c.path and c.name in ("tinyshakespeare", *SPEECH):
-        what = "speech" if c.name in SPEECH else "a text"
-        raise UserError(
-            f"--data.name {c.name} is {what}, but this model learns from pairs; name cmudict or "
-            "cmudict_stress, or your own file with --data.path pairs.tsv"
-        )
+    assert isinstance(c, PairsDataConfig)
     path = c.path or datasets.fetch("cmudict")
     text, sha256 = read_text(path)
     if path.suffix == ".dict":
@@ -241,6 +237,7 @@ def split(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs, Pairs]:
 
 def _tokenizer(config: Config, pairs: Pairs) -> PairTokenizer:
     c = config.data
+    assert isinstance(c, PairsDataConfig)
 
     def trained_on(kind: str, texts: Iterable[str]) -> TextTokenizer:
         between = "" if kind == "char" else "\n"  # the line break is no character of theirs

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gptjax.config import Config, DataConfig, SpeechConfig
+from gptjax.config import Config
+from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data import audio, datasets, espeak, tokenizer
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.pairs import epoch_batches
@@ -116,6 +117,7 @@ class SpeechData:
         """
         c, model = config.data, config.model
         assert isinstance(model, SpeechConfig)
+        assert isinstance(c, SpeechDataConfig)
         rng = np.random.default_rng((config.seed, TRAINING, step))
         longest = model.source_block_size * 2 * HOP
         batch_size = config.train.batch_size
@@ -357,6 +359,7 @@ def load(config: Config, tok: Tokenizer | None = None) -> SpeechData:
     """
     c, model = config.data, config.model
     assert isinstance(model, SpeechConfig)
+    assert isinstance(c, SpeechDataConfig)
     clips = find_clips(_folder(c))
     source = str(c.path or c.name)
     listing = [(clip.path.name, clip.path.stat().st_size, clip.text) for clip in clips]
@@ -391,7 +394,7 @@ def _durations(clips: Sequence[Clip], model: SpeechConfig) -> np.ndarray:
     return seconds
 
 
-def _folder(c: DataConfig) -> Path:
+def _folder(c: SpeechDataConfig) -> Path:
     """Where the clips of a configuration lie; fetched, or spoken, if need be."""
     if c.name == "espeak":
         path = c.path or datasets.fetch("tinyshakespeare")
@@ -403,14 +406,9 @@ def _folder(c: DataConfig) -> Path:
         return c.path
     if c.name == "fsdd":
         return datasets.fetch_fsdd()
-    if c.name == "librispeech":
-        raise UserError(
-            "LibriSpeech is too large to fetch unasked; unpack train-clean-100 and dev-clean of "
-            "openslr.org/12 in a folder and name that with --data.path"
-        )
     raise UserError(
-        f"--data.name {c.name} is no speech; name fsdd, or your own recordings with "
-        "--data.path: a folder laid out as LibriSpeech, or a manifest .jsonl"
+        "LibriSpeech is too large to fetch unasked; unpack train-clean-100 and dev-clean of "
+        "openslr.org/12 in a folder and name that with --data.path"
     )
 
 

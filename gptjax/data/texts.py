@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from gptjax.command_line import parse_command
-from gptjax.config import SPEECH, Config, DataConfig
+from gptjax.config import Config, TextDataConfig
 from gptjax.data import datasets, tokenizer
 from gptjax.data.tokenizer import TextTokenizer, Tokenizer
 from gptjax.decoding import sampling
@@ -77,6 +77,7 @@ class TextData:
         config.data.windows says how it is cut.
         """
         sizes = config.model.block_size, config.train.batch_size
+        assert isinstance(config.data, TextDataConfig)
         if config.data.windows == "epochs":
             return epoch_batch(self.train, *sizes, config.seed, step, rows)
         return random_batch(self.train, *sizes, config.seed, TRAINING, step, rows)
@@ -101,7 +102,7 @@ class TextData:
         return self.tokenizer.decode(ids[0])
 
 
-def load(config: DataConfig, block_size: int, tok: Tokenizer | None = None) -> TextData:
+def load(config: TextDataConfig, block_size: int, tok: Tokenizer | None = None) -> TextData:
     """Reads, or fetches, and tokenizes the text that a configuration names.
 
     With the tokenizer given, or one of the kind that the configuration names. Raises UserError
@@ -116,23 +117,12 @@ def load(config: DataConfig, block_size: int, tok: Tokenizer | None = None) -> T
                 "run to start from; give the text itself"
             )
     else:
-        if not config.path and config.name != "tinyshakespeare":
-            if config.name in SPEECH:
-                raise UserError(
-                    f"--data.name {config.name} is speech, which a SpeechRecognizer learns from, "
-                    "as in configs/digits_cpu.py; this model wants a text: tinyshakespeare, or "
-                    "--data.path FILE"
-                )
-            raise UserError(
-                f"--data.name {config.name} is pairs, which an EncoderDecoder learns from, as in "
-                "configs/g2p_cpu.py; this model wants a text: tinyshakespeare, or --data.path FILE"
-            )
-        text, sha256 = read_text(config.path or datasets.fetch(config.name))
+        text, sha256 = read_text(config.path or datasets.fetch("tinyshakespeare"))
         tok = tok or tokenizer.train(config.tokenizer, text, config.vocab_size)
         assert isinstance(tok, TextTokenizer)
         n_train = int(len(text) * (1 - config.val_fraction))
         train, val = tok.encode(text[:n_train]), tok.encode(text[n_train:])
-        source = str(config.path or config.name)
+        source = str(config.path or "tinyshakespeare")
         data = TextData(train.astype(_dtype(tok)), val.astype(_dtype(tok)), tok, source, sha256)
     for split, tokens in (("training", data.train), ("validation", data.val)):
         if len(tokens) < block_size + 1:

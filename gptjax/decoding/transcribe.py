@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.config import SpeechConfig
+from gptjax.config_encoders import SpeechConfig
 from gptjax.data import audio
 from gptjax.data.audio import HOP, SAMPLE_RATE, WINDOW
 from gptjax.data.tokenizer import ByteTokenizer, CharTokenizer, SpeechTokenizer, WordTokenizer

@@ -30,10 +30,10 @@ import numpy as np
 import tyro
 from flax.traverse_util import flatten_dict
 
-from gptjax import config as config_lib
-from gptjax import models
+from gptjax import config_json, models
 from gptjax.command_line import parse_command
-from gptjax.config import Config, EncoderDecoderConfig, GPTConfig, SpeechConfig
+from gptjax.config import Config, GPTConfig
+from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data.tokenizer import PairTokenizer, SpeechTokenizer, Tokenizer
 from gptjax.errors import UserError, exit_codes, import_extra
 from gptjax.interop import huggingface
@@ -102,7 +102,7 @@ def export(command: Export) -> None:
 def describe(folder: Path, config: Config, tok: Tokenizer) -> None:
     """Writes config.json and tokenizer.json as a run has them."""
     checkpoint.write_json(folder / "tokenizer.json", tok.to_dict(), indent=None)
-    checkpoint.write_atomically(folder / "config.json", config_lib.to_json(config))
+    checkpoint.write_atomically(folder / "config.json", config_json.to_json(config))
 
 
 def write_safetensors(path: Path, arrays: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gptjax import command_line, models
-from gptjax.config import Config, DataConfig, GPTConfig
+from gptjax.config import Config, GPTConfig, TextDataConfig
 from gptjax.data.tokenizer import BPETokenizer
 from gptjax.errors import UserError, import_extra
 from gptjax.interop import huggingface
@@ -161,7 +161,7 @@ def import_gpt2(command: GPT2) -> None:
         part = stack.enter_context(checkpoint.new_run(out))
         theirs = TheirConfig(folder / "config.json")
         model_config, vocab_size = gpt2_config(theirs)
-        config = Config(model=model_config, data=DataConfig(tokenizer="bpe"), run_dir=out)
+        config = Config(model=model_config, data=TextDataConfig(tokenizer="bpe"))
         command_line.check(config)
         tensors = Tensors(folder, stack)
         tok = gpt2_tokenizer(folder, theirs, vocab_size)

@@ -17,7 +17,8 @@ import numpy as np
 import tyro
 
 from gptjax import command_line, models
-from gptjax.config import Config, DataConfig, SpeechConfig
+from gptjax.config import Config
+from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data.tokenizer import BPETokenizer, SpeechTokenizer
 from gptjax.errors import UserError, import_extra
 from gptjax.interop.files import NEEDS, Tensors, TheirConfig, read_json
@@ -222,8 +223,8 @@ def import_whisper(command: Whisper) -> None:
     with ExitStack() as stack:
         part = stack.enter_context(checkpoint.new_run(out))
         model_config, vocab_size = whisper_config(folder / "config.json")
-        data = DataConfig(name="fsdd", tokenizer="bpe")
-        config = Config(model=model_config, data=data, run_dir=out)
+        data = SpeechDataConfig(tokenizer="bpe")
+        config = Config(model=model_config, data=data)
         command_line.check(config)
         tensors = Tensors(folder, stack)
         tok = whisper_tokenizer(folder, vocab_size, command.language)

@@ -31,8 +31,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from gptjax import config as config_lib
-from gptjax import models
+from gptjax import config_json, models
 from gptjax.config import Config
 from gptjax.data import tokenizer as tokenizer_lib
 from gptjax.data.dataset import Data
@@ -50,8 +49,9 @@ FIXED = ("model", "optim.name", "data")
 FREE = ("model.dropout", "data.path", "data.name", "data.vocab_size", "data.tokenizer")
 FREE += ("data.speed_change", "data.noise", "data.spec_masks")
 
-# Of this start, not of the run.
-HERE = ("run_dir", "resume", "mesh.coordinator", "mesh.processes", "mesh.process")
+
+KEEP_LATEST = 2
+"""Latest checkpoints that a run keeps, besides the best one."""
 
 
 class Checkpoints:
@@ -233,11 +233,6 @@ def locked(folder: Path) -> Iterator[None]:
             raise
 
 
-def knobs(config: Config) -> dict[str, Any]:
-    """The knobs of a run, those of this start alone left out."""
-    return {k: v for k, v in config_lib.flatten(config).items() if k not in HERE}
-
-
 def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
     """Compares a run found in the folder with what is asked for now.
 
@@ -250,7 +245,7 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
             f"{folder} was imported or quantized: it has no optimizer state, so training cannot "
             "continue it; name another --run-dir (an imported one can be its --train.init-from)"
         )
-    had, want = knobs(read_config(folder)), knobs(config)
+    had, want = config_json.flatten(read_config(folder)), config_json.flatten(config)
     refused, allowed = [], []
     for knob in had | want:
         change = f"{knob} {had.get(knob, 'none')} -> {want.get(knob, 'none')}"
@@ -383,7 +378,7 @@ def _describe(folder: Path, config: Config, tok: Tokenizer, data: dict[str, Any]
     }
     write_json(folder / "tokenizer.json", tok.to_dict(), indent=None)
     write_json(folder / "environment.json", environment)
-    write_atomically(folder / "config.json", config_lib.to_json(config))
+    write_atomically(folder / "config.json", config_json.to_json(config))
 
 
 def check_disk(folder: Path, state: TrainState, n_checkpoints: int) -> None:
@@ -401,7 +396,7 @@ def check_disk(folder: Path, state: TrainState, n_checkpoints: int) -> None:
 def read_config(folder: Path) -> Config:
     """The configuration of a run. Raises UserError if the folder holds none."""
     try:
-        return config_lib.from_json((folder / "config.json").read_text(encoding="utf-8"))
+        return config_json.from_json((folder / "config.json").read_text(encoding="utf-8"))
     except OSError:
         what = "is a file" if folder.is_file() else "does not exist"
         what = "is not a run directory (no config.json)" if folder.is_dir() else what

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax import config as config_lib
-from gptjax import models
+from gptjax import config_json, models
 from gptjax.config import Config, GPTConfig, ModelConfig
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError
@@ -51,10 +50,10 @@ def vocabulary(config: Config, folder: Path) -> Tokenizer | None:
 
 def _differences(had: ModelConfig, wanted: ModelConfig) -> list[str]:
     """The options that would make a model fit the parameters of another."""
-    ours = config_lib.flatten(wanted)
+    ours = config_json.flatten(wanted)
     learned = isinstance(had, GPTConfig) and had.position == "learned"
     flags = []
-    for name, theirs in config_lib.flatten(had).items():
+    for name, theirs in config_json.flatten(had).items():
         # Positions behind those that were learned do not exist.
         shorter = name.endswith("block_size") and (ours[name] <= theirs or not learned)
         if ours[name] == theirs or name in FREE or shorter:

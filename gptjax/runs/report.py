@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from gptjax.command_line import parse_command
-from gptjax.config import Config, TrainConfig
+from gptjax.config import Config
 from gptjax.errors import UserError, exit_codes, import_extra
 from gptjax.runs.checkpoint import write_atomically
 
@@ -41,7 +41,14 @@ class _Console(Console):
 class Reporter:
     """Shows and stores the progress of one run. Use as a context manager."""
 
-    def __init__(self, folder: Path, config: Config, first_step: int, tokens_per_step: float):
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        first_step: int,
+        tokens_per_step: float,
+        trackers: tuple[str, ...] = (),
+    ):
         """Cuts metrics.jsonl back to `first_step`: what follows is about to be computed again.
 
         `evaluated` then holds the steps whose evaluation is among what is left.
@@ -49,7 +56,7 @@ class Reporter:
         self.folder, self.config = folder, config
         self._tokens_per_step = tokens_per_step
         self.console = _Console(highlight=False, soft_wrap=True, emoji=False)
-        self._writers = _external_writers(folder, config, first_step)
+        self._writers = _external_writers(folder, trackers, first_step)
         path = folder / "metrics.jsonl"
         # A run that starts afresh evaluates step 0 again, too.
         rows = [row for row in read_metrics(folder) if first_step and row["step"] <= first_step]
@@ -195,24 +202,26 @@ class Silence:
     def evaluation(self, step: int, losses: dict[str, float]) -> None: ...
 
 
-def check_trackers(config: TrainConfig) -> None:
-    """Raises UserError when an optional tracker that the configuration asks for is missing."""
-    for flag, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
-        if getattr(config, flag):
-            import_extra(module, f"--train.{flag} needs")
+def check_trackers(trackers: tuple[str, ...]) -> None:
+    """Raises UserError when the package of a tracker ("tensorboard", "wandb") is missing."""
+    modules = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+    for name in trackers:
+        import_extra(modules[name], f"--{name} needs")
 
 
-def _external_writers(folder: Path, config: Config, first_step: int) -> list[_TensorBoard | _WandB]:
-    """The optional trackers that the configuration asks for."""
+def _external_writers(
+    folder: Path, trackers: tuple[str, ...], first_step: int
+) -> list[_TensorBoard | _WandB]:
+    """The optional trackers that the launch asks for."""
     writers: list[_TensorBoard | _WandB] = []
-    check_trackers(config.train)
-    if config.train.tensorboard:
+    check_trackers(trackers)
+    if "tensorboard" in trackers:
         from tensorboardX import SummaryWriter
 
         writers.append(
             _TensorBoard(SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1))
         )
-    if config.train.wandb:
+    if "wandb" in trackers:
         import wandb  # pyright: ignore[reportMissingImports]
 
         writers.append(_WandB(wandb.init(project="gptjax", name=folder.name, dir=str(folder))))

@@ -13,11 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gptjax.config import BigramConfig, ModelConfig, TrainConfig
+from gptjax.config import GPTConfig, ModelConfig, TrainConfig
 from gptjax.errors import UserError
 
 # Tokens x width of a micro-batch on a CPU: about what its caches hold of a layer's activations.
 CPU_MICRO_BATCH = 1024 * 384
+
+# Limits of one dispatch. 5e14 floating-point operations take an H100 one or two seconds.
+STEPS_PER_DISPATCH, FLOPS_PER_DISPATCH = 50, 5e14
 
 # Up to so many rows, a product with quantized weights is made of sums over short pieces; with
 # more, unpacking the weights into floats costs less than the matmul.
@@ -58,11 +61,20 @@ def micro_batch_size(
     """
     if config.micro_batch_size:
         return config.micro_batch_size
-    if not on_cpu() or isinstance(model, BigramConfig):
+    if not on_cpu() or not isinstance(model, GPTConfig):
         return config.batch_size
     most = max(1, int(CPU_MICRO_BATCH / (tokens_per_sequence * model.n_embd))) * n_devices
     fits = [m for m in range(n_devices, most + 1, n_devices) if config.batch_size % m == 0]
     return max(fits, default=config.batch_size)
+
+
+def steps_per_dispatch(n_params: int, tokens_per_step: float) -> int:
+    """Most optimizer steps that one call to a device runs before the host looks again.
+
+    At most 50, and fewer for large models, so that signals are checked every few seconds.
+    """
+    flops_per_device = 6 * n_params * tokens_per_step / jax.device_count()
+    return max(1, min(STEPS_PER_DISPATCH, int(FLOPS_PER_DISPATCH / flops_per_device)))
 
 
 def query_chunks(n_target: int) -> list[tuple[int, int]]:

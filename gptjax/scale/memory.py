@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax.config import BigramConfig, Config
+from gptjax.config import Config, GPTConfig
 from gptjax.errors import UserError
-from gptjax.layers import hidden_width
 from gptjax.models import Model
 from gptjax.scale import devices, sharding
 
@@ -38,11 +37,11 @@ def estimate(
     logits = 3 * 4 * n_tokens * model.vocab_size  # float32: themselves, their softmax, its gradient
     c, n_model = config.model, mesh.shape["model"]
     blocks = 0.0
-    if not isinstance(c, BigramConfig):
+    if isinstance(c, GPTConfig):
         itemsize = np.dtype(model.dtype).itemsize
         n_blocks = c.n_layer + getattr(c, "n_encoder_layer", 0)
         # Both norms, the residual stream and sums into it; heads and hidden values are shared out.
-        inside = 6 * c.n_embd + (5 * c.n_embd + 3 * hidden_width(c)) / n_model
+        inside = 6 * c.n_embd + (5 * c.n_embd + 3 * c.hidden_width) / n_model
         inside += 3 * c.n_head * min(c.block_size, tokens_per_sequence) / n_model
         kept = n_blocks * inside
         if config.train.remat:

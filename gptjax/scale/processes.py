@@ -25,7 +25,6 @@ import numpy as np
 from jax._src import distributed  # nothing public says who is alive
 from jax.experimental import multihost_utils
 
-from gptjax.config import MeshConfig
 from gptjax.errors import Interrupted, UserError, exit_codes
 from gptjax.scale import devices
 
@@ -90,17 +89,17 @@ def in_cluster() -> bool:
 
 
 @contextlib.contextmanager
-def together(config: MeshConfig) -> Iterator[None]:
+def together(coordinator: str, n_processes: int, process: int) -> Iterator[None]:
     """Joins the other processes, if there are any, and leaves them: the last thing a program does.
 
     All but the first end in here. A process that fails ends at once, with the exit code of its
     error and without waiting for the others, which cannot come; they end when they miss it.
     Raises UserError when it cannot start.
     """
-    if not (config.coordinator or in_cluster()):
+    if not (coordinator or in_cluster()):
         yield
         return
-    _start(config)
+    _start(coordinator, n_processes, process)
     interrupted = None
     try:
         devices.require_backend()
@@ -120,27 +119,27 @@ def together(config: MeshConfig) -> Iterator[None]:
         raise interrupted
 
 
-def _start(config: MeshConfig) -> None:
+def _start(coordinator: str, n_processes: int, process: int) -> None:
     # Its handler of SIGTERM would take the place of ours, which tells the others by `agree`.
     jax.config.update("jax_enable_preemption_service", False)
     # Else JAX aborts at once where a process is missed, and our _watch could not say which one.
     jax.config.update("jax_enable_recoverability", True)
     explicit = {}
-    if config.coordinator:
-        host = config.coordinator.rpartition(":")[0]
+    if coordinator:
+        host = coordinator.rpartition(":")[0]
         explicit = {
-            "coordinator_address": config.coordinator,
-            "num_processes": config.processes,
-            "process_id": config.process,
+            "coordinator_address": coordinator,
+            "num_processes": n_processes,
+            "process_id": process,
             "cluster_detection_method": "deactivate",
         }
         if host == "localhost" or host.startswith("127."):  # else to every address of the machine
-            explicit["coordinator_bind_address"] = config.coordinator
-    where = f"at {config.coordinator}" if config.coordinator else "as the cluster says"
+            explicit["coordinator_bind_address"] = coordinator
+    where = f"at {coordinator}" if coordinator else "as the cluster says"
     print(f"waiting for the other processes, {where}", file=sys.stderr, flush=True)
     alone = f"the processes do not find one another, {where}"
-    fix = "give all of them the same --mesh.coordinator HOST:PORT, and --mesh.processes, and each "
-    fix += "its --mesh.process"
+    fix = "give all of them the same --coordinator HOST:PORT, and --processes, and each "
+    fix += "its --process"
 
     def last_words() -> None:  # JAX's runtime aborts where nobody comes
         print(f"error: {alone}, within {START_SECONDS} s; {fix}", file=sys.stderr, flush=True)

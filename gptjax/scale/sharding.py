@@ -70,7 +70,7 @@ def make_mesh(config: Config) -> Mesh:
     if fixed > n_devices:
         raise UserError(
             f"{asked} wants {fixed} devices, but JAX sees {n_devices} in {jax.process_count()} "
-            "process(es); ask for fewer, or see why some are missing: python -m gptjax.commands.doctor"
+            "process(es); ask for fewer, or see why some are missing: gptjax doctor"
         )
     sizes = {axis: n_devices // fixed if size == -1 else size for axis, size in sizes.items()}
     n_used = math.prod(sizes.values())
