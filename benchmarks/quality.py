@@ -146,11 +146,11 @@ def evaluate_torch(model: Any, tokens: np.ndarray, block_size: int) -> float:
     model.eval()
     loss = weight = 0.0
     for group in texts.whole_split(tokens, block_size, 16):
-        for i in range(len(group["weights"])):
+        for i in range(len(group["loss_weights"])):
             inputs, targets = (
                 torch.from_numpy(group[k][i]).to(device).long() for k in ("tokens", "targets")
             )
-            weights = torch.from_numpy(group["weights"][i]).to(device)
+            weights = torch.from_numpy(group["loss_weights"][i]).to(device)
             with torch.no_grad():
                 losses = torch.nn.functional.cross_entropy(
                     model(inputs).flatten(0, 1), targets.flatten(), reduction="none"

@@ -127,7 +127,7 @@ def compile_step(size: plan.Size, layout: plan.Layout) -> tuple[Any, Any]:
     split = sharding.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(rows, dtype, sharding=split)
-        for name, dtype in (("tokens", np.int32), ("targets", np.int32), ("weights", np.float32))
+        for name, dtype in (("tokens", np.int32), ("targets", np.int32), ("loss_weights", np.float32))
     }
     micro_batch_size = size.batch_size // layout.n_micro
     steps = training.make_train_steps(model, optimizer, micro_batch_size, 0, mesh)

@@ -1,7 +1,7 @@
 """The train step: loss, gradient, update, scanned on the device. And exact evaluation.
 
 A batch is one dict for every model: `tokens` (B, T) int32, `targets` (B, T) int32 and
-`weights` (B, T) float32, the last zero where a target does not count (padding); a model with an
+`loss_weights` (B, T) float32, the last zero where a target does not count (padding); a model with an
 encoder also gets `source` (B, S) and `source_mask` (B, S). Everything that is random is a pure
 function of the seed and the step, so a run that stops and resumes repeats itself bit for bit.
 """
@@ -58,7 +58,7 @@ def cross_entropy(
         {"params": params}, batch["tokens"], rows_B=rows_B, rngs=rngs, **source
     )
     losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
-    return jnp.sum(losses_BT * batch["weights"]), jnp.sum(batch["weights"])
+    return jnp.sum(losses_BT * batch["loss_weights"]), jnp.sum(batch["loss_weights"])
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

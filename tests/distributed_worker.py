@@ -99,7 +99,7 @@ def batches(name: str, n: int) -> dict[str, np.ndarray]:
     batch: dict[str, np.ndarray] = {
         "tokens": rng.integers(0, VOCAB_SIZE, shape).astype(np.int32),
         "targets": rng.integers(0, VOCAB_SIZE, shape).astype(np.int32),
-        "weights": (rng.random(shape) < 0.8).astype(np.float32),
+        "loss_weights": (rng.random(shape) < 0.8).astype(np.float32),
     }
     lengths = rng.integers(1, 13, (n, BATCH_SIZE, 1))
     if name == "pairs":

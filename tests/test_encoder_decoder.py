@@ -48,7 +48,7 @@ def batch() -> dict[str, np.ndarray]:
         "source_mask": np.arange(9) < np.array([[9], [4], [6]]),
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
-        "weights": (np.arange(8) < np.array([[7], [8], [3]])).astype(np.float32),
+        "loss_weights": (np.arange(8) < np.array([[7], [8], [3]])).astype(np.float32),
     }
 
 
@@ -59,7 +59,7 @@ def logits_of(model, params, batch) -> np.ndarray:
 
 def padded(batch) -> dict[str, np.ndarray]:
     """The same pairs with ten more positions of garbage on both sides."""
-    fill = {"source": 7, "source_mask": False, "tokens": 3, "targets": 5, "weights": 0}
+    fill = {"source": 7, "source_mask": False, "tokens": 3, "targets": 5, "loss_weights": 0}
     return {
         name: np.pad(leaf, ((0, 0), (0, 10)), constant_values=fill[name])
         for name, leaf in batch.items()
@@ -91,7 +91,7 @@ def test_logits_and_gradients_equal_torch_nn_transformers(heads, batch):
     losses = torch.nn.functional.cross_entropy(
         theirs.flatten(0, 1), long["targets"].flatten(), reduction="none"
     )
-    (losses * tensors["weights"].flatten()).sum().backward()
+    (losses * tensors["loss_weights"].flatten()).sum().backward()
     _, grads = loss_and_gradient(model, params, batch)
     expected = torch_transformer.weights(grads)
     for name, parameter in twin.named_parameters():
@@ -103,7 +103,7 @@ def test_logits_and_gradients_equal_torch_nn_transformers(heads, batch):
 def test_padding_changes_neither_loss_nor_logits(made, batch):
     model, params = made
     more = padded(batch)
-    assert more["weights"].sum() == batch["weights"].sum() == 18
+    assert more["loss_weights"].sum() == batch["loss_weights"].sum() == 18
     loss, gradient = loss_and_gradient(model, params, batch)
     padded_loss, padded_gradient = loss_and_gradient(model, params, more)
     assert padded_loss == pytest.approx(float(loss), rel=1e-5)

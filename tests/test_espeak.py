@@ -88,7 +88,7 @@ def test_it_is_a_source_of_training_data(tmp_path: Path, monkeypatch: pytest.Mon
     assert first.sha256 == again.sha256
     batch = first.batch(config, 0)
     assert batch["source"].shape[0] == 4
-    said = first.tokenizer.target.decode(batch["targets"][0][batch["weights"][0] > 0][:-1])
+    said = first.tokenizer.target.decode(batch["targets"][0][batch["loss_weights"][0] > 0][:-1])
     assert said in TEXTS
 
 

@@ -180,7 +180,7 @@ def seed_like(n_layer: int, remat: bool) -> tuple[models.GPT, GPTConfig]:
 def dropped_out_loss(model: models.GPT, params: Any) -> Any:
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (8, 65)).astype(np.int32)
     weights = np.ones((8, 64), np.float32)
-    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_weights": weights}
     return training.cross_entropy(model, params, batch, jax.random.key(5), jnp.arange(8))[0]
 
 

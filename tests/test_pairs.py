@@ -85,7 +85,7 @@ def rows_of(batch: Batch, tok: PairTokenizer) -> list[tuple[str, str]]:
     """The pairs of the rows of a batch that weigh something."""
     rows = []
     for source, mask, target, weights in zip(
-        *(batch[name] for name in ("source", "source_mask", "targets", "weights")), strict=True
+        *(batch[name] for name in ("source", "source_mask", "targets", "loss_weights")), strict=True
     ):
         if weights.any():
             ids = target[weights > 0]
@@ -268,7 +268,7 @@ def test_the_longest_pair_that_fits_and_one_more() -> None:
     fits = {"a" * 16: [" ".join("X" * 11)]}
     (bucket,) = pairs.make_buckets(fits, tokenizer_of(fits), MODEL, 1, "mine")
     assert bucket.batch(np.arange(1))["tokens"].shape == (1, 12)
-    assert bucket.batch(np.arange(1))["weights"].sum() == 12
+    assert bucket.batch(np.arange(1))["loss_weights"].sum() == 12
     for of, side, flag in (
         ({"a" * 17: ["X"]}, "source", "--model.source-block-size 16 holds"),
         ({"a": [" ".join("X" * 12)]}, "target", "--model.block-size 12 holds"),
@@ -306,7 +306,7 @@ def test_a_batch_says_what_follows_what_and_weighs_targets_and_their_end(
     longest = 0
     for step in range(40):
         batch = dataset.batch(config, step)
-        tokens, targets, weights = batch["tokens"], batch["targets"], batch["weights"]
+        tokens, targets, weights = batch["tokens"], batch["targets"], batch["loss_weights"]
         assert tokens.shape == targets.shape == weights.shape
         assert batch["source"].shape == batch["source_mask"].shape
         assert len(tokens) == len(batch["source"]) == 16
@@ -385,7 +385,7 @@ def test_validation_counts_every_pair_once(
         assert {leaf.shape[:2] for leaf in batch.values()} == {(1, batch_size)}
         rows = rows_of({name: leaf[0] for name, leaf in batch.items()}, dataset.tokenizer)
         counted.update(rows)
-        assert batch["weights"].sum() == sum(len(target.split()) + 1 for _, target in rows)
+        assert batch["loss_weights"].sum() == sum(len(target.split()) + 1 for _, target in rows)
         assert batch["source_mask"].any(-1).all()  # what is padding still attends to something
         seen.add(tuple(leaf.shape for leaf in batch.values()))
     assert counted == listed(dataset.val)

@@ -91,7 +91,7 @@ def test_the_rows_of_a_batch_say_what_is_said(folder: Path, string_clips: int) -
     assert batch["source"].shape[:2] == batch["source_mask"].shape
     assert not batch["source"][~batch["source_mask"]].any()
     for tokens, targets, weights in zip(
-        batch["tokens"], batch["targets"], batch["weights"], strict=True
+        batch["tokens"], batch["targets"], batch["loss_weights"], strict=True
     ):
         n = int(weights.sum())
         assert weights[:n].all()
@@ -220,7 +220,7 @@ def test_strings_are_made_of_their_own_split_alone(tmp_path: Path) -> None:
 
     def said(batches: list[dict[str, np.ndarray]]) -> set[str]:
         rows = [
-            (t, w > 0) for b in batches for t, w in zip(b["targets"], b["weights"], strict=True)
+            (t, w > 0) for b in batches for t, w in zip(b["targets"], b["loss_weights"], strict=True)
         ]
         return {word for t, w in rows for word in target.decode(t[w][:-1]).split()}
 

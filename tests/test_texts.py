@@ -56,7 +56,7 @@ def test_targets_are_the_next_tokens() -> None:
     assert batch["tokens"].max() > 1 << 15
     np.testing.assert_array_equal(batch["targets"], batch["tokens"] + 1)
     np.testing.assert_array_equal(np.diff(batch["tokens"]), 1)
-    np.testing.assert_array_equal(batch["weights"], np.float32(1))
+    np.testing.assert_array_equal(batch["loss_weights"], np.float32(1))
 
 
 def test_random_batches_reach_both_ends_of_the_text() -> None:
@@ -84,8 +84,8 @@ def test_training_batches_stack_the_steps_and_pad_with_weight_zero(
         }[windows]
         for name, leaf in alone.items():
             np.testing.assert_array_equal(stacked[name][i], leaf)
-    assert stacked["weights"].shape == (5, 4, 8)
-    assert not stacked["weights"][3:].any()
+    assert stacked["loss_weights"].shape == (5, 4, 8)
+    assert not stacked["loss_weights"][3:].any()
 
 
 def test_an_epoch_takes_every_window_once_and_the_next_cuts_and_orders_anew() -> None:
@@ -128,7 +128,7 @@ def test_the_sampled_validation_is_the_same_every_time() -> None:
     for batch, other in zip(batches, again, strict=True):
         for name, leaf in batch.items():
             np.testing.assert_array_equal(leaf, other[name])
-    assert joined(batches, "weights").sum() == 3 * 4 * 8
+    assert joined(batches, "loss_weights").sum() == 3 * 4 * 8
     assert {batch["tokens"].shape for batch in batches} == {(1, 4, 8)}
     training = texts.random_batch(text.val, 8, 4, 7, texts.TRAINING, 0)
     assert not np.array_equal(batches[0]["tokens"][0], training["tokens"])
@@ -153,17 +153,17 @@ def test_the_whole_split_counts_every_token_but_the_first_once(
     monkeypatch.setattr(texts, "EVALUATION_TOKENS", 70)  # so that most lengths need several groups
     tokens = np.arange(length, dtype=np.uint16)
     groups = list(texts.whole_split(tokens, block_size, batch_size))
-    counted = joined(groups, "weights") == 1
+    counted = joined(groups, "loss_weights") == 1
     targets = joined(groups, "targets")[counted]
     assert sorted(targets.tolist()) == list(range(1, length))
     np.testing.assert_array_equal(joined(groups, "tokens")[counted], targets - 1)
-    assert not joined(groups, "weights")[~counted].any()
+    assert not joined(groups, "loss_weights")[~counted].any()
     # One shape, so one executable.
     shapes = {group["tokens"].shape for group in groups}
     assert len(shapes) == 1
     assert shapes.pop()[1:] == (batch_size, block_size)
     # No group may weigh nothing: that would be work for nothing.
-    assert all(group["weights"].any() for group in groups)
+    assert all(group["loss_weights"].any() for group in groups)
 
 
 # --- text files

@@ -94,8 +94,8 @@ def test_micro_batches_add_up_to_the_batch():
 def test_ragged_weights_are_exact_over_micro_batches():
     """A mean over targets, not over micro-batches: rows of padding must not dilute it."""
     batch = batches(1, 1)
-    batch["weights"][0, 0] = 0.0
-    batch["weights"][0, 1, 5:] = 0.0
+    batch["loss_weights"][0, 0] = 0.0
+    batch["loss_weights"][0, 1, 5:] = 0.0
     model, optimizer = models.GPT(TINY, VOCAB_SIZE), optax.sgd(0.1)
     whole, _ = jax.jit(partial(training.cross_entropy, model))(
         start(TINY, optimizer).params, {k: v[0] for k, v in batch.items()}
@@ -123,7 +123,7 @@ def test_dropout_draws_anew_each_step_and_row_whatever_the_micro_batch():
     same = jax.tree.map(lambda x: np.tile(x, (3, 2, 1)), one)  # 3 steps of 2 equal rows
     seen = []
     for weights in ([1, 0], [0, 1], [1, 1]):
-        weighed = same | {"weights": same["weights"] * np.array(weights)[:, None]}
+        weighed = same | {"loss_weights": same["loss_weights"] * np.array(weights)[:, None]}
         for micro in (1, 2):
             train_steps = training.make_train_steps(model, optimizer, micro, seed=1)
             _, metrics = train_steps(start(config, optimizer), weighed, 3)

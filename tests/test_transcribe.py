@@ -121,7 +121,7 @@ def test_padding_changes_nothing(config: SpeechConfig) -> None:
     long = Example(noise(1.5, seed=1), "three four five one", "")
     alone = speech.make_batch([short], config, tok)
     beside = speech.make_batch([short, long], config, tok)
-    beside["weights"][1] = 0
+    beside["loss_weights"][1] = 0
     n_frames = int(alone["source_mask"].sum())
     assert alone["source"].shape[1] < beside["source"].shape[1]
     np.testing.assert_allclose(
@@ -137,7 +137,7 @@ def test_padding_changes_nothing(config: SpeechConfig) -> None:
         )
         log_p = jax.nn.log_softmax(jnp.asarray(logits_BTV))
         chosen = jnp.take_along_axis(log_p, batch["targets"][..., None], axis=-1)[..., 0]
-        return -(chosen * batch["weights"]).sum() / batch["weights"].sum(), logits_BTV[0]
+        return -(chosen * batch["loss_weights"]).sum() / batch["loss_weights"].sum(), logits_BTV[0]
 
     loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (a, logits_a), of_a = loss_and_gradient(params, alone)

@@ -55,7 +55,7 @@ class Bucket:
             "source_mask": np.arange(n_source) < self.source_length_N[rows, None],
             "tokens": self.target_NT[rows, :-1],
             "targets": self.target_NT[rows, 1:],
-            "weights": (weighs & (rows >= 0)[:, None]).astype(np.float32),
+            "loss_weights": (weighs & (rows >= 0)[:, None]).astype(np.float32),
         }
 
     def in_order(self, batch_size: int, rows: slice = ALL) -> Iterator[Batch]:

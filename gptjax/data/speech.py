@@ -187,7 +187,7 @@ class SpeechData:
             longest = max(sizes[first : first + batch_size])
             like = longest // HOP, [plan.text for plan in part]
             batch = make_batch(list(self._read(part[rows])), model, self.tokenizer, like)
-            batch["weights"][first + np.arange(batch_size)[rows] >= len(plans)] = 0
+            batch["loss_weights"][first + np.arange(batch_size)[rows] >= len(plans)] = 0
             yield {name: leaf[None] for name, leaf in batch.items()}
 
     def sample(self, model: Any, params: Any, config: Config) -> str:
@@ -345,7 +345,7 @@ def make_batch(
         "source_mask": mask_BT,
         "tokens": ids[:, :-1],
         "targets": ids[:, 1:],
-        "weights": weights,
+        "loss_weights": weights,
     }
 
 

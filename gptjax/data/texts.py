@@ -196,7 +196,7 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
     """Windows of block_size + 1 tokens that begin at these places, as inputs and targets."""
     windows = tokens[starts[..., None] + np.arange(block_size + 1)].astype(np.int32)
     weights = np.ones((*starts.shape, block_size), np.float32)
-    return {"tokens": windows[..., :-1], "targets": windows[..., 1:], "weights": weights}
+    return {"tokens": windows[..., :-1], "targets": windows[..., 1:], "loss_weights": weights}
 
 
 def whole_split(
@@ -214,7 +214,7 @@ def whole_split(
         piece = tokens[first : first + size + 1]
         batch = _windows(np.pad(piece, (0, size + 1 - len(piece))), starts_KB, block_size)
         place_KBT = starts_KB[..., None] + np.arange(1, block_size + 1)  # of the targets
-        yield batch | {"weights": (place_KBT < len(piece)).astype(np.float32)}
+        yield batch | {"loss_weights": (place_KBT < len(piece)).astype(np.float32)}
 
 
 def _dtype(tok: TextTokenizer) -> Any:
