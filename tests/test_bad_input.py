@@ -17,7 +17,6 @@ from conftest import Refused
 from gptjax import train, training
 from gptjax.commands import sample
 from gptjax.data import datasets, texts
-from gptjax.data.texts import Prepare
 from gptjax.decoding import sampling
 from gptjax.errors import UserError
 from gptjax.runs import checkpoint, report
@@ -202,7 +201,7 @@ def test_bad_data_files(
 def test_a_folder_that_holds_no_token_files(refused: Refused, tmp_path: Path, run: Path) -> None:
     line = refused(train.main, *TINY, "--data.path", tmp_path, "--run-dir", run)
     assert f"--data.path {tmp_path} is not a folder of token files" in line
-    assert "gptjax.data.texts prepare" in line
+    assert "gptjax prepare" in line
     assert_nothing_written(run)
 
 
@@ -378,10 +377,10 @@ def test_another_split_of_prepared_data_is_refused(
     prepared = tmp_path / "tokens"
     flags = ["--config", str(REPO / "configs/bigram.py"), "--train.max-steps", "1"]
     flags += ["--data.path", str(prepared), "--run-dir", str(run), "--train.sample-tokens", "0"]
-    texts.prepare(Prepare((text_file,), prepared, "char", val_fraction=0.1))
+    texts.prepare((text_file,), prepared, "char", val_fraction=0.1)
     train.main(flags)
     shutil.rmtree(prepared)
-    texts.prepare(Prepare((text_file,), prepared, "char", val_fraction=0.2))
+    texts.prepare((text_file,), prepared, "char", val_fraction=0.2)
     line = refused(train.main, *flags)
     assert "1,800 -> 1,600" in line
 

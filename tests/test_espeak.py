@@ -1,12 +1,9 @@
 """Synthetic speech: the same bytes every time, whole or not at all."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Refused
 
 from gptjax.config import Config, TrainConfig
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
@@ -92,25 +89,22 @@ def test_it_is_a_source_of_training_data(tmp_path: Path, monkeypatch: pytest.Mon
     assert said in TEXTS
 
 
-def test_the_command_line(tmp_path: Path) -> None:
-    (tmp_path / "lines.txt").write_text("one\n\ntwo\n")
-    arguments = [str(tmp_path / "lines.txt"), "--out", str(tmp_path / "a"), "--clips", "3"]
-    command = [sys.executable, "-m", "gptjax.data.espeak", *arguments]
-    made = subprocess.run(command, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    assert "3 clips" in made.stdout
-    assert [clip.text for clip in speech.find_clips(tmp_path / "a")].count("one") in (1, 2)
-
-
 @pytest.mark.parametrize(
-    ("content", "clips", "says"),
-    [(None, "3", "missing.txt"), ("\n \n", "3", "no lines"), ("one\n", "0", "--clips is 0")],
+    ("content", "clips", "words"),
+    [
+        (None, 3, "missing.txt"),
+        ("\n \n", 3, "0 texts and 3 clips make no speech"),
+        ("one\n", 0, "1 texts and 0 clips make no speech"),
+    ],
 )
-def test_bad_input_is_one_line(
-    tmp_path: Path, refused: Refused, content: str | None, clips: str, says: str
+def test_bad_input_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, clips: int, words: str
 ) -> None:
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
     path = tmp_path / ("missing.txt" if content is None else "lines.txt")
     if content is not None:
         path.write_text(content)
-    assert says in refused(espeak.main, path, "--out", tmp_path / "a", "--clips", clips)
-    assert not (tmp_path / "a").exists()
+    data = SpeechDataConfig(name="espeak", path=path, synthetic_clips=clips)
+    with pytest.raises(UserError, match=words):
+        speech.load(Config(model=SpeechConfig(), data=data))
+    assert not (tmp_path / "cache").exists()

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from gptjax.commands import plot
 from gptjax.config import Config, GPTConfig, TrainConfig
 from gptjax.errors import UserError
 from gptjax.runs import report
@@ -202,24 +202,17 @@ def test_a_picture_without_any_training_row(tmp_path: Path) -> None:
     pixels(tmp_path / "empty.png")
 
 
-def test_plot_on_the_command_line(tmp_path: Path) -> None:
+def test_plot_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", offset=0.5)
-    done = subprocess.run(
-        [sys.executable, "-m", "gptjax.runs.report", "plot", a, b, "--out", tmp_path / "x.png"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip() == str(tmp_path / "x.png")
+    plot.main([str(a), str(b), "--out", str(tmp_path / "x.png")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "x.png")
     report.plot({str(a): read_metrics(a)}, tmp_path / "one.png")
     assert not np.array_equal(pixels(tmp_path / "x.png"), pixels(tmp_path / "one.png"))
 
 
 def test_curves_carry_the_names_of_their_runs(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", offset=0.5)
-    report.main(["plot", str(a), str(b), "--out", str(tmp_path / "x.svg")])
+    plot.main([str(a), str(b), "--out", str(tmp_path / "x.svg")])
     svg = (tmp_path / "x.svg").read_text()  # matplotlib repeats each text in a comment
     for run in (a, b):
         assert f"<!-- {run}: train -->" in svg
@@ -231,12 +224,11 @@ def test_curves_carry_the_names_of_their_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "usage: python -m gptjax.runs.report plot"),
-        (["plot"], "at least one run directory"),
-        (["plot", "RUN", "--out", "x.bmp"], "must end in .png, .svg or .pdf"),
-        (["plot", "RUN", "NONE"], "NONE has no metrics.jsonl"),
-        (["plot", "FILE"], "FILE has no metrics.jsonl"),
-        (["plot", "RUN", "--out", "FILE/x.png"], "--out FILE/x.png cannot be written"),
+        ([], "at least one run directory"),
+        (["RUN", "--out", "x.bmp"], "must end in .png, .svg or .pdf"),
+        (["RUN", "NONE"], "NONE has no metrics.jsonl"),
+        (["FILE"], "FILE has no metrics.jsonl"),
+        (["RUN", "--out", "FILE/x.png"], "--out FILE/x.png cannot be written"),
     ],
 )
 def test_bad_plots_are_one_line(
@@ -253,7 +245,7 @@ def test_bad_plots_are_one_line(
 
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        report.main([resolve(argument) for argument in argv])
+        plot.main([resolve(argument) for argument in argv])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -376,6 +368,6 @@ def test_a_missing_tracker_is_one_line(
     with pytest.raises(UserError) as caught:
         Reporter(tmp_path, with_train(), 0, TOKENS_PER_STEP, (tracker,))
     message = str(caught.value)
-    assert message.startswith(f"--train.{tracker} needs the package {module}: pip install")
+    assert message.startswith(f"--{tracker} needs the package {module}: pip install")
     assert "\n" not in message
     assert list(tmp_path.iterdir()) == []

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from conftest import check_rows
 
+from gptjax.commands import prepare
 from gptjax.config import BigramConfig, Config, TextDataConfig, TrainConfig
 from gptjax.data import dataset as data
 from gptjax.data import texts, tokenizer
-from gptjax.data.texts import Batch, Prepare, TextData
+from gptjax.data.texts import Batch, TextData
 from gptjax.errors import UserError
 
 Kind = Literal["char", "word", "byte", "gpt2", "bpe"]
@@ -221,7 +222,7 @@ def test_prepare_equals_encoding_all_at_once(
         files[-1].write_bytes(text.encode())
     whole = "".join(corpus)
     out = tmp_path / "out"
-    texts.prepare(Prepare(tuple(files), out, kind, vocab_size=300, val_fraction=0.25))
+    texts.prepare(tuple(files), out, kind, vocab_size=300, val_fraction=0.25)
 
     tok = tokenizer.train(kind, whole, 300)
     prepared = texts.load(TextDataConfig(path=out), block_size=8)
@@ -242,7 +243,7 @@ def test_prepare_equals_encoding_all_at_once(
 def test_token_files_are_memory_mapped_and_batched_like_text(
     tmp_path: Path, text_file: Path
 ) -> None:
-    texts.prepare(Prepare((text_file,), tmp_path / "out", "char", val_fraction=0.2))
+    texts.prepare((text_file,), tmp_path / "out", "char", val_fraction=0.2)
     mapped = texts.load(TextDataConfig(path=tmp_path / "out"), block_size=8)
     in_memory = texts.load(TextDataConfig(path=text_file, val_fraction=0.2), block_size=8)
     assert isinstance(mapped.train, np.memmap)
@@ -261,7 +262,7 @@ def test_prepare_drops_byte_order_marks_as_a_text_file_does(
     files = tmp_path / "a.txt", tmp_path / "b.txt"
     for path in files:
         path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
-    texts.prepare(Prepare(files, tmp_path / "out", "char"))
+    texts.prepare(files, tmp_path / "out", "char")
     prepared = texts.load(TextDataConfig(path=tmp_path / "out"), block_size=8)
     assert prepared.tokenizer.decode([*prepared.train, *prepared.val]) == TEXT * 2
 
@@ -291,7 +292,7 @@ def test_the_offset_of_a_byte_that_is_not_utf8_is_exact(
     good.write_text("€ fine\n", encoding="utf-8")
     bad.write_bytes(raw)
     with pytest.raises(UserError, match=f"bad.txt is not UTF-8: byte 0x{byte} at offset {offset};"):
-        texts.prepare(Prepare((good, bad), tmp_path / "out", kind))
+        texts.prepare((good, bad), tmp_path / "out", kind)
     assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "bad.txt"}
 
 
@@ -303,7 +304,7 @@ def test_an_empty_or_missing_file_leaves_nothing_behind(tmp_path: Path, kind: Ki
     empty.touch()
     for path, words in ((empty, "is empty"), (tmp_path / "none.txt", "No such file or directory")):
         with pytest.raises(UserError, match=f"{path.name}.*{words}; name a UTF-8 text file"):
-            texts.prepare(Prepare((good, path), tmp_path / "out", kind))
+            texts.prepare((good, path), tmp_path / "out", kind)
         assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "empty.txt"}
 
 
@@ -312,21 +313,21 @@ def test_prepare_does_not_touch_a_folder_that_exists(tmp_path: Path, text_file: 
     out.mkdir()
     (out / "precious").write_text("mine")
     with pytest.raises(UserError, match=f"--out {out} exists; name a new folder"):
-        texts.prepare(Prepare((text_file,), out, "byte"))
+        texts.prepare((text_file,), out, "byte")
     assert [path.name for path in out.iterdir()] == ["precious"]
 
 
 def test_prepare_into_a_place_that_cannot_be_written(text_file: Path) -> None:
     out = text_file / "out"  # below a file: not even root can make that folder
     with pytest.raises(UserError, match=r"--out .*Not a directory; name a writable folder"):
-        texts.prepare(Prepare((text_file,), out, "byte"))
+        texts.prepare((text_file,), out, "byte")
 
 
 def test_prepare_on_the_command_line(
     tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    texts.main(["prepare", "--out", str(out), "--tokenizer", "byte", str(text_file)])
+    prepare.main(["--out", str(out), "--tokenizer", "byte", str(text_file)])
     n = len(TEXT.encode())
     n_train = int(n * 0.9)
     printed = capsys.readouterr().out
@@ -338,12 +339,11 @@ def test_prepare_on_the_command_line(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "usage: python -m gptjax.data.texts prepare"),
-        (["tokenize"], "usage: python -m gptjax.data.texts prepare"),
-        (["prepare", "--out", "OUT"], "at least one text file"),
-        (["prepare", "--out", "OUT", "TEXT", "--val-fraction", "1"], "--val-fraction is 1.0"),
-        (["prepare", "--out", "OUT", "TEXT", "--tokeniser", "byte"], "--tokenizer"),
-        (["prepare", "TEXT"], "--out"),
+        ([], "--out"),
+        (["--out", "OUT"], "at least one text file"),
+        (["--out", "OUT", "TEXT", "--val-fraction", "1"], "--val-fraction is 1.0"),
+        (["--out", "OUT", "TEXT", "--tokeniser", "byte"], "--tokenizer"),
+        (["TEXT"], "--out"),
     ],
 )
 def test_a_bad_command_line_is_one_line(
@@ -355,7 +355,7 @@ def test_a_bad_command_line_is_one_line(
 ) -> None:
     places = {"OUT": str(tmp_path / "out"), "TEXT": str(text_file)}
     with pytest.raises(SystemExit) as stop:
-        texts.main([places.get(argument, argument) for argument in argv])
+        prepare.main([places.get(argument, argument) for argument in argv])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -380,12 +380,10 @@ def test_a_folder_that_is_not_whole_is_refused(
     tmp_path: Path, text_file: Path, name: str, content: bytes | None
 ) -> None:
     out = tmp_path / "out"
-    texts.prepare(Prepare((text_file,), out, "char"))
+    texts.prepare((text_file,), out, "char")
     if content is None:
         (out / name).unlink()
     else:
         (out / name).write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"is not a folder of token files .*gptjax.data.texts prepare"
-    ):
+    with pytest.raises(UserError, match=r"is not a folder of token files .*gptjax prepare"):
         texts.load(TextDataConfig(path=out), block_size=8)

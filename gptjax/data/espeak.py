@@ -1,12 +1,9 @@
-"""Speech out of nothing: any text in many voices, by eSpeak NG (extra: espeak).
+"""Synthetic speech by eSpeak NG (extra: espeak): any text, in many voices.
 
-    python -m gptjax.data.espeak sentences.txt --out spoken --clips 1000
-
-makes a folder with a manifest that train.py takes: --data.path spoken. It sounds like a machine,
-but it costs nothing and its transcripts are right.
+`--data.name espeak --data.path lines.txt` trains on it. It sounds like a machine, but it costs
+nothing and its transcripts are right.
 """
 
-import contextlib
 import ctypes
 import hashlib
 import itertools
@@ -17,15 +14,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
-from gptjax.command_line import parse_command
 from gptjax.errors import UserError, exit_codes, import_extra
 
 SAMPLE_RATE = 16_000
@@ -185,44 +179,3 @@ class Engine:
         if not samples_N.any():
             raise UserError(f"{text[:60]!r} has no sound; leave that line out")
         return samples_N
-
-
-@dataclass(frozen=True)
-class Speak:
-    """Speak the lines of a text, each in some voice."""
-
-    text: tyro.conf.Positional[Path]
-    """A UTF-8 file, one utterance a line."""
-    out: Path
-    """Folder to make."""
-    clips: int = 1000
-    """How many; the lines come again if there are fewer."""
-    seed: int = 1337
-    """Decides order, voices, rate and pitch."""
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines that are not blank. Raises UserError for a file that is missing or no text."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text ({error})") from None
-    lines = [line.strip() for line in content.splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"{path} has no lines to speak; write one utterance a line")
-    return lines
-
-
-def main(argv: list[str]) -> None:
-    with exit_codes(), contextlib.suppress(BrokenPipeError):
-        command = parse_command(Speak, argv, "python -m gptjax.data.espeak")
-        if command.clips < 1:
-            raise UserError(f"--clips is {command.clips}, but must be at least 1")
-        if not 0 <= command.seed < 2**32:
-            raise UserError(f"--seed is {command.seed}, but must be in [0, 2**32)")
-        manifest = make(read_lines(command.text), command.clips, command.seed, command.out)
-        print(f"{command.clips:,} clips in {command.out}; train on them: --data.path {manifest}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

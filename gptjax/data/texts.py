@@ -4,9 +4,7 @@ Tokens are one flat array per split, in memory or memory-mapped; windows of bloc
 cut out of it on the host. That costs microseconds and a thread of the training loop hides it,
 so one path serves every size of corpus.
 
-    python -m gptjax.data.texts prepare --out DIR --tokenizer gpt2 FILE...
-
-writes token files for a corpus larger than memory; `--data.path DIR` then trains on them.
+`gptjax prepare` writes token files for a corpus larger than memory.
 """
 
 import codecs
@@ -15,21 +13,18 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import tyro
 
-from gptjax.command_line import parse_command
 from gptjax.config import Config, TextDataConfig
 from gptjax.data import datasets, tokenizer
 from gptjax.data.tokenizer import TextTokenizer, Tokenizer
 from gptjax.decoding import sampling
-from gptjax.errors import UserError, exit_codes
+from gptjax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -231,46 +226,33 @@ def _not_utf8(path: Path, byte: int, offset: int) -> UserError:
 # --- token files, for corpora larger than memory
 
 
-@dataclass(frozen=True)
-class Prepare:
-    """Tokenize text files, of any size, into memory-mappable token files."""
-
-    files: tyro.conf.Positional[tuple[Path, ...]]
-    """UTF-8 text files, taken in this order."""
-    out: Path
-    """Folder to write; train on it with --data.path."""
-    tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "gpt2"
-    """As --data.tokenizer of train.py."""
-    vocab_size: int = 1024
-    """Of a trained BPE, which is trained on the first 64 MB."""
-    val_fraction: float = 0.1
-    """Share of the tokens, at the end, that is held out."""
-
-
-def prepare(command: Prepare) -> None:
+def prepare(
+    files: tuple[Path, ...], out: Path, kind: str, vocab_size: int = 1024, val_fraction: float = 0.1
+) -> None:
     """Writes OUT/{train.bin, val.bin, tokenizer.json, prepared.json}, whole or not at all.
 
-    Memory stays within a few pieces of 16 MB, however large the corpus.
+    Memory stays within a few pieces of 16 MB, however large the corpus. Raises UserError for text
+    that is not UTF-8 and for a folder that exists or cannot be written.
     """
-    if not command.files:
+    if not files:
         raise UserError("prepare needs at least one text file")
-    if not 0 < command.val_fraction < 1:
-        raise UserError(f"--val-fraction is {command.val_fraction}, but must be in (0, 1)")
-    if command.out.exists():
-        raise UserError(f"--out {command.out} exists; name a new folder")
-    tok = _train_on_pieces(command)
+    if not 0 < val_fraction < 1:
+        raise UserError(f"--val-fraction is {val_fraction}, but must be in (0, 1)")
+    if out.exists():
+        raise UserError(f"--out {out} exists; name a new folder")
+    tok = _train_on_pieces(files, kind, vocab_size)
     dtype = np.dtype(_dtype(tok))
-    part = command.out.with_name(command.out.name + ".part")
+    part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         digest = hashlib.sha256()
         with open(part / "all.bin", "wb") as tokens_file:
-            for text in _pieces(command.files):
+            for text in _pieces(files):
                 digest.update(text.encode())
                 tok.encode(text).astype(dtype).tofile(tokens_file)
         n_tokens = (part / "all.bin").stat().st_size // dtype.itemsize
-        n_train = int(n_tokens * (1 - command.val_fraction))
+        n_train = int(n_tokens * (1 - val_fraction))
         with open(part / "all.bin", "r+b") as train, open(part / "val.bin", "wb") as val:
             train.seek(n_train * dtype.itemsize)
             shutil.copyfileobj(train, val)
@@ -279,36 +261,36 @@ def prepare(command: Prepare) -> None:
         meta = {"dtype": dtype.name, "sha256": digest.hexdigest(), "tokens": n_tokens}
         (part / "prepared.json").write_text(json.dumps(meta) + "\n")
         (part / "tokenizer.json").write_text(json.dumps(tok.to_dict()) + "\n")
-        part.rename(command.out)
+        part.rename(out)
     except OSError as error:
-        raise UserError(f"--out {command.out}: {error.strerror}; name a writable folder") from None
+        raise UserError(f"--out {out}: {error.strerror}; name a writable folder") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     print(
-        f"{command.out}: {n_train:,} training and {n_tokens - n_train:,} validation tokens, "
-        f"vocabulary {tok.vocab_size:,}; train with --data.path {command.out}"
+        f"{out}: {n_train:,} training and {n_tokens - n_train:,} validation tokens, "
+        f"vocabulary {tok.vocab_size:,}; train with --data.path {out}"
     )
 
 
-def _train_on_pieces(command: Prepare) -> TextTokenizer:
+def _train_on_pieces(files: tuple[Path, ...], kind: str, vocab_size: int) -> TextTokenizer:
     """Characters and words need one pass over everything; a BPE a sample of the beginning."""
-    if command.tokenizer == "char":
+    if kind == "char":
         characters: set[str] = set()
-        for text in _pieces(command.files):
+        for text in _pieces(files):
             characters |= set(text)
         return tokenizer.CharTokenizer.train("".join(characters))
-    if command.tokenizer == "word":
+    if kind == "word":
         words: set[str] = set()
-        for text in _pieces(command.files):
+        for text in _pieces(files):
             words |= set(text.split())
         return tokenizer.WordTokenizer(sorted(words))
     sample = ""
-    if command.tokenizer == "bpe":
-        for text in _pieces(command.files):
+    if kind == "bpe":
+        for text in _pieces(files):
             sample += text
             if len(sample) >= PREPARE_BPE_SAMPLE:
                 break
-    return tokenizer.train(command.tokenizer, sample, command.vocab_size)
+    return tokenizer.train(kind, sample, vocab_size)
 
 
 def _pieces(files: tuple[Path, ...]) -> Iterator[str]:
@@ -354,17 +336,6 @@ def _load_prepared(folder: Path) -> TextData:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--data.path {folder} is not a folder of token files ({error}); make one with "
-            "python -m gptjax.data.texts prepare"
+            "gptjax prepare"
         ) from None
     return TextData(train, val, tok, str(folder), meta["sha256"])
-
-
-def main(argv: list[str]) -> None:
-    with exit_codes():
-        if argv[:1] != ["prepare"]:
-            raise UserError("usage: python -m gptjax.data.texts prepare --out DIR FILE...")
-        prepare(parse_command(Prepare, argv[1:], "python -m gptjax.data.texts prepare"))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

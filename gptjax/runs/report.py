@@ -1,9 +1,4 @@
-"""What one sees of a run: a progress bar or plain lines, metrics.jsonl, loss.png, TensorBoard.
-
-    python -m gptjax.runs.report plot RUN... [--out FILE]
-
-lays the curves of several runs over one another.
-"""
+"""What one sees of a run: a progress bar or plain lines, metrics.jsonl, loss.png, TensorBoard."""
 
 import json
 import os
@@ -14,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from gptjax.command_line import parse_command
 from gptjax.config import Config
-from gptjax.errors import UserError, exit_codes, import_extra
+from gptjax.errors import import_extra
 from gptjax.runs.checkpoint import write_atomically
 
 # Seconds between plain lines when no one watches a terminal; an evaluation always prints.
@@ -290,39 +283,3 @@ def _smooth(values: tuple[float, ...]) -> np.ndarray:
     here = np.arange(len(values))
     reach = np.minimum(len(values) // 40, np.minimum(here, here[::-1]))
     return (sums[here + reach + 1] - sums[here - reach]) / (2 * reach + 1)
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Draw the loss curves of one or more runs into one picture."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories."""
-    out: Path = Path("loss.png")
-    """The picture: .png, .svg or .pdf."""
-
-
-def main(argv: list[str]) -> None:
-    with exit_codes():
-        if argv[:1] != ["plot"]:
-            raise UserError("usage: python -m gptjax.runs.report plot RUN... [--out FILE]")
-        command = parse_command(Plot, argv[1:], "python -m gptjax.runs.report plot")
-        if not command.runs:
-            raise UserError("report plot needs at least one run directory")
-        if command.out.suffix not in (".png", ".svg", ".pdf"):
-            raise UserError(f"--out {command.out} must end in .png, .svg or .pdf")
-        runs = {str(folder): read_metrics(folder) for folder in command.runs}
-        for name, rows in runs.items():
-            if not rows:
-                raise UserError(f"{name} has no metrics.jsonl, so it is no run directory")
-        try:
-            plot(runs, command.out)
-        except OSError as error:
-            raise UserError(
-                f"--out {command.out} cannot be written ({error.strerror}); name another place"
-            ) from None
-        print(command.out)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,0 +1,52 @@
+"""The command `gptjax`: finds the subcommand and calls its main(argv).
+
+This file imports nothing slow, so that `gptjax --help` answers at once. A subcommand's module is
+imported when that subcommand is called.
+"""
+
+import difflib
+import importlib
+import sys
+
+from gptjax import __version__
+from gptjax.errors import UserError, exit_codes
+
+# name: (module with a main(argv), one sentence for --help)
+COMMANDS = {
+    "train": ("gptjax.train", "Train a model, or continue a run that was stopped."),
+    "sample": ("gptjax.commands.sample", "Generate text from a run, or translate or transcribe."),
+    "evaluate": ("gptjax.commands.evaluate", "Measure a run on the validation or test split."),
+    "quantize": ("gptjax.commands.quantize", "Write a smaller copy of a run, in 8 or 4 bits."),
+    "export": ("gptjax.interop.export", "Write a run as Hugging Face, safetensors or StableHLO."),
+    "import": ("gptjax.commands.import_model", "Make a run of GPT-2's or Whisper's weights."),
+    "prepare": ("gptjax.commands.prepare", "Tokenize a large text once, for --data.path."),
+    "plot": ("gptjax.commands.plot", "Draw the loss curves of several runs in one picture."),
+    "doctor": ("gptjax.commands.doctor", "Print versions, devices and installation problems."),
+}
+_LIST = "\n".join(f"  {name:<10}{sentence}" for name, (_, sentence) in COMMANDS.items())
+HELP = f"""usage: gptjax COMMAND [options]
+
+A GPT from scratch in JAX: train, sample and deploy.
+
+{_LIST}
+
+examples:
+  gptjax train --config configs/gpt_cpu.py
+  gptjax sample runs/gpt_cpu --prompt "ROMEO:"
+
+gptjax COMMAND --help lists the options of a command. gptjax --version prints the version."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    with exit_codes():
+        if name in ("-h", "--help", "help"):
+            print(HELP)
+        elif name == "--version":
+            print(__version__)
+        elif name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise UserError(f"gptjax has no command {name}; {hint}")
+        else:
+            importlib.import_module(COMMANDS[name][0]).main(rest)

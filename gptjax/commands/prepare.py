@@ -1,0 +1,40 @@
+"""`gptjax prepare`: tokenizes a corpus that is larger than memory, once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from gptjax.command_line import parse_command
+from gptjax.data import texts
+from gptjax.errors import exit_codes
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Tokenize text files of any size into a folder of token files.
+
+    examples:
+
+        gptjax prepare --out tokens corpus.txt
+
+        gptjax prepare --out tokens --tokenizer bpe --vocab-size 8192 part1.txt part2.txt
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """UTF-8 text files, read in this order."""
+    out: Path
+    """Folder to make. Train on it with --data.path."""
+    tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "gpt2"
+    """As --data.tokenizer of gptjax train."""
+    vocab_size: int = 1024
+    """Size of a bpe vocabulary. It is trained on the first 64 MB."""
+    val_fraction: float = 0.1
+    """Share of the tokens that is held out for validation, taken from the end."""
+
+
+def main(argv: list[str]) -> None:
+    with exit_codes():
+        c = parse_command(Prepare, argv, "gptjax prepare")
+        texts.prepare(c.files, c.out, c.tokenizer, c.vocab_size, c.val_fraction)
