@@ -24,12 +24,12 @@ from typing import Any
 from benchmarks import environment, quality
 from benchmarks.compare import check_writable
 from benchmarks.ladders import LADDERS, Ladder
+from gptjax.atomic import write_text
 from gptjax.command_line import parse
 from gptjax.config import Config
 from gptjax.data import dataset as data
 from gptjax.data import texts
 from gptjax.errors import UserError, exit_codes
-from gptjax.runs.checkpoint import write_atomically
 from gptjax.scale import devices
 
 SEEDS = (1, 2, 3)
@@ -167,7 +167,7 @@ def measure(which: str, path: Path, steps: int | None) -> dict[str, Any]:
     ]
     for result in train_all(ladder, wanted):
         record["runs"].append(result)
-        write_atomically(path, json.dumps(record, indent=1) + "\n")
+        write_text(path, json.dumps(record, indent=1) + "\n")
         print(f"{len(record['runs'])} runs: {result}", file=sys.stderr, flush=True)
     return record
 

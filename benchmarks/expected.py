@@ -27,8 +27,8 @@ from gptjax.config import GPTConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import speech
 from gptjax.data.audio import SAMPLE_RATE
-from gptjax.runs.checkpoint import read_config
-from gptjax.runs.report import read_metrics
+from gptjax.runs.plots import read_metrics
+from gptjax.runs.run_directory import read_config
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
 RUNS = Path("runs/expected")

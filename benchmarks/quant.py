@@ -45,7 +45,7 @@ from gptjax.data import dataset as data
 from gptjax.decoding import sampling
 from gptjax.decoding.sampling import Sampler
 from gptjax.quantization.quant_array import quantize_params
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 from gptjax.scale import devices
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
@@ -73,7 +73,7 @@ SIZES = {
 def card(name: str) -> dict[str, Any]:
     """The card of a trained run with quantization-aware training, and what int8 mistakes."""
     run, made = RUNS / name, RUNS.parent / "quant"
-    config = checkpoint.read_config(run)
+    config = run_directory.read_config(run)
     shutil.rmtree(made / name, ignore_errors=True)
     steps = QAT_STEPS.get(name, 10)
     int4, int8 = (made / name / form for form in ("int4", "int8"))
@@ -103,10 +103,10 @@ KEPT: dict[str, Callable[[str, Any], bool]] = {
 
 def kept(name: str) -> dict[str, Any]:
     """What each kind of parameter costs and saves: validation loss and size without rounding it."""
-    config = checkpoint.read_config(RUNS / name)
+    config = run_directory.read_config(RUNS / name)
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
-    _, params = checkpoint.load_params(RUNS / name, model)
+    _, params = checkpoints.load_params(RUNS / name, model)
     batch_size = devices.micro_batch_size(
         config.train, config.model, dataset.tokens_per_sequence(config)
     )

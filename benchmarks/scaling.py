@@ -34,7 +34,6 @@ from gptjax.data import dataset as data
 from gptjax.data.texts import TextData
 from gptjax.data.tokenizer import CharTokenizer
 from gptjax.errors import UserError, exit_codes
-from gptjax.runs import checkpoint
 from gptjax.scale import devices, sharding
 
 AXES = ("data", "fsdp", "model")
@@ -122,12 +121,16 @@ def compile_step(size: plan.Size, layout: plan.Layout) -> tuple[Any, Any]:
     model = models.build(size.model, size.vocab_size, jnp.float32, layout.remat)
     optimizer = optim.build(OptimConfig(), train.max_steps)
     shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
-    state = checkpoint.with_sharding(shapes, sharding.shardings(shapes, mesh))
+    state = sharding.with_sharding(shapes, sharding.shardings(shapes, mesh))
     rows = (1, size.batch_size, size.model.block_size)
     split = sharding.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(rows, dtype, sharding=split)
-        for name, dtype in (("tokens", np.int32), ("targets", np.int32), ("loss_weights", np.float32))
+        for name, dtype in (
+            ("tokens", np.int32),
+            ("targets", np.int32),
+            ("loss_weights", np.float32),
+        )
     }
     micro_batch_size = size.batch_size // layout.n_micro
     steps = training.make_train_steps(model, optimizer, micro_batch_size, 0, mesh)

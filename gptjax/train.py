@@ -23,9 +23,10 @@ from gptjax.config import Config
 from gptjax.data import dataset as data
 from gptjax.data.texts import TextData
 from gptjax.errors import Interrupted, TrainingDiverged, UserError, exit_codes
-from gptjax.runs import checkpoint
 from gptjax.runs import init_from as finetune
-from gptjax.runs.report import Reporter, Silence, check_trackers
+from gptjax.runs import resuming, run_directory
+from gptjax.runs.checkpoints import KEEP_LATEST, Checkpoints, committed_steps
+from gptjax.runs.report import NullReporter, Reporter, check_trackers
 from gptjax.scale import devices, memory, processes, sharding
 
 # A dispatch aims at this many seconds on a CPU, so that nothing waits long for the host's ear.
@@ -54,7 +55,7 @@ class StopSignal:
 
     def check(self) -> None:
         """Raises Interrupted if a signal came, to whichever process."""
-        (received,) = processes.agree(self.received or 0)
+        (received,) = processes.all_reduce_max(self.received or 0)
         if received:
             raise Interrupted(int(received))
 
@@ -69,7 +70,11 @@ def main(argv: list[str] | None = None) -> None:
     with exit_codes(), StopSignal() as stop:
         config, launch = parse(sys.argv[1:] if argv is None else argv)
         address = (launch.coordinator, launch.processes, launch.process)
-        with processes.together(*address), checkpoint.locked(launch.folder), memory.advice():
+        with (
+            processes.distributed_session(*address),
+            run_directory.locked(launch.folder),
+            memory.advice(),
+        ):
             train(config, launch, stop)
 
 
@@ -84,7 +89,7 @@ def train(config: Config, launch: Launch, stop: StopSignal) -> None:
     check_trackers(launch.trackers)
     vocabulary = finetune.vocabulary(config, folder)
     dataset = data.load(config, vocabulary)
-    processes.check_alike("run", config_json.flatten(config) | {"data": dataset.sha256})
+    processes.check_same("run", config_json.flatten(config) | {"data": dataset.sha256})
     mesh = sharding.make_mesh(config)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c), c.remat)
     optimizer = optim.build(config.optim, c.max_steps)
@@ -101,20 +106,20 @@ def train(config: Config, launch: Launch, stop: StopSignal) -> None:
     shapes = jax.eval_shape(fresh_state)
     n_params = models.count(shapes.params)
     state_sharding = sharding.shardings(shapes, mesh)
-    shapes = checkpoint.with_sharding(shapes, state_sharding)
-    checkpoint.check_disk(folder, shapes, n_checkpoints=checkpoint.KEEP_LATEST + 2)
-    if launch.resume and not checkpoint.committed_steps(folder):
+    shapes = sharding.with_sharding(shapes, state_sharding)
+    run_directory.check_disk(folder, shapes, n_checkpoints=KEEP_LATEST + 2)
+    if launch.resume and not committed_steps(folder):
         raise UserError(f"--resume: {folder} has no checkpoint to continue; leave --resume out")
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints", checkpoint.KEEP_LATEST)
+    checkpoints = Checkpoints(folder / "checkpoints", KEEP_LATEST)
     last_step = max(checkpoints.steps(), default=None)
-    changes = checkpoint.check_resumable(folder, config, dataset) if last_step is not None else []
+    changes = resuming.check_resumable(folder, config, dataset) if last_step is not None else []
     restored = None if last_step is None else checkpoints.restore(last_step, shapes)
 
     step = last_step or 0
     tokens_per_step = c.batch_size * tokens_per_sequence
-    report: Reporter | Silence = Silence()
+    report: Reporter | NullReporter = NullReporter()
     if processes.is_first():
-        checkpoint.describe_run(folder, config, dataset)
+        run_directory.describe_run(folder, config, dataset)
         report = Reporter(folder, config, step, tokens_per_step, launch.trackers)
         report.say(_headline(config, mesh, n_params, tokens_per_step, step))
         report.say(memory.describe(config, model, shapes, micro_batch_size, tokens_per_sequence))
@@ -189,7 +194,7 @@ def train(config: Config, launch: Launch, stop: StopSignal) -> None:
     with report, ThreadPoolExecutor(1) as feeder:
         try:
             # At the very start, or where a signal came between a step and its evaluation.
-            (due,) = processes.agree(evaluation_is_due() and step not in report.evaluated)
+            (due,) = processes.all_reduce_max(evaluation_is_due() and step not in report.evaluated)
             if due:
                 val_loss = look()
                 if step:
@@ -202,7 +207,7 @@ def train(config: Config, launch: Launch, stop: StopSignal) -> None:
                 n, batches = request_batches()  # while the device works
                 losses, norms = jax.device_get(metrics)  # waits for it
                 now = time.perf_counter()
-                seconds_per_step, unsaved_seconds = processes.agree(
+                seconds_per_step, unsaved_seconds = processes.all_reduce_max(
                     (now - started) / (step - first), now - saved_at
                 )
                 report.steps_done(step)

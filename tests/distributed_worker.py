@@ -21,8 +21,7 @@ from gptjax import models, optim, training
 from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.layers import Dropout
-from gptjax.runs import checkpoint
-from gptjax.runs.checkpoint import Checkpoints
+from gptjax.runs.checkpoints import Checkpoints
 from gptjax.scale import processes, sharding
 
 REPO = Path(__file__).parents[1]
@@ -125,8 +124,7 @@ def fresh(model: Any, optimizer: Any, mesh: Mesh) -> training.TrainState:
 
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {sharding.path_of(path): np.asarray(leaf) for path, leaf in leaves}
+    return {path: np.asarray(leaf) for path, leaf in sharding.by_path(tree).items()}
 
 
 def observe(name: str, mesh: Mesh) -> dict[str, Any]:
@@ -223,7 +221,7 @@ def some_state(mesh: Mesh) -> training.TrainState:
 
 def restores(folder: Path, want: training.TrainState, mesh: Mesh) -> bool:
     """Whether a checkpoint holds some_state to the bit, and gets its layout."""
-    like = checkpoint.with_sharding(want, sharding.shardings(want, mesh))
+    like = sharding.with_sharding(want, sharding.shardings(want, mesh))
     have = Checkpoints(folder).restore(7, like)
 
     def same(a: Any, b: Any) -> bool:
@@ -238,10 +236,8 @@ def restores(folder: Path, want: training.TrainState, mesh: Mesh) -> bool:
 def move(folder: Path, verb: str, *address: str) -> None:
     """Saves in, or restores from, every subfolder and layout; prints the moves that went wrong."""
     meshes = {"2 processes": TWO_PROCESSES} if address else MOVES
-    config = MeshConfig()
-    if address:
-        config = MeshConfig(coordinator=address[1], processes=2, process=int(address[0]))
-    with processes.together(config):
+    process, coordinator = (int(address[0]), address[1]) if address else (0, "")
+    with processes.distributed_session(coordinator, 2, process):
         for name, layout in meshes.items():
             mesh = make_mesh(layout)
             if verb == "save":

@@ -19,7 +19,7 @@ from gptjax.commands import sample
 from gptjax.data import datasets, texts
 from gptjax.decoding import sampling
 from gptjax.errors import UserError
-from gptjax.runs import checkpoint, report
+from gptjax.runs import report, run_directory
 
 REPO = Path(__file__).parents[1]
 MAX_STEPS, LEARNING_RATE = 4, 1e-3
@@ -253,7 +253,7 @@ def test_a_folder_with_other_things_in_it(refused: Refused, run: Path, text_file
     run.mkdir(parents=True)
     (run / "thesis.tex").write_text("precious")
     line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", run)
-    assert f"--run-dir {run} has files but no config.json, so it is no run; name another" in line
+    assert f"--run-dir {run} has files but no config.json, so it is not a run; name another" in line
     assert [path.name for path in run.iterdir()] == ["thesis.tex"]
 
 
@@ -295,7 +295,7 @@ def test_a_run_directory_in_use_is_left_to_its_trainer(
     refused: Refused, copied: Path, text_file: Path
 ) -> None:
     before = snapshot(copied)
-    with checkpoint.locked(copied):
+    with run_directory.locked(copied):
         line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", copied)
     assert f"--run-dir {copied} is in use by process {os.getpid()};" in line
     assert snapshot(copied) == before
@@ -351,7 +351,7 @@ def test_a_changed_architecture_is_refused_with_a_diff(
         assert change in line
     # Nothing else is blamed: each change is one entry of the list.
     assert line.count(" -> ") == len(diff)
-    assert "undo that, or start anew with --run-dir" in line
+    assert "undo that, or start a new run with another --run-dir" in line
     assert snapshot(copied) == before
 
 
@@ -560,7 +560,7 @@ def test_an_empty_prompt_is_the_start_token(
     (tmp_path / "empty.txt").touch()
     for flags in ([], ["--prompt", ""], ["--prompt-file", str(tmp_path / "empty.txt")]):
         sample.main([str(trained), "--max-new-tokens", "4", *flags])
-        tok = checkpoint.read_tokenizer(trained)
+        tok = run_directory.read_tokenizer(trained)
         assert tok.decode(prompts[-1][0]) == "\n"
         assert prompts[-1].shape == (1, 1)
     assert len(prompts) == 3

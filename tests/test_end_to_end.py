@@ -23,9 +23,11 @@ import pytest
 
 from gptjax import models, optim, train, training
 from gptjax.commands import sample
-from gptjax.runs import checkpoint
-from gptjax.runs.checkpoint import Checkpoints
-from gptjax.runs.report import Reporter, read_metrics
+from gptjax.runs import run_directory
+from gptjax.runs.checkpoints import Checkpoints
+from gptjax.runs.plots import read_metrics
+from gptjax.runs.report import Reporter
+from gptjax.scale.sharding import with_sharding
 
 REPO = Path(__file__).parents[1]
 MAX_STEPS, EVAL_INTERVAL, BLOCK_SIZE = 24, 2, 16
@@ -175,13 +177,13 @@ def committed(run: Path) -> list[int]:
 
 def arrays(run: Path, step: int) -> dict[str, bytes]:
     """Every array of a checkpoint, parameters and optimizer state, as bytes."""
-    config = checkpoint.read_config(run)
-    model = models.build(config.model, checkpoint.read_tokenizer(run))
+    config = run_directory.read_config(run)
+    model = models.build(config.model, run_directory.read_tokenizer(run))
     optimizer = optim.build(config.optim, config.train.max_steps)
     shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     checkpoints = Checkpoints(run / "checkpoints")
-    state = checkpoints.restore(step, checkpoint.with_sharding(shapes, sharding))
+    state = checkpoints.restore(step, with_sharding(shapes, device))
     checkpoints.close()
     leaves, _ = jax.tree_util.tree_flatten_with_path((state.params, state.opt_state))
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
@@ -273,7 +275,7 @@ def test_a_signal_when_an_evaluation_is_due(
     flags += ["--data.path", str(config_file.with_name("text.txt")), "--train.eval-interval", "2"]
     flags += ["--train.eval-batches", "2", "--train.log-interval", "1", "--train.sample-tokens"]
     flags += ["4"]
-    monkeypatch.setattr(checkpoint, "KEEP_LATEST", 9)
+    monkeypatch.setattr(train, "KEEP_LATEST", 9)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train.main([*flags, "--run-dir", str(straight)])
 
@@ -346,7 +348,7 @@ def test_kill_9_at_any_moment_around_saving(config_file: Path, whole: Path, tmp_
 def test_the_second_trainer_of_a_run_is_refused(config_file: Path, half: Path) -> None:
     """This process is the first."""
     before = (half / "metrics.jsonl").read_bytes()
-    with checkpoint.locked(half):
+    with run_directory.locked(half):
         done = subprocess.run(
             command(config_file, half),
             env=environment(),

@@ -20,7 +20,7 @@ from gptjax.data import dataset as data
 from gptjax.data import pairs
 from gptjax.data.pairs import PairData, Pairs
 from gptjax.data.tokenizer import ByteTokenizer, CharTokenizer, WordTokenizer
-from gptjax.runs import checkpoint, report
+from gptjax.runs import report, run_directory
 
 MAX_STEPS, EVAL_INTERVAL = 8, 4
 CONFIG = """
@@ -214,7 +214,7 @@ def gpt_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(trained: Path) -> PairData:
-    loaded = data.load(checkpoint.read_config(trained))
+    loaded = data.load(run_directory.read_config(trained))
     assert isinstance(loaded, PairData)
     return loaded
 
@@ -249,7 +249,7 @@ def test_a_run_on_pairs_is_complete_and_learns(trained: Path, dataset: PairData)
     assert {name for _, name in logged} == {"train_loss", "val_loss"}  # no val_loss_sampled
     assert logged[8, "val_loss"] < logged[0, "val_loss"] - 0.1
     # More than one shape of batch was trained on.
-    config = checkpoint.read_config(trained)
+    config = run_directory.read_config(trained)
     assert len({dataset.batch(config, step)["tokens"].shape for step in range(8)}) > 1
     environment = json.loads((trained / "environment.json").read_text())
     assert environment["data"] == {

@@ -23,7 +23,7 @@ from gptjax.decoding import sampling
 from gptjax.errors import UserError
 from gptjax.interop import export, huggingface
 from gptjax.quantization.quant_array import Format, dequantize_params, quantize_params
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 
 EXTRA = "an extra: pip install -e '.[test]'"
 torch = pytest.importorskip("torch", reason=EXTRA)
@@ -63,9 +63,9 @@ def make_run(folder: Path, config: ModelConfig, tok: Tokenizer, form: Format | N
         params = jax.jit(quantize_params, static_argnums=1)(params, form)
         files = {"format.json": vars(form)}
     origin = {"source": "a test", "sha256": "0"}
-    with checkpoint.new_run(folder) as part:
+    with run_directory.new_run(folder) as part:
         saved = Config(config)
-        checkpoint.save_finished(part, saved, tok, params, origin, files)
+        checkpoints.save_finished(part, saved, tok, params, origin, files)
     return folder
 
 
@@ -76,9 +76,9 @@ def run_export(run: Path, to: str, out: Path) -> Path:
 
 def load(run: Path) -> tuple[Any, Any, Any]:
     """(model, parameters, tokenizer) of a run, the parameters in float32."""
-    tok = checkpoint.read_tokenizer(run)
-    model = models.build(checkpoint.read_config(run).model, tok)
-    return model, dequantize_params(checkpoint.load_params(run, model)[1]), tok
+    tok = run_directory.read_tokenizer(run)
+    model = models.build(run_directory.read_config(run).model, tok)
+    return model, dequantize_params(checkpoints.load_params(run, model)[1]), tok
 
 
 def some_tokens(vocab_size: int, shape: tuple[int, int]) -> np.ndarray:
@@ -286,9 +286,11 @@ def test_safetensors_of_every_model(name: str, tmp_path: Path) -> None:
     flat = flatten_dict(load(run)[1], sep=".")
     assert arrays.keys() == flat.keys()
     assert all(np.array_equal(arrays[path], flat[path]) for path in flat)
-    assert config_json.from_json((out / "config.json").read_text()) == checkpoint.read_config(run)
+    assert config_json.from_json((out / "config.json").read_text()) == run_directory.read_config(
+        run
+    )
     saved = json.loads((out / "tokenizer.json").read_text())
-    assert tokenizer.from_dict(saved).to_dict() == checkpoint.read_tokenizer(run).to_dict()
+    assert tokenizer.from_dict(saved).to_dict() == run_directory.read_tokenizer(run).to_dict()
     assert {path.name for path in out.iterdir()} == {
         "model.safetensors",
         "config.json",

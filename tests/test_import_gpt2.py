@@ -25,9 +25,10 @@ from gptjax.data.texts import load as load_text
 from gptjax.data.tokenizer import BPETokenizer, CharTokenizer, PairTokenizer, SpeechTokenizer
 from gptjax.decoding import sampling
 from gptjax.quantization.quant_array import Format, quantize_params
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 from gptjax.runs import init_from as finetune
-from gptjax.runs.report import read_metrics
+from gptjax.runs.plots import read_metrics
+from gptjax.scale.sharding import with_sharding
 
 EXTRA = "an extra: pip install -e '.[test]'"
 torch = pytest.importorskip("torch", reason=EXTRA)
@@ -83,9 +84,9 @@ def run_import(folder: Path, out: Path) -> Path:
 
 def load(run: Path) -> tuple[Any, Any, Any]:
     """(model, parameters, tokenizer) of a run, as sample.py loads it."""
-    tok = checkpoint.read_tokenizer(run)
-    model = models.build(checkpoint.read_config(run).model, tok)
-    return model, checkpoint.load_params(run, model)[1], tok
+    tok = run_directory.read_tokenizer(run)
+    model = models.build(run_directory.read_config(run).model, tok)
+    return model, checkpoints.load_params(run, model)[1], tok
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +333,7 @@ def test_fine_tuning_starts_from_the_imported_loss_and_lowers_it(
     start = training.make_evaluate(model)(params, text.validation(Config(model.config), 4))
     assert losses[0] == pytest.approx(start, rel=1e-5)
     assert losses[6] < losses[0] - 0.3
-    assert checkpoint.read_tokenizer(tmp_path / "run").to_dict() == tok.to_dict()
+    assert run_directory.read_tokenizer(tmp_path / "run").to_dict() == tok.to_dict()
 
     # What it started from is not asked for again, neither to continue nor to sample.
     shutil.rmtree(source)
@@ -354,7 +355,7 @@ def test_a_shorter_context_takes_the_first_positions(imported: Path, config_file
     model = models.build(short.model, tok)
     shapes = jax.eval_shape(lambda: models.init(model, seed=0))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = finetune.parameters(short, tok, checkpoint.with_sharding(shapes, one))
+    params = finetune.parameters(short, tok, with_sharding(shapes, one))
     _, theirs, _ = load(imported)
     position = params.pop("position_embedding")["table"]
     assert position.shape == (8, 32)
@@ -387,8 +388,8 @@ def test_what_cannot_be_started_from_is_refused(
 
     def make(name: str, config: Any, params: Any, files: dict[str, Any] | None = None) -> Path:
         folder = tmp_path / name
-        with checkpoint.new_run(folder) as part:
-            checkpoint.save_finished(part, Config(config), char, params, origin, files)
+        with run_directory.new_run(folder) as part:
+            checkpoints.save_finished(part, Config(config), char, params, origin, files)
         return folder
 
     assert "is a Bigram, but this is a GPT" in refuse(make("bigram", BigramConfig(), params))
@@ -443,8 +444,8 @@ def test_pairs_and_speech_are_read_with_the_vocabulary_that_is_given(tmp_path: P
     for name, model, tok in cases:
         folder = tmp_path / f"run of {name}"
         origin = {"source": "a test", "sha256": "0"}
-        with checkpoint.new_run(folder) as part:
-            checkpoint.save_finished(part, Config(model), tok, {"w": np.ones(1)}, origin)
+        with run_directory.new_run(folder) as part:
+            checkpoints.save_finished(part, Config(model), tok, {"w": np.ones(1)}, origin)
         config = Config(
             model,
             TextDataConfig(path=tmp_path / name, val_fraction=0.25),

@@ -22,7 +22,7 @@ from gptjax.data import audio
 from gptjax.decoding import search, transcribe
 from gptjax.errors import UserError
 from gptjax.interop import whisper
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 
 EXTRA = "an extra: pip install -e '.[test]'"
 torch = pytest.importorskip("torch", reason=EXTRA)
@@ -109,9 +109,9 @@ def run_import(folder: Path, out: Path, language: str = "en") -> Path:
 
 def load(run: Path) -> tuple[models.SpeechRecognizer, Any, Any]:
     """(model, parameters, tokenizer) of a run, as sample.py loads it."""
-    tok = checkpoint.read_tokenizer(run)
-    model = models.build(checkpoint.read_config(run).model, tok)
-    step, params = checkpoint.load_params(run, model)
+    tok = run_directory.read_tokenizer(run)
+    model = models.build(run_directory.read_config(run).model, tok)
+    step, params = checkpoints.load_params(run, model)
     assert step == 0
     return model, params, tok
 
@@ -433,7 +433,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save_params", fail)
+    monkeypatch.setattr(checkpoints.Checkpoints, "save_params", fail)
     with pytest.raises(OSError, match="No space"):
         run_import(saved, tmp_path / "third")
     assert {p.name for p in tmp_path.iterdir()} == {"run", "other.part"}

@@ -21,7 +21,6 @@ from distributed_worker import WORKER, environment, run
 from gptjax import models, optim, training
 from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from gptjax.errors import UserError
-from gptjax.runs import checkpoint
 from gptjax.scale import memory, sharding
 
 
@@ -214,7 +213,7 @@ def test_the_estimate_of_memory_is_about_right() -> None:
         optimizer = optim.build(config.optim, 10)
         shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
         mesh = sharding.make_mesh(config)
-        shapes = checkpoint.with_sharding(shapes, sharding.shardings(shapes, mesh))
+        shapes = sharding.with_sharding(shapes, sharding.shardings(shapes, mesh))
         held, work = memory.estimate(config, model, shapes, 8, 64)
         assert held == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
         return work - sharding.bytes_per_device(shapes.params), kept_bytes(model)

@@ -38,7 +38,7 @@ from gptjax.quantization.quant_array import (
     QuantArray,
     straight_through,
 )
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 from gptjax.scale.devices import FEW_ROWS
 
 REPO = Path(__file__).parent.parent
@@ -387,12 +387,12 @@ def test_a_loaded_run_writes_without_float_weights(tmp_path: Path) -> None:
     origin = {"source": "nowhere", "sha256": ""}
     small = quantize_params(params, INT8)
     config = Config(model=model.config)
-    with checkpoint.new_run(tmp_path / "run") as part:
-        checkpoint.save_finished(part, config, tok, small, origin, files)
+    with run_directory.new_run(tmp_path / "run") as part:
+        checkpoints.save_finished(part, config, tok, small, origin, files)
     del params, small
     gc.collect()
     before = sum(a.nbytes for a in jax.live_arrays())
-    _, loaded = checkpoint.load_params(tmp_path / "run", model)
+    _, loaded = checkpoints.load_params(tmp_path / "run", model)
     sampling.complete(model, loaded, np.zeros((1, 1), np.int32), 8, sampler=GREEDY)
     gc.collect()
     grown = sum(a.nbytes for a in jax.live_arrays()) - before
@@ -495,9 +495,9 @@ def card(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def params_of(folder: Path) -> Any:
-    tok = checkpoint.read_tokenizer(folder)
-    model = models.build(checkpoint.read_config(folder).model, tok)
-    return checkpoint.load_params(folder, model)[1]
+    tok = run_directory.read_tokenizer(folder)
+    model = models.build(run_directory.read_config(folder).model, tok)
+    return checkpoints.load_params(folder, model)[1]
 
 
 def val_loss(folder: Path) -> float:
@@ -514,8 +514,8 @@ def test_a_quantized_run_is_a_run_of_parameters_alone(run: Path, run8: Path) -> 
     assert not list(run.parent.rglob("*.part"))
     assert json.loads((run8 / "format.json").read_text()) == dataclasses.asdict(INT8)
     assert (run8 / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
-    assert checkpoint.read_config(run8) == checkpoint.read_config(run)
-    of_training, of_small = (checkpoint.read_environment(r)["data"] for r in (run, run8))
+    assert run_directory.read_config(run8) == run_directory.read_config(run)
+    of_training, of_small = (run_directory.read_environment(r)["data"] for r in (run, run8))
     assert of_small == of_training
     expected = quantize_params(params_of(run), INT8)
     jax.tree.map(np.testing.assert_array_equal, params_of(run8), expected)
@@ -583,9 +583,9 @@ def test_a_quantized_run_writes_text(
     sample.main([str(run8), "--prompt", "a", "--greedy", "--max-new-tokens", "12"])
     printed = capsys.readouterr()
     assert f"{run8} step 0, {n_parameters:,} parameters" in printed.err
-    tok = checkpoint.read_tokenizer(run8)
+    tok = run_directory.read_tokenizer(run8)
     assert isinstance(tok, CharTokenizer)
-    model = models.build(checkpoint.read_config(run8).model, tok)
+    model = models.build(run_directory.read_config(run8).model, tok)
     ids = sampling.complete(
         model, params_of(run8), np.asarray(tok.encode("a"))[None], 12, sampler=GREEDY
     )
@@ -617,7 +617,7 @@ def test_each_format_is_saved_as_it_was_measured(
     printed = capsys.readouterr().out
     assert f"{name} in {out}\n" in printed
     assert "slower than float32 by more than 5%: none\n" in printed
-    assert checkpoint.read_format(out) == form
+    assert run_directory.read_format(out) == form
     rows = card(out)
     assert val_loss(out) == pytest.approx(rows[name]["val_loss"], abs=1e-6)
     assert n_bytes(params_of(out)) == rows[name]["memory_bytes"]
@@ -646,7 +646,7 @@ def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
     one, two = map(params_of, outs)
     jax.tree.map(np.testing.assert_array_equal, one, two)
     # It is not that the run had not learned enough: as many steps that round nothing do less.
-    config = checkpoint.read_config(run)
+    config = run_directory.read_config(run)
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer)
     of_run = params_of(run)
@@ -712,7 +712,7 @@ def test_other_data_is_refused(run: Path, tmp_path: Path, idle: None, refused: R
     copied = Path(shutil.copytree(run, tmp_path / "copy"))
     path = tmp_path / "text.txt"
     path.write_text((run.parent / "text.txt").read_text() + " a")
-    config = checkpoint.read_config(run)
+    config = run_directory.read_config(run)
     (copied / "config.json").write_text(
         (run / "config.json").read_text().replace(str(config.data.path), str(path))
     )
@@ -748,7 +748,7 @@ def test_an_imported_run_has_no_data_to_be_measured_on(
     run: Path, tmp_path: Path, idle: None, refused: Refused
 ) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "copy"))
-    environment = checkpoint.read_environment(run)
+    environment = run_directory.read_environment(run)
     environment["data"] = {"source": "no data: weights imported", "sha256": "0"}
     (copied / "environment.json").write_text(json.dumps(environment))
     assert "was imported" in refused(quantize.main, copied, "--out", tmp_path / "out")
@@ -814,7 +814,7 @@ def test_a_run_that_fails_midway_leaves_nothing(
     def fail(*_: object) -> None:
         raise UserError("enough")
 
-    monkeypatch.setattr(checkpoint, "_describe", fail)
+    monkeypatch.setattr(run_directory, "describe", fail)
     monkeypatch.setattr(quantize, "card", lambda *_: [{"format": "int8"}])
     with pytest.raises(UserError, match="enough"):
         quantize.quantize(quantize.Quantize(run, tmp_path / "out"))
@@ -855,7 +855,7 @@ def test_of_two_processes_with_one_name_the_second_is_refused(
     (line,) = second.stderr.splitlines()
     assert f"{out}.part exists: another process is making {out}" in line
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert checkpoint.read_format(out) == INT8
+    assert run_directory.read_format(out) == INT8
     n_parameters = models.count(params_of(run))
     assert models.count(params_of(out)) == n_parameters
 
@@ -886,7 +886,7 @@ def test_a_signal_leaves_nothing(
 
 def test_text_is_decoded_as_much_as_is_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "DECODED_TOKENS", 20)  # over the end of the context
-    config = checkpoint.read_config(run)
+    config = run_directory.read_config(run)
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer)
     assert quantize.decoder(model, dataset, config, 1)(params_of(run)) == 20
@@ -918,10 +918,10 @@ def test_a_run_on_pairs_is_quantized(
     measure_only("float32", "int8")
     quantize.main([str(pairs_run), "--out", str(out)])
     assert abs(card(out)["int8"]["delta"]) < 0.01
-    dataset = data.load(checkpoint.read_config(out))
+    dataset = data.load(run_directory.read_config(out))
     assert isinstance(dataset, PairData)
     sources, tok = list(dataset.val)[:8], dataset.tokenizer
-    model: Any = models.build(checkpoint.read_config(out).model, tok)
+    model: Any = models.build(run_directory.read_config(out).model, tok)
     found = search.transduce(model, dequantize_params(params_of(out)), tok, sources)
     (tmp_path / "sources.txt").write_text("\n".join(sources))
     capsys.readouterr()
@@ -932,7 +932,7 @@ def test_a_run_on_pairs_is_quantized(
 
 
 def test_targets_are_decoded_as_much_as_is_counted(pairs_run: Path) -> None:
-    config = checkpoint.read_config(pairs_run)
+    config = run_directory.read_config(pairs_run)
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer)
     params = params_of(pairs_run)
@@ -964,8 +964,8 @@ def speech_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = models.build(config.model, dataset.tokenizer)
     origin = {"source": dataset.source, "sha256": dataset.sha256, **dataset.sizes}
     params = models.init(model, seed=0)
-    with checkpoint.new_run(folder / "run") as part:
-        checkpoint.save_finished(part, config, dataset.tokenizer, params, origin)
+    with run_directory.new_run(folder / "run") as part:
+        checkpoints.save_finished(part, config, dataset.tokenizer, params, origin)
     return folder / "run"
 
 
@@ -976,7 +976,7 @@ def test_a_run_on_speech_is_quantized(
     measure_only("float32", "int8")
     quantize.main([str(speech_run), "--out", str(out)])
     assert abs(card(out)["int8"]["delta"]) < 0.05
-    config = checkpoint.read_config(out)
+    config = run_directory.read_config(out)
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer)
     decode = quantize.decoder(model, dataset, config, 16)

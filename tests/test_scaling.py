@@ -22,7 +22,6 @@ from benchmarks import hlo, plan, scaling
 from gptjax import models, optim, training
 from gptjax.command_line import load_file
 from gptjax.config import Config, OptimConfig, TrainConfig
-from gptjax.runs import checkpoint
 from gptjax.scale import memory, sharding
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +64,7 @@ def test_the_plan_and_train_py_agree_on_memory(shape):
     optimizer = optim.build(OptimConfig(), 10)
     shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
     mesh: Any = AbstractMesh(shape, sharding.AXES)
-    state = checkpoint.with_sharding(shapes, sharding.shardings(shapes, mesh))
+    state = sharding.with_sharding(shapes, sharding.shardings(shapes, mesh))
     config = Config(size.model, train=train)
     estimate = sum(memory.estimate(config, model, state, 16, size.model.block_size))
     assert plan.memory(size, layout) == pytest.approx(estimate, rel=1e-3)

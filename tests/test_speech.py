@@ -21,7 +21,7 @@ from gptjax.data.speech import Clip, SpeechData
 from gptjax.data.tokenizer import SpeechTokenizer, WordTokenizer
 from gptjax.decoding import transcribe
 from gptjax.errors import UserError
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
 SHARED = Path(__file__).parents[2] / "shared/speech/fsdd"
@@ -220,7 +220,9 @@ def test_strings_are_made_of_their_own_split_alone(tmp_path: Path) -> None:
 
     def said(batches: list[dict[str, np.ndarray]]) -> set[str]:
         rows = [
-            (t, w > 0) for b in batches for t, w in zip(b["targets"], b["loss_weights"], strict=True)
+            (t, w > 0)
+            for b in batches
+            for t, w in zip(b["targets"], b["loss_weights"], strict=True)
         ]
         return {word for t, w in rows for word in target.decode(t[w][:-1]).split()}
 
@@ -447,8 +449,8 @@ def test_an_imported_run_is_evaluated_on_recordings_that_one_names(
     tok = SpeechTokenizer(WordTokenizer(["one"]))
     params = {"kernel": np.zeros((2, 2), np.float32)}
     origin = {"source": "no data: weights imported from elsewhere", "sha256": "0"}
-    with checkpoint.new_run(tmp_path / "run") as part:
-        checkpoint.save_finished(part, Config(MODEL, SpeechDataConfig()), tok, params, origin)
+    with run_directory.new_run(tmp_path / "run") as part:
+        checkpoints.save_finished(part, Config(MODEL, SpeechDataConfig()), tok, params, origin)
     assert "--data.path DIR" in refused(evaluate.main, tmp_path / "run")
     line = refused(evaluate.main, tmp_path / "run", "--data.path", tmp_path, "--split", "val")
     assert "--split val" in line

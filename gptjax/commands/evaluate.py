@@ -32,7 +32,7 @@ from gptjax.data.tokenizer import SpeechTokenizer, TextTokenizer
 from gptjax.decoding import search, transcribe
 from gptjax.errors import UserError, exit_codes, import_extra
 from gptjax.models import EncoderDecoder, SpeechRecognizer
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, resuming, run_directory
 from gptjax.runs import init_from as finetune
 from gptjax.scale import devices
 
@@ -79,16 +79,16 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
     """Raises UserError for a folder that is no run, and when its data is not there any more."""
     devices.require_backend()
     search.check(command.beam, command.length_penalty)
-    config = checkpoint.read_config(command.run)
+    config = run_directory.read_config(command.run)
     if isinstance(config.model, SpeechConfig):
         return evaluate_speech(command, config)
     if command.data.path:
         raise UserError(f"--data.path is for speech, which {command.run} is not; leave it out")
     dataset = data.load(config, finetune.vocabulary(config, command.run))
-    checkpoint.check_same_data(command.run, dataset)
+    resuming.check_same_data(command.run, dataset)
     dtype = devices.compute_dtype(config.train)
     model = models.build(config.model, dataset.tokenizer, dtype)
-    step, params = checkpoint.load_params(command.run, model, command.step)
+    step, params = checkpoints.load_params(command.run, model, command.step)
     record = {"run": str(command.run), "step": step, "parameters": models.count(params)}
     if isinstance(dataset, PairData):
         pairs = dataset.test if command.split == "test" else dataset.val
@@ -114,18 +114,18 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
 def evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
     """Errors on the clips of a split, or of another folder, and on strings made of them."""
     import_extra("jiwer", NEEDS)
-    tok = checkpoint.read_tokenizer(command.run)
+    tok = run_directory.read_tokenizer(command.run)
     assert isinstance(tok, SpeechTokenizer)
     if command.data.path:
         if command.split != "test":
             raise UserError(f"--split {command.split} is of the run's own data; leave it out")
         clips, strings = tuple(speech.find_clips(command.data.path)), []
-    elif not checkpoint.has_data(command.run):
+    elif not resuming.has_data(command.run):
         raise UserError(f"{command.run} was imported, with no data; name some with --data.path DIR")
     else:
         dataset = data.load(config, tok if config.train.init_from else None)
         assert isinstance(dataset, SpeechData)
-        checkpoint.check_same_data(command.run, dataset)
+        resuming.check_same_data(command.run, dataset)
         clips = dataset.test if command.split == "test" else dataset.val
         if not clips:
             raise UserError(f"{command.run} has no clips in its {command.split} split")
@@ -134,7 +134,7 @@ def evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
         strings = dataset.test_strings(config.model) if with_strings else []
     model = models.build(config.model, tok, devices.compute_dtype(config.train))
     assert isinstance(model, SpeechRecognizer)
-    step, params = checkpoint.load_params(command.run, model, command.step)
+    step, params = checkpoints.load_params(command.run, model, command.step)
 
     def heard(examples: Iterable[Example]) -> list[str]:
         """What the model hears, a part of the examples after the other."""

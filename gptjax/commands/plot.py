@@ -7,7 +7,7 @@ import tyro
 
 from gptjax.command_line import parse_command
 from gptjax.errors import UserError, exit_codes
-from gptjax.runs import report
+from gptjax.runs import plots
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ def main(argv: list[str]) -> None:
 
 
 def plot(command: Plot) -> None:
-    """Raises UserError for a folder that is no run and a picture that cannot be written."""
+    """Raises UserError for a folder that is not a run and a picture that cannot be written."""
     if not command.runs:
         raise UserError("gptjax plot needs at least one run directory")
     if command.out.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out {command.out} must end in .png, .svg or .pdf")
-    runs = {str(folder): report.read_metrics(folder) for folder in command.runs}
+    runs = {str(folder): plots.read_metrics(folder) for folder in command.runs}
     for name, rows in runs.items():
         if not rows:
-            raise UserError(f"{name} has no metrics.jsonl, so it is no run directory")
+            raise UserError(f"{name} has no metrics.jsonl, so it is not a run directory")
     try:
-        report.plot(runs, command.out)
+        plots.plot(runs, command.out)
     except OSError as error:
         raise UserError(
             f"--out {command.out} cannot be written ({error.strerror}); name another place"

@@ -25,6 +25,7 @@ import tyro
 from rich.progress import track
 
 from gptjax import models, optim, training
+from gptjax.atomic import write_json
 from gptjax.command_line import parse_command
 from gptjax.config import Config
 from gptjax.data import dataset as data
@@ -41,7 +42,7 @@ from gptjax.quantization.quant_array import (
     quantize_params,
     straight_through,
 )
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, resuming, run_directory
 from gptjax.runs import init_from as finetune
 from gptjax.scale import devices
 
@@ -112,20 +113,20 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     """
     devices.require_backend()
     form = _format(command)
-    config = checkpoint.read_config(command.run)
-    if checkpoint.read_format(command.run) != FLOAT32:
+    config = run_directory.read_config(command.run)
+    if run_directory.read_format(command.run) != FLOAT32:
         raise UserError(f"{command.run} is quantized already; name the run that it was made from")
     if command.qat_steps < 0:
         raise UserError(f"--qat-steps is {command.qat_steps}, but must be 0 or more")
     if command.qat_steps and form.bits == 16:
         raise UserError(f"--qat-steps {command.qat_steps} is for --bits 4 or 8; leave it out")
-    if not checkpoint.has_data(command.run):
+    if not resuming.has_data(command.run):
         raise UserError(f"{command.run} was imported, with no data to measure a card on")
-    with checkpoint.new_run(command.out) as part:
+    with run_directory.new_run(command.out) as part:
         dataset = data.load(config, finetune.vocabulary(config, command.run))
-        checkpoint.check_same_data(command.run, dataset)
+        resuming.check_same_data(command.run, dataset)
         model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
-        step, params = checkpoint.load_params(command.run, model, command.step)
+        step, params = checkpoints.load_params(command.run, model, command.step)
 
         named = {name: quantize_params(params, of_row) for name, of_row in FORMATS.items()}
         name = _name(form) + ("+QAT" if command.qat_steps else "")
@@ -135,18 +136,18 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
             params = fine_tune(model, params, dataset, config, form, step, n_steps)
         named[name] = quantize_params(params, form)
         rows = card(model, named, dataset, config)
-        checkpoint.save_finished(
+        checkpoints.save_finished(
             part,
             config,
             dataset.tokenizer,
             named[name],
-            checkpoint.read_environment(command.run)["data"],
+            run_directory.read_environment(command.run)["data"],
             {"format.json": dataclasses.asdict(form)},
         )
         # orbax packs differently from save to save, by some kilobytes.
         of_saved = next(row for row in rows if row["format"] == name)
-        of_saved["disk_bytes"] = checkpoint.disk_bytes(part)
-        checkpoint.write_json(part / "quantization.json", rows)
+        of_saved["disk_bytes"] = checkpoints.disk_bytes(part)
+        write_json(part / "quantization.json", rows)
     print(table(rows, saved=name))
     print(f"{name} in {command.out}")
     return rows
@@ -248,10 +249,10 @@ def card(
 def disk_bytes(params: Any) -> int:
     """Bytes of the files of a checkpoint of these parameters."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = checkpoint.Checkpoints(Path(folder) / "checkpoints", keep_latest=1)
-        checkpoints.save_params(params)
-        checkpoints.close()
-        return checkpoint.disk_bytes(Path(folder))
+        saved = checkpoints.Checkpoints(Path(folder) / "checkpoints", keep_latest=1)
+        saved.save_params(params)
+        saved.close()
+        return checkpoints.disk_bytes(Path(folder))
 
 
 def decoder(model: Model, dataset: Data | None, config: Config, n: int) -> Callable[[Any], int]:

@@ -26,7 +26,7 @@ from gptjax.data.tokenizer import PairTokenizer, SpeechTokenizer, TextTokenizer,
 from gptjax.decoding import alignment, sampling, search, transcribe
 from gptjax.errors import UserError, exit_codes
 from gptjax.models import EncoderDecoder
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 from gptjax.scale import devices
 
 
@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> None:
 def sample(command: Sample) -> None:
     """Raises UserError for a folder that is no run, a bad prompt or an option out of range."""
     devices.require_backend()
-    run_config = checkpoint.read_config(command.run)
-    tok = checkpoint.read_tokenizer(command.run)
+    run_config = run_directory.read_config(command.run)
+    tok = run_directory.read_tokenizer(command.run)
     if isinstance(tok, PairTokenizer):
         others = LANGUAGE_MODEL_ONLY + SPEECH_ONLY
         _refuse(command, others, "turns sources into targets; give it --source")
@@ -134,7 +134,7 @@ def _refuse(command: Sample, options: tuple[str, ...], why: str) -> None:
 def _load(command: Sample, run_config: Config, tok: Tokenizer) -> tuple[int, Any, Any]:
     """(step, model, parameters); says which on stderr."""
     model = models.build(run_config.model, tok, devices.compute_dtype(run_config.train))
-    step, params = checkpoint.load_params(command.run, model, command.step)
+    step, params = checkpoints.load_params(command.run, model, command.step)
     if not command.json:
         print(f"{command.run} step {step}, {models.count(params):,} parameters", file=sys.stderr)
     return step, model, params

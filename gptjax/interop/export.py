@@ -31,6 +31,7 @@ import tyro
 from flax.traverse_util import flatten_dict
 
 from gptjax import config_json, models
+from gptjax.atomic import write_json, write_text
 from gptjax.command_line import parse_command
 from gptjax.config import Config, GPTConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
@@ -39,7 +40,7 @@ from gptjax.errors import UserError, exit_codes, import_extra
 from gptjax.interop import huggingface
 from gptjax.models import Model
 from gptjax.quantization.quant_array import FLOAT32, dequantize_params
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 from gptjax.scale import devices
 
 PLATFORMS = ("cpu", "cuda")
@@ -65,8 +66,8 @@ def export(command: Export) -> None:
     """Makes the folder, whole or not at all. Raises UserError for a run that has no such form."""
     devices.require_backend()
     run, out = command.run, command.out
-    config, tok = checkpoint.read_config(run), checkpoint.read_tokenizer(run)
-    form = checkpoint.read_format(run)
+    config, tok = run_directory.read_config(run), run_directory.read_tokenizer(run)
+    form = run_directory.read_format(run)
     if command.to == "hf" and (found := huggingface.obstacles(config.model)):
         raise UserError(
             f"{run} has no form as GPT-2, which lacks {', '.join(found)}; export it --to "
@@ -75,13 +76,13 @@ def export(command: Export) -> None:
     package = "flatbuffers" if command.to == "stablehlo" else "safetensors"
     import_extra(package, f"--to {command.to} needs")
     model = models.build(config.model, tok)
-    step, params = checkpoint.load_params(run, model, command.step)
+    step, params = checkpoints.load_params(run, model, command.step)
     if form != FLOAT32:
         params = dequantize_params(params)
         print(f"{run} is quantized: its weights are written as float32", file=sys.stderr)
         if form.activation_bits:
             print("what they multiply, rounded here to int8, is not rounded", file=sys.stderr)
-    with checkpoint.new_run(out) as folder:
+    with run_directory.new_run(out) as folder:
         match command.to:
             case "hf":
                 write_hf(folder, config.model, tok, params)
@@ -101,8 +102,8 @@ def export(command: Export) -> None:
 
 def describe(folder: Path, config: Config, tok: Tokenizer) -> None:
     """Writes config.json and tokenizer.json as a run has them."""
-    checkpoint.write_json(folder / "tokenizer.json", tok.to_dict(), indent=None)
-    checkpoint.write_atomically(folder / "config.json", config_json.to_json(config))
+    write_json(folder / "tokenizer.json", tok.to_dict(), indent=None)
+    write_text(folder / "config.json", config_json.to_json(config))
 
 
 def write_safetensors(path: Path, arrays: dict[str, Any]) -> None:
@@ -121,7 +122,7 @@ def write_hf(folder: Path, model: Any, tok: Tokenizer, params: Any) -> None:
     files["generation_config.json"] = {"_from_model_config": True, **ids}
     write_safetensors(folder / "model.safetensors", huggingface.to_gpt2(model, params))
     for name, content in files.items():
-        checkpoint.write_json(folder / name, content)
+        write_json(folder / name, content)
 
 
 def forward_program(model: Model, params: Any) -> jax.export.Exported:

@@ -18,7 +18,7 @@ from gptjax.data.tokenizer import BPETokenizer
 from gptjax.errors import UserError, import_extra
 from gptjax.interop import huggingface
 from gptjax.interop.files import NEEDS, Tensors, TheirConfig, read_json
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 
 ACTIVATIONS: dict[str, Any] = {theirs: ours for ours, theirs in huggingface.ACTIVATIONS.items()}
 ACTIVATIONS["gelu_pytorch_tanh"] = "gelu_tanh"
@@ -158,7 +158,7 @@ def import_gpt2(command: GPT2) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name one with config.json and model.safetensors")
     with ExitStack() as stack:
-        part = stack.enter_context(checkpoint.new_run(out))
+        part = stack.enter_context(run_directory.new_run(out))
         theirs = TheirConfig(folder / "config.json")
         model_config, vocab_size = gpt2_config(theirs)
         config = Config(model=model_config, data=TextDataConfig(tokenizer="bpe"))
@@ -169,7 +169,7 @@ def import_gpt2(command: GPT2) -> None:
         shapes = jax.eval_shape(lambda: models.init(model, seed=0))
         params = gpt2_params(tensors, model_config, shapes)
         origin = f"no data: weights imported from {folder.resolve()}"
-        checkpoint.save_finished(
+        checkpoints.save_finished(
             part, config, tok, params, {"source": origin, "sha256": tensors.sha256()}
         )
     print(f"{models.count(params):,} parameters in {out}; try: python sample.py {out} --prompt ...")

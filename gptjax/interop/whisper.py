@@ -22,7 +22,7 @@ from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data.tokenizer import BPETokenizer, SpeechTokenizer
 from gptjax.errors import UserError, import_extra
 from gptjax.interop.files import NEEDS, Tensors, TheirConfig, read_json
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 
 ENGLISH_ONLY = 51_864
 """Vocabulary of Whisper's English-only checkpoints: it has language tokens, but they have no use
@@ -221,7 +221,7 @@ def import_whisper(command: Whisper) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name one with config.json and model.safetensors")
     with ExitStack() as stack:
-        part = stack.enter_context(checkpoint.new_run(out))
+        part = stack.enter_context(run_directory.new_run(out))
         model_config, vocab_size = whisper_config(folder / "config.json")
         data = SpeechDataConfig(tokenizer="bpe")
         config = Config(model=model_config, data=data)
@@ -231,7 +231,7 @@ def import_whisper(command: Whisper) -> None:
         model = models.build(model_config, tok)
         params = whisper_params(tensors, jax.eval_shape(lambda: models.init(model, seed=0)))
         origin = f"no data: weights imported from {folder.resolve()}"
-        checkpoint.save_finished(
+        checkpoints.save_finished(
             part, config, tok, params, {"source": origin, "sha256": tensors.sha256()}
         )
     print(f"{models.count(params):,} parameters in {out}; try: python sample.py {out} --audio FILE")

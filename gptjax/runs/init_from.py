@@ -15,7 +15,7 @@ from gptjax.config import Config, GPTConfig, ModelConfig
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError
 from gptjax.quantization.quant_array import FLOAT32
-from gptjax.runs import checkpoint
+from gptjax.runs import checkpoints, run_directory
 
 FREE = ("dropout", "zero_init")
 """Of the model: what shapes no parameter and changes no logits."""
@@ -29,14 +29,14 @@ def vocabulary(config: Config, folder: Path) -> Tokenizer | None:
     source = config.train.init_from
     if source is None:
         return None
-    if checkpoint.committed_steps(folder):  # what it started from may be gone
-        return checkpoint.read_tokenizer(folder)
-    had = checkpoint.read_config(source).model
-    if checkpoint.read_format(source) != FLOAT32:
+    if checkpoints.committed_steps(folder):  # what it started from may be gone
+        return run_directory.read_tokenizer(folder)
+    had = run_directory.read_config(source).model
+    if run_directory.read_format(source) != FLOAT32:
         raise UserError(
             f"--train.init-from {source} is quantized; name the run that it was made from"
         )
-    if not checkpoint.committed_steps(source):
+    if not checkpoints.committed_steps(source):
         raise UserError(f"--train.init-from {source} has no checkpoint yet; let it train first")
     if type(had) is not type(config.model):
         kinds = [type(model).__name__.removesuffix("Config") for model in (had, config.model)]
@@ -45,7 +45,7 @@ def vocabulary(config: Config, folder: Path) -> Tokenizer | None:
         raise UserError(
             f"--train.init-from {source} has another model; as that has it, give {' '.join(flags)}"
         )
-    return checkpoint.read_tokenizer(source)
+    return run_directory.read_tokenizer(source)
 
 
 def _differences(had: ModelConfig, wanted: ModelConfig) -> list[str]:
@@ -69,8 +69,8 @@ def parameters(config: Config, vocabulary: Tokenizer, like: Any) -> Any:
     """The best parameters of the run to start from, placed as `like` (shapes with shardings)."""
     source = config.train.init_from
     assert source is not None
-    model = models.build(checkpoint.read_config(source).model, vocabulary)
-    _, params = checkpoint.load_params(source, model)
+    model = models.build(run_directory.read_config(source).model, vocabulary)
+    _, params = checkpoints.load_params(source, model)
 
     def place(ours: Any, theirs: Any) -> jax.Array:
         rows = tuple(slice(n) for n in ours.shape)  # of positions fewer, of all else the same

@@ -1,4 +1,4 @@
-"""What one sees of a run: a progress bar or plain lines, metrics.jsonl, loss.png, TensorBoard."""
+"""Progress of a run: a progress bar or plain lines, metrics.jsonl, loss.png, trackers."""
 
 import json
 import os
@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from gptjax.atomic import write_text
 from gptjax.config import Config
 from gptjax.errors import import_extra
-from gptjax.runs.checkpoint import write_atomically
+from gptjax.runs.plots import Row, plot, read_metrics
 
 # Seconds between plain lines when no one watches a terminal; an evaluation always prints.
 PLAIN_LINE_SECONDS = 5.0
-
-Row = dict[str, Any]
 
 
 class _Console(Console):
@@ -53,7 +50,7 @@ class Reporter:
         path = folder / "metrics.jsonl"
         # A run that starts afresh evaluates step 0 again, too.
         rows = [row for row in read_metrics(folder) if first_step and row["step"] <= first_step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self.evaluated = {row["step"] for row in rows if "val_loss" in row}
         self._metrics = open(path, "a", buffering=1)  # noqa: SIM115 - closed by __exit__
         before = rows[-1]["seconds"] if rows else 0.0
@@ -113,7 +110,7 @@ class Reporter:
     def sample(self, step: int, text: str) -> None:
         """Writes samples/STEP.txt."""
         (self.folder / "samples").mkdir(exist_ok=True)
-        write_atomically(self.folder / "samples" / f"{step}.txt", text + "\n")
+        write_text(self.folder / "samples" / f"{step}.txt", text + "\n")
 
     def evaluation(self, step: int, losses: dict[str, float]) -> None:
         """A row for an evaluation; draws loss.png anew."""
@@ -177,12 +174,12 @@ class _WandB:
         self.run.finish()
 
 
-class Silence:
+class NullReporter:
     """What every process but the first reports."""
 
     evaluated = range(0)
 
-    def __enter__(self) -> "Silence":
+    def __enter__(self) -> "NullReporter":
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -219,67 +216,3 @@ def _external_writers(
 
         writers.append(_WandB(wandb.init(project="gptjax", name=folder.name, dir=str(folder))))
     return writers
-
-
-def read_metrics(folder: Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl; a last line cut short by a kill is dropped."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def plot(runs: dict[str, list[Row]], path: Path) -> None:
-    """Draws train and validation loss against the step, the best validation loss marked."""
-    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    top = 0.0
-    for i, (name, rows) in enumerate(runs.items()):
-        color = f"C{i}"
-        label = f"{name}: " if len(runs) > 1 else ""
-        train = [(row["step"], row["train_loss"]) for row in rows if "train_loss" in row]
-        val = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
-        if train:
-            steps, losses = zip(*train, strict=True)
-            axes.plot(steps, losses, color=color, alpha=0.2, linewidth=0.8)
-            axes.plot(steps, _smooth(losses), color=color, alpha=0.6, label=f"{label}train")
-            top = max(top, *losses)
-        if val:
-            steps, losses = zip(*val, strict=True)
-            axes.plot(steps, losses, "o-", color=color if len(runs) > 1 else "C1", markersize=4)
-            axes.lines[-1].set_label(f"{label}validation (whole split)")
-            best = min(range(len(losses)), key=losses.__getitem__)
-            axes.plot(steps[best], losses[best], "*", color="black", markersize=11, zorder=5)
-            axes.annotate(
-                f"{losses[best]:.4f}",
-                (steps[best], losses[best]),
-                xytext=(0, 8 + 12 * i),
-                textcoords="offset points",
-                ha="right",
-            )
-            top = max(top, *losses)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=", ".join(runs))
-    if top:
-        axes.set_ylim(top=min(top, axes.get_ylim()[1]) + 0.05)
-        axes.margins(y=0.12)
-        axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format=path.suffix.removeprefix(".") or "png")
-    part.replace(path)
-
-
-def _smooth(values: tuple[float, ...]) -> np.ndarray:
-    """Moving average over a centred twentieth of the curve, narrower towards its ends."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    here = np.arange(len(values))
-    reach = np.minimum(len(values) // 40, np.minimum(here, here[::-1]))
-    return (sums[here + reach + 1] - sums[here - reach]) / (2 * reach + 1)

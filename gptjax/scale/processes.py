@@ -44,7 +44,7 @@ def several() -> bool:
     return distributed.global_state.num_processes > 1
 
 
-def agree(*values: float) -> tuple[float, ...]:
+def all_reduce_max(*values: float) -> tuple[float, ...]:
     """The largest of what each process says, for every value; all have to ask."""
     if not several():
         return values
@@ -52,13 +52,13 @@ def agree(*values: float) -> tuple[float, ...]:
     return tuple(np.asarray(every_PN).max(0).tolist())
 
 
-def wait_for_all(what: str) -> None:
+def barrier(what: str) -> None:
     """Returns when every process is here."""
     if several():
         multihost_utils.sync_global_devices(what)
 
 
-def check_alike(what: str, knobs: dict[str, Any]) -> None:
+def check_same(what: str, knobs: dict[str, Any]) -> None:
     """Raises UserError where another process has other knobs, of a kind; all have to ask.
 
     They would wait for each other forever, or train a model that neither of them describes.
@@ -89,7 +89,7 @@ def in_cluster() -> bool:
 
 
 @contextlib.contextmanager
-def together(coordinator: str, n_processes: int, process: int) -> Iterator[None]:
+def distributed_session(coordinator: str, n_processes: int, process: int) -> Iterator[None]:
     """Joins the other processes, if there are any, and leaves them: the last thing a program does.
 
     All but the first end in here. A process that fails ends at once, with the exit code of its
@@ -104,13 +104,13 @@ def together(coordinator: str, n_processes: int, process: int) -> Iterator[None]
     try:
         devices.require_backend()
         here = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
-        check_alike("devices", {"devices": here})  # JAX wants as many of each
+        check_same("devices", {"devices": here})  # JAX wants as many of each
         yield
     except Interrupted as interrupt:  # all of them, at the same step
         interrupted = interrupt
     except BaseException as error:
         _end(error)
-    wait_for_all("the end")
+    barrier("the end")
     if not is_first():
         _exit(128 + interrupted.signum if interrupted else 0)
     time.sleep(1)  # process 0 leaves last: those whose connection to it breaks would call it lost
@@ -120,7 +120,7 @@ def together(coordinator: str, n_processes: int, process: int) -> Iterator[None]
 
 
 def _start(coordinator: str, n_processes: int, process: int) -> None:
-    # Its handler of SIGTERM would take the place of ours, which tells the others by `agree`.
+    # Its handler of SIGTERM would replace ours, which tells the others by `all_reduce_max`.
     jax.config.update("jax_enable_preemption_service", False)
     # Else JAX aborts at once where a process is missed, and our _watch could not say which one.
     jax.config.update("jax_enable_recoverability", True)

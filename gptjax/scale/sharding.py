@@ -143,8 +143,25 @@ def _tuple(axes: Any) -> tuple[str, ...]:
 
 
 def path_of(path: tuple[Any, ...]) -> str:
-    """ "block_0.mlp.hidden.kernel" of a path as jax.tree_util has it."""
+    """A path of jax.tree_util as text: "block_0.mlp.hidden.kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """{"block_0.mlp.hidden.kernel": leaf, ...} in the tree's order."""
+    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def with_sharding(shapes: Any, shardings: Any) -> Any:
+    """Shapes that carry a sharding each, to restore a checkpoint into.
+
+    shardings: a tree like that of the shapes, or one sharding for all of them.
+    """
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        jax.tree.broadcast(shardings, shapes),
+    )
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:

@@ -1,0 +1,76 @@
+"""metrics.jsonl as rows, and a picture of their losses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from gptjax.atomic import atomic_file
+
+Row = dict[str, Any]
+"""A line of metrics.jsonl: "step", "seconds", and the numbers of a training step or evaluation."""
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """The rows of a run's metrics.jsonl; a last line cut short by a kill is dropped."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot(runs: dict[str, list[Row]], path: Path) -> None:
+    """Draws train and validation loss against the step, the best validation loss marked."""
+    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    top = 0.0
+    for i, (name, rows) in enumerate(runs.items()):
+        color = f"C{i}"
+        label = f"{name}: " if len(runs) > 1 else ""
+        train = [(row["step"], row["train_loss"]) for row in rows if "train_loss" in row]
+        val = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
+        if train:
+            steps, losses = zip(*train, strict=True)
+            axes.plot(steps, losses, color=color, alpha=0.2, linewidth=0.8)
+            axes.plot(steps, _smooth(losses), color=color, alpha=0.6, label=f"{label}train")
+            top = max(top, *losses)
+        if val:
+            steps, losses = zip(*val, strict=True)
+            axes.plot(steps, losses, "o-", color=color if len(runs) > 1 else "C1", markersize=4)
+            axes.lines[-1].set_label(f"{label}validation (whole split)")
+            best = min(range(len(losses)), key=losses.__getitem__)
+            axes.plot(steps[best], losses[best], "*", color="black", markersize=11, zorder=5)
+            axes.annotate(
+                f"{losses[best]:.4f}",
+                (steps[best], losses[best]),
+                xytext=(0, 8 + 12 * i),
+                textcoords="offset points",
+                ha="right",
+            )
+            top = max(top, *losses)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=", ".join(runs))
+    if top:
+        axes.set_ylim(top=min(top, axes.get_ylim()[1]) + 0.05)
+        axes.margins(y=0.12)
+        axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic_file(path) as part:
+        figure.savefig(part, format=path.suffix.removeprefix(".") or "png")
+
+
+def _smooth(values: tuple[float, ...]) -> np.ndarray:
+    """Moving average over a centred twentieth of the curve, narrower towards its ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    here = np.arange(len(values))
+    reach = np.minimum(len(values) // 40, np.minimum(here, here[::-1]))
+    return (sums[here + reach + 1] - sums[here - reach]) / (2 * reach + 1)

@@ -1,0 +1,227 @@
+"""A run directory: its lock, and the files that describe it.
+
+    runs/NAME/
+      config.json        every field                      tokenizer.json     the vocabulary
+      environment.json   versions, devices, data SHA-256  metrics.jsonl      one line per log
+      loss.png           the curves                       samples/STEP.txt   text of the model
+      checkpoints/STEP/  params and opt_state, by orbax   lock               PID of its trainer
+    and, of a quantized model,
+      format.json        the number format                quantization.json  its cost in loss
+
+`sample.py runs/NAME` needs nothing else.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gptjax import config_json
+from gptjax.atomic import write_json, write_text
+from gptjax.config import Config
+from gptjax.data import tokenizer as tokenizer_lib
+from gptjax.data.dataset import Data
+from gptjax.data.tokenizer import Tokenizer
+from gptjax.errors import Interrupted, UserError
+from gptjax.quantization.quant_array import FLOAT32, Format
+from gptjax.scale import processes
+
+# A start that is killed early leaves some of these without config.json, which is written last.
+WRITTEN_FIRST = {"lock", "checkpoints", "tokenizer.json", "environment.json", "config.json"}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds its lock. The system releases it however the process ends.
+
+    Of several processes the first one takes the lock, and the others wait for it. A folder that
+    is new is removed again if a UserError leaves it empty.
+
+    Raises UserError when another process holds the lock (with its PID), when the folder has other
+    files than those of a run, and when it cannot be written.
+    """
+    if not processes.is_first():
+        processes.barrier(str(folder))
+        yield
+        return
+    try:
+        _check_is_run(folder)
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "a+")  # noqa: SIM115 - held for as long as the run
+    except OSError as error:
+        raise UserError(
+            f"--run-dir {folder} cannot be written ({error.strerror}); name another"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UserError(
+                f"--run-dir {folder} is in use by process {lock.read().strip() or 'unknown'}; "
+                "stop that one, or name another folder"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        processes.barrier(str(folder))
+        try:
+            yield
+        except UserError:
+            if is_new and [p.name for p in folder.iterdir()] == ["lock"]:
+                (folder / "lock").unlink()
+                folder.rmdir()
+            raise
+
+
+def _check_is_run(folder: Path) -> None:
+    """Raises UserError where training would mix its files with others."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--run-dir {folder} is a file; name a folder")
+    names = {p.name.removesuffix(".part") for p in folder.iterdir()} if folder.is_dir() else set()
+    if not names <= WRITTEN_FIRST and not (folder / "config.json").exists():
+        raise UserError(
+            f"--run-dir {folder} has files but no config.json, so it is not a run; name another"
+        )
+
+
+@contextlib.contextmanager
+def new_run(folder: Path) -> Iterator[Path]:
+    """Yields the new folder FOLDER.part, to make a run in. It is renamed to FOLDER at the end.
+
+    FOLDER.part also reserves the name: a second process that wants to make the same run is refused
+    at once, not after its work. An exception, Ctrl-C or SIGTERM removes FOLDER.part and the parent
+    folders made for it. Raises UserError if FOLDER or FOLDER.part exists, or cannot be made.
+    """
+    taken = UserError(f"{folder} exists; remove it, or name another folder")
+    if not folder.name:  # . or /
+        raise taken
+    part = folder.with_name(folder.name + ".part")
+    missing = [parent for parent in folder.absolute().parents if not parent.exists()]
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+    except OSError as error:
+        if isinstance(error, FileExistsError) and part.exists():
+            raise UserError(
+                f"{part} exists: another process is making {folder}, or was killed while it did; "
+                f"name another folder, or remove {part.name} if there is no such process"
+            ) from None
+        raise UserError(
+            f"{folder} cannot be made in {folder.parent} ({error.strerror}); name another folder"
+        ) from None
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Interrupted(signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        # Checked only now: from here on, no other process can make it.
+        if folder.is_symlink() or folder.exists():
+            raise taken
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):  # another process has put something there
+                parent.rmdir()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    part.rename(folder)
+
+
+def describe_run(folder: Path, config: Config, data: Data) -> None:
+    """Writes tokenizer.json, environment.json and config.json of a run on this data."""
+    facts = {"source": data.source, "sha256": data.sha256, **data.sizes}
+    describe(folder, config, data.tokenizer, facts)
+
+
+def describe(folder: Path, config: Config, tok: Tokenizer, data: dict[str, Any]) -> None:
+    """Writes tokenizer.json, environment.json and config.json.
+
+    data: the source and sha256 of what the parameters were trained on, and further facts.
+    """
+    environment = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [d.device_kind for d in jax.devices()],
+        "cpus": len(os.sched_getaffinity(0)),
+        "packages": {
+            name: version(name)
+            for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+        },
+        "data": data,
+    }
+    write_json(folder / "tokenizer.json", tok.to_dict(), indent=None)
+    write_json(folder / "environment.json", environment)
+    write_text(folder / "config.json", config_json.to_json(config))  # last: now it is a run
+
+
+def check_disk(folder: Path, state: Any, n_checkpoints: int) -> None:
+    """Raises UserError when the checkpoints of a run would not fit on its disk.
+
+    state: the arrays of one checkpoint, or their shapes.
+    """
+    leaves = jax.tree.leaves(state)
+    needed = n_checkpoints * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + (1 << 24)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"--run-dir {folder}: its disk has {free / 1e6:,.0f} MB free, but {n_checkpoints} "
+            f"checkpoints need {needed / 1e6:,.0f} MB; make room or name another folder"
+        )
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run. Raises UserError if the folder has none."""
+    try:
+        return config_json.from_json((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        what = "is a file" if folder.is_file() else "does not exist"
+        what = "is not a run directory (no config.json)" if folder.is_dir() else what
+        runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
+        raise UserError(f"{folder} {what}; runs here: {', '.join(runs) or 'none'}") from None
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a run."""
+    try:
+        return tokenizer_lib.from_dict(
+            json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/tokenizer.json cannot be read ({error})") from None
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Versions, devices and data that a run was made with."""
+    try:
+        return json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/environment.json cannot be read ({error})") from None
+
+
+def read_format(folder: Path) -> Format:
+    """The number format of a run's parameters: float32 unless it was quantized."""
+    path = folder / "format.json"
+    if not path.exists():
+        return FLOAT32
+    try:
+        return Format(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); quantize the run again") from None
