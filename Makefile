@@ -26,7 +26,7 @@ train: $(VENV)/installed
 	if [ -z "$$config" ]; then \
 	  case "$$backend" in cpu) config=configs/gpt_cpu.py ;; *) config=configs/gpt.py ;; esac; \
 	fi; \
-	exec $(BIN)/python train.py --config "$$config" $(ARGS)
+	exec $(BIN)/gptjax train --config "$$config" $(ARGS)
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest

@@ -162,7 +162,7 @@ first=$(cat /proc/$outside/task/$outside/children)
 first=${first// /}
 grep -q "^NSpid:.*[[:space:]]1$" "/proc/$first/status" || fail "process $first is not PID 1 inside"
 grep -q "^Uid:[[:space:]]1000[[:space:]]" "/proc/$first/status" || fail "PID 1 is not user 1000"
-tr '\0' ' ' <"/proc/$first/cmdline" | grep -q "python.*/train.py " || fail "PID 1 is no trainer"
+tr '\0' ' ' <"/proc/$first/cmdline" | grep -q "python.*/gptjax train " || fail "PID 1 is no trainer"
 say "SIGTERM to process 1, the trainer"
 before=$SECONDS code=0
 kill -TERM "$first"
