@@ -12,7 +12,7 @@ import pytest
 from conftest import Refused, check_rows
 
 from gptjax import command_line, config_json, models
-from gptjax.commands import evaluate, sample
+from gptjax.commands import evaluate, sample_speech
 from gptjax.config import Config, TrainConfig
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data import audio, datasets, speech
@@ -401,9 +401,9 @@ def test_what_comes_on_stdin_is_called_so(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_folder_that_is_called_as_a_sound_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.wav").mkdir()
     with pytest.raises(UserError, match="has no sound files"):
-        sample._sound_files((tmp_path,))
+        sample_speech._sound_files((tmp_path,))
     tone(tmp_path / "a.wav/b.WAV")
-    assert sample._sound_files((tmp_path,)) == [tmp_path / "a.wav/b.WAV"]
+    assert sample_speech._sound_files((tmp_path,)) == [tmp_path / "a.wav/b.WAV"]
 
 
 def test_the_last_word_is_timed_though_its_position_ends_behind_the_sound() -> None:

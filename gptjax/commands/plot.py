@@ -15,7 +15,6 @@ class Plot:
     """Draw the loss curves of one or more runs into one picture.
 
     example:
-
         gptjax plot runs/gpt_cpu runs/mine --out both.png
     """
 

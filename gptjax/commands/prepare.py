@@ -16,9 +16,7 @@ class Prepare:
     """Tokenize text files of any size into a folder of token files.
 
     examples:
-
         gptjax prepare --out tokens corpus.txt
-
         gptjax prepare --out tokens --tokenizer bpe --vocab-size 8192 part1.txt part2.txt
     """
 

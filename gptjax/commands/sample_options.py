@@ -1,0 +1,131 @@
+"""The options of `gptjax sample`, and what its three kinds of models share."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from gptjax import models
+from gptjax.config import Config
+from gptjax.data.tokenizer import Tokenizer
+from gptjax.errors import UserError
+from gptjax.runs import checkpoints
+from gptjax.scale import devices
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Generate text with a trained model.
+
+    A language model continues a prompt, a sequence-to-sequence model turns a source into a target,
+    and a speech recognizer turns recordings into text with times.
+
+    examples:
+        gptjax sample runs/gpt_cpu --prompt "ROMEO:" --temperature 0.8 --top-k 40
+        gptjax sample runs/g2p_cpu --source "transformer"
+        gptjax sample runs/digits_cpu --audio one.wav two.flac folder
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run directory of gptjax train."""
+    step: str = "best"
+    """Checkpoint to load: best, latest or a step."""
+    interactive: bool = False
+    """Read prompts or sources line by line, until Ctrl-D."""
+    json: bool = False
+    """Print one JSON object per sample, source or recording instead of text."""
+    attention: Path | None = None
+    """Draw the attention weights to a .png, .svg or .pdf: every head of a language model on the
+    prompt, or the cross-attention to one source or recording."""
+
+    # --- language models
+
+    prompt: str = ""
+    """Text to continue. Empty: the tokenizer's start token, a line break for characters."""
+    prompt_file: Path | None = None
+    """Read the prompt from a UTF-8 file instead."""
+    max_new_tokens: int = 500
+    """Number of tokens to generate."""
+    temperature: float = 0.8
+    """The logits are divided by this. Below 1: more predictable. 0: greedy."""
+    top_k: int = 0
+    """Sample from the k most likely tokens. 0: from all."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens that has this total probability."""
+    greedy: bool = False
+    """Always take the most likely token."""
+    num_samples: int = 1
+    """Number of continuations, generated as one batch."""
+    seed: int = 1337
+    """The same seed gives the same text."""
+    exact_window: bool = False
+    """Past the context, process the whole window again for every token, as nanoGPT does. Slow."""
+    stream: bool = True
+    """Print text while it is generated."""
+
+    # --- sequence to sequence
+
+    source: str = ""
+    """Source to turn into a target."""
+    source_file: Path | None = None
+    """A UTF-8 file of sources, one a line; - is stdin."""
+    beam: int = 1
+    """Number of hypotheses that beam search keeps. 1: greedy."""
+    n_best: int = 1
+    """Number of hypotheses to print, with their scores."""
+    length_penalty: float = 1.0
+    """Hypotheses are ranked by log-probability / length ** this."""
+
+    # --- speech
+
+    audio: tuple[Path, ...] = ()
+    """Audio files or folders of them. - is stdin."""
+
+
+def load_model(command: Sample, run_config: Config, tok: Tokenizer) -> tuple[int, Any, Any]:
+    """(step, model, parameters). Prints run, step and size on stderr, unless --json."""
+    model = models.build(run_config.model, tok, devices.compute_dtype(run_config.train))
+    step, params = checkpoints.load_params(command.run, model, command.step)
+    if not command.json:
+        print(f"{command.run} step {step}, {models.count(params):,} parameters", file=sys.stderr)
+    return step, model, params
+
+
+def read_text(flag: str, path: Path) -> str:
+    """The text of a UTF-8 file; - is stdin. Raises UserError if it cannot be read."""
+    try:
+        raw = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
+        return raw.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag} {path} is not UTF-8 at byte offset {error.start}") from None
+
+
+def check_picture(path: Path) -> None:
+    """Raises UserError if --attention names a picture that cannot be written."""
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--attention {path} must end in .png, .svg or .pdf")
+    if not path.parent.is_dir() or path.is_dir():
+        raise UserError(f"--attention {path} must be a file in an existing folder")
+
+
+def answer_lines(command: Sample, name: str, answer: Callable[[str], None]) -> None:
+    """Calls answer(line) for every line until Ctrl-D, also after a UserError, which is printed."""
+    while True:
+        try:
+            line = input("" if command.json else f"{name}> ").replace("\\n", "\n")
+        except (EOFError, KeyboardInterrupt):
+            if not command.json:
+                print()
+            return
+        except UnicodeDecodeError as error:
+            print(f"error: the {name} is not UTF-8 at byte {error.start}", file=sys.stderr)
+            continue
+        try:
+            answer(line)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,105 @@
+"""`gptjax sample` for speech recognizers: turns recordings into text with times."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.commands.sample_options import Sample, check_picture, load_model
+from gptjax.config import Config
+from gptjax.data import audio
+from gptjax.data.tokenizer import SpeechTokenizer
+from gptjax.decoding import alignment, search, transcribe
+from gptjax.errors import UserError
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
+# A recording is clipped if more than this share of its samples is louder than this.
+CLIPPED, CLIPPED_SHARE = 0.999, 0.001
+
+
+def transcribe_files(command: Sample, run_config: Config, tok: SpeechTokenizer) -> None:
+    """Prints the transcript of every recording, with the time of every word.
+
+    A file that cannot be read is reported, the others are transcribed, and then UserError is
+    raised, so the exit code is 2.
+    """
+    search.check(command.beam, command.length_penalty)
+    paths = _sound_files(command.audio)
+    if command.attention:
+        if len(paths) != 1:
+            raise UserError(f"--attention draws one sound, not {len(paths)}; give one --audio")
+        check_picture(command.attention)
+    # A single file is read before the model is loaded, so that an error comes at once.
+    read = {path: audio.read(path) for path in paths if len(paths) == 1}
+    step, model, params = load_model(command, run_config, tok)
+    failed = False
+    for first in range(0, len(paths), transcribe.BATCH_SIZE):
+        clips: list[tuple[Path, np.ndarray]] = []
+        for path in paths[first : first + transcribe.BATCH_SIZE]:
+            try:
+                samples_N = read[path] if path in read else audio.read(path)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                failed = True
+                continue
+            clips.append((path, samples_N))
+            if (np.abs(samples_N) > CLIPPED).mean() > CLIPPED_SHARE:
+                print(
+                    f"{path} is clipped, so expect mistakes; record it at a lower volume",
+                    file=sys.stderr,
+                )
+        found = transcribe.transcribe(
+            model, params, tok, [c for _, c in clips], command.beam, command.length_penalty
+        )
+        for (path, _), heard in zip(clips, found, strict=True):
+            if heard.looped:
+                print(
+                    f"{path}: the model repeats itself; the transcript was cut off", file=sys.stderr
+                )
+            _show_transcript(command, path, heard, step, len(paths) > 1)
+        if command.attention:
+            ((path, samples_N),) = clips
+            alignment.draw_speech(model, params, tok, samples_N, found[0], command.attention)
+            print(f"attention: {command.attention}", file=sys.stderr)
+    if failed:
+        raise UserError("some files could not be read; the others are above")
+
+
+def _sound_files(given: tuple[Path, ...]) -> list[Path]:
+    """The audio files of --audio; those of a folder are sorted by name."""
+    if not given:
+        raise UserError("--audio is missing; give sound files, folders of them, or - for stdin")
+    paths: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = [
+                p
+                for p in sorted(path.rglob("*"))
+                if p.suffix.lower() in SOUND_SUFFIXES and p.is_file()
+            ]
+            if not inside:
+                raise UserError(f"--audio {path} has no sound files ({' '.join(SOUND_SUFFIXES)})")
+            paths += inside
+        else:
+            paths.append(path)
+    if paths.count(Path("-")) > 1:
+        raise UserError("--audio names - twice, but stdin has one sound; name it once")
+    return paths
+
+
+def _show_transcript(
+    command: Sample, path: Path, heard: transcribe.Transcript, step: int, named: bool
+) -> None:
+    if command.json:
+        words = [
+            {"text": w.text, "start": round(w.start, 2), "end": round(w.end, 2)}
+            for w in heard.words
+        ]
+        fields = {"audio": str(path), "text": heard.text, "words": words}
+        fields |= {"seconds": round(heard.seconds, 3), "step": step}
+        print(json.dumps(fields, ensure_ascii=False), flush=True)
+        return
+    print(f"{path}\t" * named + heard.text)
+    for word in heard.words:
+        print(f"  {word.start:7.2f} {word.end:7.2f}  {word.text}")

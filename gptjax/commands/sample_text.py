@@ -1,0 +1,123 @@
+"""`gptjax sample` for language models: continues a prompt."""
+
+import json
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from gptjax.commands.sample_options import (
+    Sample,
+    answer_lines,
+    check_picture,
+    load_model,
+    read_text,
+)
+from gptjax.config import BigramConfig, Config
+from gptjax.data.tokenizer import TextTokenizer
+from gptjax.decoding import alignment, sampling
+from gptjax.errors import UserError
+
+# --attention draws at most this many tokens; more would be too small to read.
+MOST_DRAWN = 48
+
+
+def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> None:
+    """Prints --num-samples continuations of the prompt."""
+    temperature = 0.0 if command.greedy else command.temperature
+    sampler = sampling.Sampler(temperature, command.top_k, command.top_p)
+    sampler.check(tok.vocab_size)
+    for name, value in (
+        ("max-new-tokens", command.max_new_tokens),
+        ("num-samples", command.num_samples),
+    ):
+        if value < 1:
+            raise UserError(f"--{name} is {value}, but must be at least 1")
+    if not 0 <= command.seed < 2**32:
+        raise UserError(f"--seed is {command.seed}, but must be in [0, 2**32)")
+    prompt = "" if command.interactive else _read_prompt(command)
+    ids = _encode(prompt, tok, run_config.model.block_size)  # refused before the model is loaded
+    if command.attention:
+        check_picture(command.attention)
+        if isinstance(run_config.model, BigramConfig):
+            raise UserError(f"--attention is not for {command.run}: a bigram has none")
+        if command.interactive:
+            raise UserError("--attention draws one --prompt; leave --interactive out")
+        most = min(MOST_DRAWN, run_config.model.block_size)
+        if not 2 <= len(ids) <= most:
+            raise UserError(
+                f"--attention draws a prompt of 2 to {most} tokens, not {len(ids)}; give such a "
+                "--prompt"
+            )
+    step, model, params = load_model(command, run_config, tok)
+
+    def answer(prompt: str, ids: np.ndarray) -> None:
+        batch = np.repeat(ids[None], command.num_samples, axis=0)
+        pieces = sampling.generate(
+            model,
+            params,
+            batch,
+            command.max_new_tokens,
+            sampler,
+            command.seed,
+            command.exact_window,
+        )
+        _show(command, prompt, step, pieces, tok)
+
+    if command.interactive:
+        block_size = run_config.model.block_size
+        answer_lines(command, "prompt", lambda line: answer(line, _encode(line, tok, block_size)))
+    else:
+        answer(prompt, ids)
+    if command.attention:
+        weights = alignment.self_attention(model, params, ids)
+        alignment.draw_heads(weights, [tok.decode([i]) for i in ids], command.attention)
+        print(f"attention: {command.attention}", file=sys.stderr)
+
+
+def _read_prompt(command: Sample) -> str:
+    if command.prompt_file is None:
+        return command.prompt
+    if command.prompt:
+        raise UserError("--prompt and --prompt-file are two prompts; give one")
+    return read_text("--prompt-file", command.prompt_file)
+
+
+def _encode(prompt: str, tok: TextTokenizer, block_size: int) -> np.ndarray:
+    """Token ids (N,) of the prompt, at least one. Raises UserError for a prompt without tokens."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--prompt is not UTF-8 at position {error.start}") from None
+    ids = tok.encode(prompt) if prompt else np.array([tok.start], np.int32)
+    if len(ids) > block_size:
+        print(
+            f"the prompt has {len(ids)} tokens; the model reads its last {block_size}",
+            file=sys.stderr,
+        )
+    return ids
+
+
+def _show(
+    command: Sample, prompt: str, step: int, pieces: Iterator[np.ndarray], tok: TextTokenizer
+) -> None:
+    """Prints one sample while it is generated, several samples when they are complete."""
+    if command.json or command.num_samples > 1 or not command.stream:
+        rows = np.concatenate(list(pieces), axis=1)
+        for i, row in enumerate(rows):
+            text = tok.decode(row)
+            if command.json:
+                fields = {"prompt": prompt, "text": text, "step": step, "sample": i}
+                print(json.dumps(fields, ensure_ascii=False))
+            else:
+                print(f"--- sample {i + 1} of {len(rows)}\n" * (len(rows) > 1) + prompt + text)
+        return
+    print(prompt, end="", flush=True)
+    ids, shown = [], 0
+    for piece in pieces:
+        ids.extend(piece[0])
+        # An incomplete UTF-8 character decodes to U+FFFD; print it when its other bytes are there.
+        text = tok.decode(ids).rstrip("\ufffd")
+        print(text[shown:], end="", flush=True)
+        shown = len(text)
+    print(tok.decode(ids)[shown:])
