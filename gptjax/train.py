@@ -22,6 +22,7 @@ from gptjax.command_line import Launch, parse
 from gptjax.config import Config
 from gptjax.data import dataset as data
 from gptjax.data.texts import TextData
+from gptjax.decoding import previews
 from gptjax.errors import Interrupted, TrainingDiverged, UserError, exit_codes
 from gptjax.runs import init_from as finetune
 from gptjax.runs import resuming, run_directory
@@ -174,7 +175,7 @@ def train(config: Config, launch: Launch, stop: StopSignal) -> None:
                 raise TrainingDiverged(f"step {step}: {name} {loss}; {_advice(folder)}")
         if c.sample_tokens:
             with jax.set_mesh(mesh):
-                sample = dataset.sample(model, state.params, config)
+                sample = previews.preview(dataset, model, state.params, config)
             report.sample(step, sample)
         report.evaluation(step, losses)
         return losses["val_loss"]

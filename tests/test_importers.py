@@ -19,7 +19,7 @@ from gptjax.commands import sample
 from gptjax.commands.import_model import main
 from gptjax.config_encoders import SpeechConfig
 from gptjax.data import audio
-from gptjax.decoding import search, transcribe
+from gptjax.decoding import search
 from gptjax.errors import UserError
 from gptjax.interop import whisper
 from gptjax.runs import checkpoints, run_directory
@@ -280,7 +280,7 @@ def test_features_equal_whispers(n_mels: int) -> None:
             np.pad(samples_N, (0, 480_000 - len(samples_N)))[None], "cpu"
         )[0].T
         whole = extractor(samples_N, sampling_rate=16_000, return_tensors="np").input_features
-        ours, mask_BT = transcribe.features([samples_N], config)
+        ours, mask_BT = audio.features([samples_N], config)
         assert ours.shape == (1, 3000, n_mels)
         assert mask_BT.all()
         worst = max(worst, float(np.abs(ours[0] - expected).max()))

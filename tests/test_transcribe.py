@@ -153,7 +153,7 @@ def test_padding_changes_nothing(config: SpeechConfig) -> None:
 def test_decoding_with_a_cache_finds_what_reading_all_again_finds(config: SpeechConfig) -> None:
     tok = word_tokenizer()
     model, params = make(config, tok)
-    mel_BTM, mask_BT = transcribe.features([noise(0.5), noise(1.2, 1)], config)
+    mel_BTM, mask_BT = audio.features([noise(0.5), noise(1.2, 1)], config)
     beams = search.beam_search(model, params, mel_BTM, mask_BT, tok.end)
     apply = jax.jit(model.apply)
     for row in range(2):
@@ -184,11 +184,11 @@ def test_a_sound_longer_than_the_window_is_an_error_of_the_caller() -> None:
 
 def test_how_loud_a_recording_is_makes_no_difference() -> None:
     clips = [noise(0.5), 0.01 * noise(0.5)]
-    loud_TM, quiet_TM = transcribe.features(clips, PLAIN)[0]
+    loud_TM, quiet_TM = audio.features(clips, PLAIN)[0]
     np.testing.assert_allclose(quiet_TM, loud_TM, atol=1e-4)
     assert loud_TM.max() == 1
     as_whisper = dataclasses.replace(PLAIN, pad_source=True)
-    loud_TM, quiet_TM = transcribe.features(clips, as_whisper)[0]
+    loud_TM, quiet_TM = audio.features(clips, as_whisper)[0]
     assert np.abs(loud_TM - quiet_TM).max() > 0.5
 
 

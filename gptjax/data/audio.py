@@ -1,12 +1,13 @@
-"""Sound: reading files, log-mel spectrograms, and three ways to vary them in training.
+"""Sound: reading files, log-mel spectrograms, and augmentation for training.
 
-Samples are float32 in [-1, 1] at 16 kHz, one channel. What varies them is a pure function of its
-arguments, a random generator or key among them.
+Samples are float32 in [-1, 1] at 16 kHz, one channel. Augmentation is a pure function of its
+arguments, one of which is a random generator or key.
 """
 
 import functools
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,12 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gptjax.config_encoders import SpeechConfig
 from gptjax.errors import UserError, import_extra
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP = 400, 160
 """25 ms and 10 ms, in samples."""
 N_MELS = 80
+N_WIDTHS = 4
+"""Clips are padded to a multiple of 1/4 of the window, because every batch shape compiles anew."""
 RATES = (1_000, 768_000)
 """Hz; a header that says anything else is wrong."""
 NEEDS = "sound needs"
@@ -97,6 +101,42 @@ def log_mel(samples_BN: Array, n_mels: int = N_MELS) -> Array:
     log_BTM = jnp.log10(jnp.maximum(mel_BTM, 1e-10))
     loudest_B11 = log_BTM.max((1, 2), keepdims=True)
     return (jnp.maximum(log_BTM, loudest_B11 - 8) + 4) / 4
+
+
+def padded_frames(n_frames: int, model: SpeechConfig) -> int:
+    """Frames that a clip is padded to: a multiple of 1/N_WIDTHS of the window, or the window."""
+    longest = 2 * model.source_block_size
+    if model.pad_source:
+        return longest
+    quarter = -(-model.source_block_size // N_WIDTHS) * 2
+    return min(longest, max(1, -(-n_frames // quarter)) * quarter)
+
+
+def features(
+    clips: Sequence[np.ndarray], model: SpeechConfig, width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-mel spectrograms (B, T, M) of clips of samples (N,), and their mask (B, T).
+
+    All are padded to `width` frames; by default to what the longest clip needs. Each clip is
+    normalized by its loudest value, unless the model pads like Whisper (`pad_source`).
+    """
+    n_frames = np.array([max(1, len(samples_N) // HOP) for samples_N in clips])
+    width = width or padded_frames(int(n_frames.max()), model)
+    # Silence after the end, so that a clip's last frames do not depend on its padding.
+    behind = 0 if model.pad_source else WINDOW
+    samples_BN = np.zeros((len(clips), width * HOP + behind), np.float32)
+    for row, samples_N in zip(samples_BN, clips, strict=True):
+        row[: len(samples_N)] = samples_N
+    mel_BTM = np.asarray(_log_mel(samples_BN, model.n_mels))[:, :width]
+    mask_BT = np.arange(width) < n_frames[:, None]
+    if model.pad_source:
+        return mel_BTM, np.ones_like(mask_BT)
+    # Volume carries no words: the loudest value of every clip becomes 1, the cut-off -1.
+    mel_BTM = mel_BTM - mel_BTM.max((1, 2), keepdims=True) + 1
+    return np.where(mask_BT[..., None], mel_BTM, 0), mask_BT
+
+
+_log_mel = jax.jit(log_mel, static_argnums=1)
 
 
 def spec_augment(

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.data.audio import SAMPLE_RATE
 from gptjax.errors import UserError, exit_codes, import_extra
 
-SAMPLE_RATE = 16_000
 LANGUAGES = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-029")
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4")
 VOICES = tuple(f"{language}+{variant}" for language in LANGUAGES for variant in VARIANTS)

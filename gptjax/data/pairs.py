@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
 from gptjax.data import datasets, tokenizer
 from gptjax.data.texts import ALL, TRAINING, Batch, read_text
 from gptjax.data.tokenizer import PairTokenizer, TextTokenizer, Tokenizer
-from gptjax.decoding import search
 from gptjax.errors import UserError
 
 Pairs = dict[str, list[str]]
@@ -29,9 +27,6 @@ Pairs = dict[str, list[str]]
 # Where training pairs, ordered by length, are cut into buckets. Every bucket is a shape of batch,
 # and every shape compiles a train step.
 BUCKET_ENDS = (0.6, 0.85, 0.97)
-
-# Pairs that a run shows of what it makes.
-N_SAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -124,16 +119,6 @@ class PairData:
         for bucket in self.val_buckets:
             for batch in bucket.in_order(batch_size, rows):
                 yield {name: leaf[None] for name, leaf in batch.items()}
-
-    def sample(self, model: Any, params: Any, config: Config) -> str:
-        """What the model makes of some sources of the validation split, next to what is right."""
-        sources = list(self.val)[:N_SAMPLES]
-        found = search.transduce(model, params, self.tokenizer, sources)
-        lines = [
-            f"{source}\t{best[0].text}\t({' | '.join(self.val[source])})"
-            for source, best in zip(sources, found, strict=True)
-        ]
-        return "\n".join(lines)
 
 
 @functools.lru_cache(maxsize=2)

@@ -27,7 +27,6 @@ from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.pairs import epoch_batches
 from gptjax.data.texts import ALL, TRAINING, Batch
 from gptjax.data.tokenizer import SpeechTokenizer, Tokenizer
-from gptjax.decoding import transcribe
 from gptjax.errors import UserError
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -43,7 +42,6 @@ NOISE_DB = (5.0, 40.0)
 """How much weaker than the speech added noise is."""
 # SpecAugment's longest stretches: of time as a share of the longest clip of a batch, of bands.
 TIME_SHARE, BAND_SHARE = 0.06, 0.15
-N_SAMPLES = 20
 N_READERS = 4
 
 
@@ -125,7 +123,7 @@ class SpeechData:
         if self.string_clips > 1:
             strings = Strings(self.train, self.string_clips)
             # Of like length, so that little of a batch is padding.
-            width = longest * rng.integers(1, transcribe.N_WIDTHS + 1) / transcribe.N_WIDTHS
+            width = longest * rng.integers(1, audio.N_WIDTHS + 1) / audio.N_WIDTHS
             fill = width * rng.uniform(0.4, 1, batch_size) * np.minimum(factors, 1)
             plans = [strings.fill(rng, int(size)) for size in fill]
             sizes = np.array([plan.size for plan in plans])
@@ -160,7 +158,7 @@ class SpeechData:
         model, batch_size = config.model, config.train.batch_size
         assert isinstance(model, SpeechConfig)
         frames = np.minimum(self.seconds * SAMPLE_RATE // HOP, 2 * model.source_block_size)
-        width = np.array([transcribe.padded_frames(int(n), model) for n in frames])
+        width = np.array([audio.padded_frames(int(n), model) for n in frames])
         buckets = [np.flatnonzero(width == w) for w in np.unique(width)]
         sizes = tuple(map(len, buckets))
         epoch, number = divmod(step, sum(-(-size // batch_size) for size in sizes))
@@ -190,18 +188,13 @@ class SpeechData:
             batch["loss_weights"][first + np.arange(batch_size)[rows] >= len(plans)] = 0
             yield {name: leaf[None] for name, leaf in batch.items()}
 
-    def sample(self, model: Any, params: Any, config: Config) -> str:
-        """What the model hears in some clips of the validation split, next to what is said."""
-        assert isinstance(config.model, SpeechConfig)
+    def val_examples(self, n: int, model: SpeechConfig) -> list[Example]:
+        """n examples spread over the validation split, the same ones every time."""
         if self.string_clips > 1:
-            plans = _strings(self.val, 1, self.string_clips, N_SAMPLES, config.model)
+            plans = _strings(self.val, 1, self.string_clips, n, model)
         else:
-            plans = [Plan((clip,)) for clip in self.val[:: max(1, len(self.val) // N_SAMPLES)]]
-        examples = list(self._read(plans[:N_SAMPLES]))
-        found = transcribe.transcribe(
-            model, params, self.tokenizer, [e.samples_N for e in examples], times=False
-        )
-        return "\n".join(f"{f.text}\t({e.text})" for f, e in zip(found, examples, strict=True))
+            plans = [Plan((clip,)) for clip in self.val[:: max(1, len(self.val) // n)]]
+        return list(self._read(plans[:n]))
 
     def _read(self, plans: Sequence["Plan"]) -> Iterator[Example]:
         """Words from memory, where they stay; whole utterances from the disk, a few ahead."""
@@ -327,9 +320,9 @@ def make_batch(
     """
     texts = [e.text for e in examples]
     n_frames, all_texts = like or (None, texts)
-    width = None if n_frames is None else transcribe.padded_frames(n_frames, model)
+    width = None if n_frames is None else audio.padded_frames(n_frames, model)
     clips = [e.samples_N[: width and width * HOP] for e in examples]
-    mel_BTM, mask_BT = transcribe.features(clips, model, width)
+    mel_BTM, mask_BT = audio.features(clips, model, width)
     start, n_start = list(tok.start_ids), len(tok.start_ids)
     rows = [[*start, *tok.target.encode(text), tok.end] for text in texts]
     longest = n_start + 1 + max(len(tok.target.encode(text)) for text in all_texts)

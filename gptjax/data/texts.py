@@ -23,7 +23,6 @@ import numpy as np
 from gptjax.config import Config, TextDataConfig
 from gptjax.data import datasets, tokenizer
 from gptjax.data.tokenizer import TextTokenizer, Tokenizer
-from gptjax.decoding import sampling
 from gptjax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -87,14 +86,6 @@ class TextData:
         for step in range(config.train.eval_batches):
             batch = random_batch(self.val, *sizes, config.seed, SAMPLED_EVALUATION, step, rows)
             yield {name: leaf[None] for name, leaf in batch.items()}
-
-    def sample(self, model: Any, params: Any, config: Config) -> str:
-        """What the model writes from nothing."""
-        start = np.array([[self.tokenizer.start]])
-        sampler = sampling.Sampler(temperature=0.8)
-        n_tokens = config.train.sample_tokens
-        ids = sampling.complete(model, params, start, n_tokens, sampler=sampler, seed=config.seed)
-        return self.tokenizer.decode(ids[0])
 
 
 def load(config: TextDataConfig, block_size: int, tok: Tokenizer | None = None) -> TextData:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from gptjax.data import audio
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.tokenizer import SpeechTokenizer
 from gptjax.decoding import transcribe
@@ -105,7 +106,7 @@ def draw_speech(
     samples_N, since = samples_N[start:end], start / SAMPLE_RATE
     words = [word for word in heard.words if (word.start + word.end) / 2 < end / SAMPLE_RATE]
     text = heard.text if len(pieces) == 1 else " ".join(word.text for word in words)
-    mel_BTM, mask_BT = transcribe.features([samples_N], model.config)
+    mel_BTM, mask_BT = audio.features([samples_N], model.config)
     n_frames = max(1, min(len(samples_N) // HOP, mel_BTM.shape[1]))
     seconds = n_frames * HOP / SAMPLE_RATE
     ids = tok.target.encode(text)[: model.config.block_size - len(tok.start_ids)]

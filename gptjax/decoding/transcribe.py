@@ -19,9 +19,8 @@ from gptjax.data.tokenizer import ByteTokenizer, CharTokenizer, SpeechTokenizer,
 from gptjax.decoding import search
 from gptjax.models import SpeechRecognizer
 
-# Clips decoded side by side, and the widths, as shares of the window, that they are padded to:
-# every other shape would compile anew.
-BATCH_SIZE, N_WIDTHS = 32, 4
+# Clips decoded in one batch. A fixed number, because every batch shape compiles anew.
+BATCH_SIZE = 32
 POSITION_SECONDS = 2 * HOP / SAMPLE_RATE
 OVERLAP = 0.25
 """Of two windows, as a share of one: they may look for a quiet place to end in half of it."""
@@ -67,42 +66,6 @@ class Heard(NamedTuple):
     text: str
     words: tuple[Word, ...]
     looped: bool
-
-
-def padded_frames(n_frames: int, model: SpeechConfig) -> int:
-    """Frames that a clip is padded to: a multiple of a quarter of the window, or all of it."""
-    most = 2 * model.source_block_size
-    if model.pad_source:
-        return most
-    quarter = -(-model.source_block_size // N_WIDTHS) * 2
-    return min(most, max(1, -(-n_frames // quarter)) * quarter)
-
-
-def features(
-    clips: Sequence[np.ndarray], model: SpeechConfig, width: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-mel spectrograms (B, T, M) of clips (N,), padded to one length, and their mask (B, T).
-
-    Relative to a clip's loudest number, unless the model takes sounds as Whisper does. The length
-    is `width` frames, by default what the longest clip wants.
-    """
-    n_frames = np.array([max(1, len(samples_N) // HOP) for samples_N in clips])
-    width = width or padded_frames(int(n_frames.max()), model)
-    # Silence behind the end, so that a clip's last frames do not depend on how far it is padded.
-    behind = 0 if model.pad_source else WINDOW
-    samples_BN = np.zeros((len(clips), width * HOP + behind), np.float32)
-    for row, samples_N in zip(samples_BN, clips, strict=True):
-        row[: len(samples_N)] = samples_N
-    mel_BTM = np.asarray(_log_mel(samples_BN, model.n_mels))[:, :width]
-    mask_BT = np.arange(width) < n_frames[:, None]
-    if model.pad_source:
-        return mel_BTM, np.ones_like(mask_BT)
-    # Loud or quiet is not what is said: 1 is the loudest of a clip, -1 where it is cut off.
-    mel_BTM = mel_BTM - mel_BTM.max((1, 2), keepdims=True) + 1
-    return np.where(mask_BT[..., None], mel_BTM, 0), mask_BT
-
-
-_log_mel = jax.jit(audio.log_mel, static_argnums=1)
 
 
 def transcribe(
@@ -224,7 +187,7 @@ def _transcribe_batch(
     times: bool,
 ) -> list[tuple[str, tuple[Word, ...], bool]]:
     """(text, words, whether it looped) of each clip, all of which fit the window."""
-    mel_BTM, mask_BT = features(clips, model.config)
+    mel_BTM, mask_BT = audio.features(clips, model.config)
     start_P = jnp.array(tok.start_ids, jnp.int32)
     beams = jax.device_get(
         search.beam_search(

@@ -1,0 +1,58 @@
+"""What a model writes during training: a text, or answers next to the references."""
+
+from typing import Any
+
+import numpy as np
+
+from gptjax.config import Config
+from gptjax.config_encoders import SpeechConfig
+from gptjax.data.dataset import Data
+from gptjax.data.pairs import PairData
+from gptjax.data.speech import SpeechData
+from gptjax.data.texts import TextData
+from gptjax.decoding import sampling, search, transcribe
+
+N_EXAMPLES = 20
+
+
+def preview(dataset: Data, model: Any, params: Any, config: Config) -> str:
+    """A text that the model continues from nothing, or its answers to validation examples.
+
+    Answers are lines of hypothesis (for pairs: source, hypothesis) and, in brackets, reference.
+    """
+    match dataset:
+        case TextData():
+            return _text(dataset, model, params, config)
+        case PairData():
+            return _pairs(dataset, model, params)
+        case SpeechData():
+            return _speech(dataset, model, params, config)
+
+
+def _text(dataset: TextData, model: Any, params: Any, config: Config) -> str:
+    prompt_11 = np.array([[dataset.tokenizer.start]])
+    sampler = sampling.Sampler(temperature=0.8)
+    ids_1T = sampling.complete(
+        model, params, prompt_11, config.train.sample_tokens, sampler=sampler, seed=config.seed
+    )
+    return dataset.tokenizer.decode(ids_1T[0])
+
+
+def _pairs(dataset: PairData, model: Any, params: Any) -> str:
+    sources = list(dataset.val)[:N_EXAMPLES]
+    hypotheses = search.transduce(model, params, dataset.tokenizer, sources)
+    return "\n".join(
+        f"{source}\t{best.text}\t({' | '.join(dataset.val[source])})"
+        for source, (best, *_) in zip(sources, hypotheses, strict=True)
+    )
+
+
+def _speech(dataset: SpeechData, model: Any, params: Any, config: Config) -> str:
+    assert isinstance(config.model, SpeechConfig)
+    examples = dataset.val_examples(N_EXAMPLES, config.model)
+    clips = [example.samples_N for example in examples]
+    transcripts = transcribe.transcribe(model, params, dataset.tokenizer, clips, times=False)
+    return "\n".join(
+        f"{transcript.text}\t({example.text})"
+        for transcript, example in zip(transcripts, examples, strict=True)
+    )
