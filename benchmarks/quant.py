@@ -28,7 +28,7 @@ from jax import Array, lax
 
 from benchmarks import environment
 from benchmarks.expected import RUNS
-from gptjax import blocks, layers, models, training
+from gptjax import attention, layers, models, training
 from gptjax.command_line import load_file
 from gptjax.commands.evaluate import Evaluate, evaluate
 from gptjax.commands.quantize import (
@@ -153,7 +153,7 @@ class PlainLinear(nn.Module):
 def plain_linear() -> Iterator[None]:
     with (
         mock.patch.object(layers, "Linear", PlainLinear),
-        mock.patch.object(blocks, "Linear", PlainLinear),
+        mock.patch.object(attention, "Linear", PlainLinear),
         mock.patch.object(models, "Linear", PlainLinear),
     ):
         yield

@@ -1,9 +1,9 @@
-"""The train step: loss, gradient, update, scanned on the device. And exact evaluation.
+"""The train step: loss, gradient, update, many times per call to the device. And evaluation.
 
 A batch is one dict for every model: `tokens` (B, T) int32, `targets` (B, T) int32 and
-`loss_weights` (B, T) float32, the last zero where a target does not count (padding); a model with an
-encoder also gets `source` (B, S) and `source_mask` (B, S). Everything that is random is a pure
-function of the seed and the step, so a run that stops and resumes repeats itself bit for bit.
+`loss_weights` (B, T) float32, zero where a target does not count (padding). Models with an encoder
+also get `source` and `source_mask`. Everything random is a pure function of the seed and the step,
+so a run that stops and resumes repeats itself bit for bit.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ Params = Any
 
 
 class TrainState(NamedTuple):
-    """All that changes in training: arrays alone. Model and optimizer are closed over."""
+    """Everything that changes in training, as arrays. Model and optimizer are constants."""
 
     step: Array
     params: Params
@@ -37,6 +37,11 @@ class StepMetrics(NamedTuple):
     grad_norm: Array
 
 
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
 def cross_entropy(
     model: Model,
     params: Params,
@@ -44,10 +49,10 @@ def cross_entropy(
     dropout_key: Array | None = None,
     rows_B: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Sum of weighted losses (nats) and sum of weights. Dropout is on if there is a key.
+    """(sum of weighted losses in nats, sum of weights). With a key, dropout is on.
 
-    rows_B then are the numbers that the rows have in the batch of the step, by default 0 ... B - 1.
-    Sums, not means: they add up exactly over micro-batches, devices and ragged batches.
+    rows_B are then the numbers that the rows have in the batch of the step, by default 0 ... B - 1.
+    Sums, not means: they add up exactly over micro-batches, devices and padding.
     """
     rngs = None
     if dropout_key is not None:
@@ -57,13 +62,48 @@ def cross_entropy(
     logits_BTV, _ = model.apply(
         {"params": params}, batch["tokens"], rows_B=rows_B, rngs=rngs, **source
     )
+    # -log p(target): zero if the model was sure of the right token, ln V if it knows nothing.
     losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
     return jnp.sum(losses_BT * batch["loss_weights"]), jnp.sum(batch["loss_weights"])
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+def make_gradient(
+    model: Model, micro_batch_size: int, mesh: Mesh | None = None
+) -> Callable[[Params, Batch, Array], tuple[Array, Params]]:
+    """Returns gradient(params, batch, dropout_key) -> (mean loss, its gradient).
+
+    The batch is processed in micro-batches whose gradients add up, so that the activations of a
+    large batch need not fit in memory (or, on a CPU, in its caches) at once.
+    """
+
+    def loss(params: Params, batch: Batch, key: Array, rows_B: Array) -> tuple[Array, Array]:
+        return cross_entropy(model, params, batch, key, rows_B)
+
+    # Several devices: each keeps a part of the parameters, and gathers the rest for use.
+    loss = sharding.gather_for_use(loss, mesh, model.dtype)
+    loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def gradient(params: Params, batch: Batch, dropout_key: Array) -> tuple[Array, Params]:
+        batch_size = batch["targets"].shape[0]
+        n_micro = batch_size // micro_batch_size
+
+        # Micro-batch i has rows i, i + n_micro, ...: neighbouring rows are on one device, and so
+        # every device computes its share of every micro-batch.
+        def split(x: Array) -> Array:
+            return x.reshape(micro_batch_size, n_micro, *x.shape[1:]).swapaxes(0, 1)
+
+        def accumulate(sums: Any, rows_and_micro_batch: tuple[Array, Batch]) -> tuple[Any, None]:
+            rows_B, micro_batch = rows_and_micro_batch
+            (loss, weight), grads = loss_and_gradient(params, micro_batch, dropout_key, rows_B)
+            grads = sharding.constrain(grads, mesh)
+            return jax.tree.map(jnp.add, sums, (loss, weight, grads)), None
+
+        zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        micro_batches = jax.tree.map(split, (jnp.arange(batch_size), batch))
+        (loss, weight, grads), _ = lax.scan(accumulate, zeros, micro_batches)
+        return loss / weight, jax.tree.map(lambda g: g / weight, grads)
+
+    return gradient
 
 
 def make_train_steps(
@@ -73,50 +113,21 @@ def make_train_steps(
     seed: int,
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch, int], tuple[TrainState, StepMetrics]]:
-    """Returns train_steps(state, batches, n_steps) -> (state, metrics), one device dispatch.
+    """Returns train_steps(state, batches, n_steps) -> (state, metrics), one call to the device.
 
-    batches: leaves of shape (K, B, ...), of which the first n_steps <= K are used; metrics:
-    leaves (K,). The global batch B is worked through in micro-batches whose gradients add up.
-    `state` is donated, and split over the mesh as sharding.py says. Every random number is drawn
-    from (seed, step, row of the batch), whatever the micro-batches and devices.
+    batches: arrays (K, B, ...), of which the first n_steps <= K are used. metrics: arrays (K,).
+    `state` is donated: its memory is reused for the new one.
     """
-
-    def loss(
-        params: Params, batch: Batch, dropout_key: Array, rows_B: Array
-    ) -> tuple[Array, Array]:
-        return cross_entropy(model, params, batch, dropout_key, rows_B)
-
-    gathered_loss = sharding.gather_for_use(loss, mesh, model.dtype)
-    loss_and_gradient = jax.value_and_grad(gathered_loss, has_aux=True)
-
-    def gradient(state: TrainState, batch: Batch) -> tuple[Array, Params]:
-        batch_size = batch["targets"].shape[0]
-        n_micro = batch_size // micro_batch_size
-        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        # Micro-batch i takes rows i, i + n_micro, ...: each device keeps its share of every one.
-        def split(x: Array) -> Array:
-            return x.reshape(micro_batch_size, n_micro, *x.shape[1:]).swapaxes(0, 1)
-
-        def accumulate(sums: Any, xs: tuple[Array, Batch]) -> tuple[Any, None]:
-            rows_B, micro_batch = xs
-            (loss, weight), grads = loss_and_gradient(state.params, micro_batch, step_key, rows_B)
-            grads = sharding.constrain(grads, mesh)
-            return jax.tree.map(jnp.add, sums, (loss, weight, grads)), None
-
-        zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-        micro_batches = jax.tree.map(split, (jnp.arange(batch_size), batch))
-        sums, _ = lax.scan(accumulate, zeros, micro_batches)
-        loss, weight, grads = sums
-        return loss / weight, jax.tree.map(lambda g: g / weight, grads)
+    gradient = make_gradient(model, micro_batch_size, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        loss, grads = gradient(state, batch)
+        # A key of this step alone. With the row's number and the layer it decides every mask.
+        dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        loss, grads = gradient(state.params, batch, dropout_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, optax.tree.norm(grads))
-        state = TrainState(state.step + 1, params, opt_state)
-        return sharding.constrain(state, mesh), metrics
+        return sharding.constrain(TrainState(state.step + 1, params, opt_state), mesh), metrics
 
     def train_steps(
         state: TrainState, batches: Batch, n_steps: int
@@ -130,8 +141,8 @@ def make_train_steps(
         state, history = lax.fori_loop(0, n_steps, body, (state, StepMetrics(empty, empty)))
         return state, sharding.replicate(history, mesh)
 
-    # On a CPU the number of steps is data, so that one executable serves every number (and
-    # gives the same bits); an accelerator runs a loop of known length without asking the host.
+    # On a CPU the number of steps is an argument of the program, so one program serves every
+    # number with the same bits. A GPU runs a loop of known length without asking the host.
     static = () if devices.on_cpu() else ("n_steps",)
     return jax.jit(train_steps, donate_argnums=0, static_argnames=static)
 
@@ -141,8 +152,8 @@ def make_evaluate(
 ) -> Callable[[Params, Iterable[Batch]], float]:
     """Returns evaluate(params, batches) -> mean loss in nats per token.
 
-    batches: an iterable of dicts with leaves (K, B, ...), all of one shape. Exact: a sum of
-    losses over a sum of weights, accumulated on the host in float64.
+    batches: dicts of arrays (K, B, ...), all of one shape. Exact: a sum of losses over a sum of
+    weights, added up on the host in float64.
     """
 
     @jax.jit
@@ -150,9 +161,9 @@ def make_evaluate(
         def loss(params: Params, batch: Batch) -> tuple[Array, Array]:
             return cross_entropy(model, params, batch)
 
-        of_params = sharding.gather_for_use(loss, mesh, model.dtype)
-        of_batches = lax.map(lambda batch: of_params(params, batch), batches)
-        return sharding.replicate(of_batches, mesh)
+        loss = sharding.gather_for_use(loss, mesh, model.dtype)
+        losses_and_weights = lax.map(lambda batch: loss(params, batch), batches)
+        return sharding.replicate(losses_and_weights, mesh)
 
     def evaluate(params: Params, batches: Iterable[Batch]) -> float:
         loss = weight = 0.0
@@ -167,5 +178,5 @@ def make_evaluate(
 
 @jax.jit
 def all_finite(tree: Any) -> Array:
-    """Whether every number of a pytree is finite: asked before anything is saved."""
+    """Whether every number of a pytree is finite. Checked before anything is saved."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

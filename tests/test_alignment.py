@@ -10,7 +10,7 @@ import pytest
 from conftest import VOCAB_SIZE, Refused
 
 from gptjax import models, train
-from gptjax.blocks import rotary_angles, rotate
+from gptjax.attention import rotary_angles, rotate
 from gptjax.commands import sample
 from gptjax.config import GPTConfig
 from gptjax.decoding import alignment
@@ -77,7 +77,7 @@ def test_self_attention_equals_its_definition(
             q, k = (x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) for x in (q, k))
         if c.position == "rotary":
             angles = rotary_angles(np.arange(n_tokens), q.shape[-1])
-            q, k = (np.asarray(rotate(x[None], *angles)[0]) for x in (q, k))
+            q, k = (np.asarray(rotate(x[None], angles)[0]) for x in (q, k))
         scores = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])
         scores = np.where(np.tri(n_tokens, dtype=bool), scores, -np.inf)
         np.testing.assert_allclose(weights[i], jax.nn.softmax(scores), atol=1e-4)

@@ -1,16 +1,17 @@
 """Each part against its formula, written out in numpy."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import MODERN, TINY
 
-from gptjax import blocks, layers
-from gptjax.blocks import Attention, BlockCache, ShortConv
+from gptjax import layers
+from gptjax.attention import SelfAttention, rotary_angles, rotate
+from gptjax.cache import BlockCache
+from gptjax.cross_attention import CrossAttention, EncoderOutput
 from gptjax.layers import Dropout, Embed, Linear, Norm
+from gptjax.short_conv import ShortConv
 
 KEY = jax.random.key(0)
 
@@ -67,13 +68,12 @@ def test_embed_gives_the_tables_rows_by_one_hot_and_by_look_up(dtype):
 
 
 def naive_attention(
-    params: dict, x: np.ndarray, memory: np.ndarray, mask: np.ndarray
+    params: dict, x: np.ndarray, source: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-    """One head at a time, in float64."""
+    """One head at a time, in float64. mask broadcasts to (B, T, S)."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     q, k, v = (
-        source @ p[name]["kernel"]
-        for name, source in (("query", x), ("key", memory), ("value", memory))
+        of @ p[name]["kernel"] for name, of in (("query", x), ("key", source), ("value", source))
     )
     n_head, width = TINY.n_head, TINY.n_embd // TINY.n_head
     heads = []
@@ -85,26 +85,49 @@ def naive_attention(
     return np.concatenate(heads, -1) @ p["output"]["kernel"] + p["output"]["bias"]
 
 
-@pytest.mark.parametrize("crossed", [False, True], ids=["self", "cross"])
-def test_attention_equals_a_naive_one(crossed):
-    x = normal(2, 5, 16)
-    memory = normal(2, 7, 16, seed=2) if crossed else x
-    mask = np.random.default_rng(3).random((5, memory.shape[1])) < 0.7
-    mask[:, 0] = True  # every query sees something
-    attention = Attention(TINY)
-    call = {"memory": memory if crossed else None, "mask": mask}
-    (y, keys_values), variables = attention.init_with_output(KEY, x, **call)
-    expected = naive_attention(variables["params"], x, memory, mask)
+def random_mask(n_source: int) -> np.ndarray:
+    """(2, S), true at the first position, so that every query sees something."""
+    mask_BS = np.random.default_rng(3).random((2, n_source)) < 0.7
+    mask_BS[:, 0] = True
+    return mask_BS
+
+
+def test_self_attention_equals_a_naive_one():
+    x, mask_BT = normal(2, 7, 16), random_mask(7)
+    attention = SelfAttention(TINY, causal=False)
+    (y, _), variables = attention.init_with_output(KEY, x, mask_BT)
+    expected = naive_attention(variables["params"], x, x, mask_BT[:, None])
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-    if crossed:  # the keys and values do as well as the memory that they are made of
-        again, _ = attention.apply(variables, x, keys_values, mask)
-        np.testing.assert_array_equal(again, y)
+
+
+@pytest.mark.parametrize("n_target", [1, 63, 64, 100, 256])
+def test_causal_attention_in_chunks_equals_a_naive_one(n_target):
+    x = normal(2, n_target, 16)
+    attention = SelfAttention(TINY, causal=True)
+    (y, _), variables = jax.jit(attention.init_with_output)(KEY, x)
+    expected = naive_attention(variables["params"], x, x, np.tri(n_target))
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cross_attention_equals_a_naive_one():
+    x, source, mask_BS = normal(2, 5, 16), normal(2, 7, 16, seed=2), random_mask(7)
+    attention = CrossAttention(TINY)
+    output = EncoderOutput(source, mask_BS)
+    (y, keys_values), variables = attention.init_with_output(KEY, x, output, None, None)
+    expected = naive_attention(variables["params"], x, source, mask_BS[:, None])
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    # Keys and values of an earlier call serve as well as the output that they were made of.
+    later = EncoderOutput(None, mask_BS)
+    again, _ = attention.apply(variables, x, later, keys_values, None)
+    np.testing.assert_array_equal(again, y)
+    with pytest.raises(ValueError, match="needs the encoder's output, or a cache"):
+        attention.apply(variables, x, later, None, None)
 
 
 def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
     config = TINY.__class__(n_layer=1, n_head=2, n_embd=16, block_size=16, dropout=0.5)
     x = normal(1, 16, 16)
-    attention = Attention(config)
+    attention = SelfAttention(config, causal=False)
     variables = attention.init(KEY, x)
 
     def attend(key):
@@ -119,59 +142,41 @@ def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_a_cache_gives_what_all_at_once_gives(batch_size):
     x = normal(batch_size, 10, 16)
-    attention = Attention(TINY)
-    (whole, _), variables = attention.init_with_output(KEY, x, causal=True)
+    attention = SelfAttention(TINY, causal=True)
+    (whole, _), variables = attention.init_with_output(KEY, x)
     cache = BlockCache.empty(batch_size, TINY, jnp.float32)
     pieces = []
     for first, last in ((0, 4), (4, 5), (5, 10)):
-        y, (k, v) = attention.apply(variables, x[:, first:last], causal=True, cache=cache)
+        y, cache = attention.apply(variables, x[:, first:last], cache=cache)
         pieces.append(y)
-        cache = cache._replace(k=k, v=v, length=jnp.int32(last))
+        cache = cache.advance(last - first)
     np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=1e-5, atol=1e-6)
-
-
-def test_attention_refuses_what_it_cannot_combine():
-    x = normal(1, 4, 16)
-    with pytest.raises(ValueError, match="neither a mask nor a memory"):
-        Attention(TINY).init(KEY, x, memory=x, causal=True)
-    with pytest.raises(ValueError, match="a cache is for causal"):
-        Attention(TINY).init(KEY, x, cache=BlockCache.empty(1, TINY, jnp.float32))
 
 
 @pytest.mark.parametrize("width", [0, 2, 4])
 def test_short_conv_adds_weighted_neighbours_of_the_past(width):
     x = normal(2, 6, 3)
-    conv = ShortConv(width)
-    assert (conv.init_with_output(KEY, x, causal=True)[0][0] == x).all()
+    conv = ShortConv(width, causal=True)
+    assert (conv.init_with_output(KEY, x)[0][0] == x).all()
     w = {f"w_{j}": normal(3, seed=j) for j in range(1, width)}
-    y, _ = conv.apply({"params": w}, x, causal=True)
+    y, _ = conv.apply({"params": w}, x)
     for t in range(6):
         past = sum((w[f"w_{j}"] * x[:, t - j] for j in range(1, width) if t >= j), start=0)
         np.testing.assert_allclose(y[:, t], x[:, t] + past, rtol=1e-6)
-
-
-@pytest.mark.parametrize("n_target", [1, 63, 64, 100, 256])
-def test_causal_attention_in_chunks_is_attention_under_the_causal_mask(n_target):
-    x = normal(2, n_target, 16)
-    attention = Attention(TINY)
-    mask = blocks.causal_mask(jnp.arange(n_target), n_target)
-    (masked, _), variables = jax.jit(attention.init_with_output)(KEY, x, mask=mask)
-    causal, _ = jax.jit(functools.partial(attention.apply, causal=True))(variables, x)
-    np.testing.assert_allclose(causal, masked, rtol=1e-5, atol=1e-6)
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
     q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8, seed=2)
 
     def score(t: int, s: int) -> float:
-        turned_q = blocks.rotate(q, *blocks.rotary_angles(jnp.array([t]), 8))
-        turned_k = blocks.rotate(k, *blocks.rotary_angles(jnp.array([s]), 8))
+        turned_q = rotate(q, rotary_angles(jnp.array([t]), 8))
+        turned_k = rotate(k, rotary_angles(jnp.array([s]), 8))
         return float((turned_q * turned_k).sum())
 
     assert score(9, 4) == pytest.approx(score(105, 100), rel=1e-4)
     assert score(9, 4) != pytest.approx(score(9, 5), rel=1e-2)
     # A rotation keeps lengths.
-    turned = blocks.rotate(q, *blocks.rotary_angles(jnp.array([77]), 8))
+    turned = rotate(q, rotary_angles(jnp.array([77]), 8))
     assert np.linalg.norm(turned) == pytest.approx(np.linalg.norm(q), rel=1e-5)
 
 

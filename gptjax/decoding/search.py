@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from gptjax.blocks import BlockCache
+from gptjax.cache import BlockCache
 from gptjax.data.tokenizer import PairTokenizer, SpeechTokenizer
 from gptjax.errors import UserError
 from gptjax.models import EncoderDecoder, SpeechRecognizer
@@ -134,7 +134,11 @@ def beam_search(
 
 def _reordered(layer: BlockCache, parents_R: Array) -> BlockCache:
     """The cache of the beams that continue these; those of one source share its memory."""
-    return layer._replace(memory=None).take(parents_R)._replace(memory=layer.memory)
+    return (
+        layer._replace(encoder_keys_values=None)
+        .take(parents_R)
+        ._replace(encoder_keys_values=layer.encoder_keys_values)
+    )
 
 
 def check(beam_size: int, length_penalty: float) -> None:

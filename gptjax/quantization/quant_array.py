@@ -12,9 +12,11 @@ Array names end in their dimensions:
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -217,3 +219,14 @@ def straight_through(params: Any, form: Format) -> Any:
     """
     rounded = dequantize_params(quantize_params(lax.stop_gradient(params), form))
     return jax.tree.map(lambda p, r: p + lax.stop_gradient(r - p), params, rounded)
+
+
+def parameter(
+    module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...]
+) -> Any:
+    """module.param(name, init, shape), or the QuantArray in its place.
+
+    Flax would find a QuantArray's shape wrong.
+    """
+    value = module.get_variable("params", name)
+    return value if isinstance(value, QuantArray) else module.param(name, init, shape)

@@ -1,0 +1,143 @@
+"""Self-attention: how the positions of a sequence exchange information.
+
+The key to array names (x_BTD) is at the top of layers.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from gptjax.cache import BlockCache
+from gptjax.config import GPTConfig
+from gptjax.layers import Dropout, Linear, rms_normalize
+from gptjax.scale.devices import query_chunks
+
+Rotary = tuple[Array, Array]
+"""(cos, sin) of each position's rotary angles, each (T, K/2)."""
+
+
+def attend(
+    q_BHTK: Array, k_BHSK: Array, v_BHSK: Array, mask: Array | None, drop: Callable[[Array], Array]
+) -> Array:
+    """Scaled dot-product attention: softmax(q k^T / sqrt(K)) v (Vaswani et al. 2017, eq. 1).
+
+    Position t sees source s where mask, which broadcasts to (B, H, T, S), is true; without a mask
+    it sees all. `drop` is applied to the weights (B, H, T, S). Returns y_BHTK.
+    """
+    # Scaling queries instead of scores: there are fewer of them.
+    q_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
+    # A score says how well the query of t fits the key of s. float32, for a precise softmax.
+    scores_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK).astype(jnp.float32)
+    if mask is not None:
+        # Not -inf: a row in which everything is masked would become NaN.
+        scores_BHTS = jnp.where(mask, scores_BHTS, jnp.finfo(jnp.float32).min)
+    # The weights of a position are positive and sum to 1 ...
+    weights_BHTS = jax.nn.softmax(scores_BHTS).astype(v_BHSK.dtype)
+    # ... so the result is a weighted average of the values that it sees.
+    return drop(weights_BHTS) @ v_BHSK
+
+
+def attend_causally(
+    q_BHTK: Array, k_BHTK: Array, v_BHTK: Array, drop: Callable[[Array], Array]
+) -> Array:
+    """`attend`, where position t sees positions 0 ... t. Returns y_BHTK.
+
+    On a CPU the queries are split into chunks. Each leaves out the positions after it, which none
+    of its queries may see: with four chunks only 5/8 of the scores are computed.
+    """
+    n = q_BHTK.shape[2]
+    mask_TT = jnp.tril(jnp.ones((n, n), bool))
+    chunks = [
+        attend(q_BHTK[:, :, i:j], k_BHTK[:, :, :j], v_BHTK[:, :, :j], mask_TT[i:j, :j], drop)
+        for i, j in query_chunks(n)
+    ]
+    return jnp.concatenate(chunks, axis=2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2): (B, T, D) -> (B, T, D).
+
+    If causal, positions see only what is before them. Otherwise they see every position where
+    mask_BT is true (padding is false). `rotary` rotates queries and keys. With a cache, the keys
+    and values of earlier calls are seen as well. rows_B turns dropout on.
+
+    Returns (y_BTD, the cache with the new keys and values in it).
+    """
+
+    config: GPTConfig
+    causal: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Array,
+        mask_BT: Array | None = None,
+        rotary: Rotary | None = None,
+        cache: BlockCache | None = None,
+        rows_B: Array | None = None,
+    ) -> tuple[Array, BlockCache | None]:
+        c = self.config
+
+        def project(name: str) -> Array:
+            y_BTD = Linear(c.n_embd, c.attention_bias, dtype=self.dtype, name=name)(x_BTD)
+            return split_heads(y_BTD, c.n_head)
+
+        def drop(weights_BHTS: Array) -> Array:
+            # Sown for pictures of attention; in training nobody collects it and it costs nothing.
+            self.sow("intermediates", "weights", weights_BHTS)
+            return Dropout(c.dropout)(weights_BHTS, rows_B)
+
+        # What each position looks for, what it can be found by, and what it passes on.
+        q_BHTK, k_BHTK, v_BHTK = project("query"), project("key"), project("value")
+        if c.qk_norm:
+            # Bounds the scores, so high learning rates are safe (Henry et al. 2020).
+            q_BHTK, k_BHTK = rms_normalize(q_BHTK), rms_normalize(k_BHTK)
+        if rotary is not None:
+            q_BHTK, k_BHTK = rotate(q_BHTK, rotary), rotate(k_BHTK, rotary)
+
+        if cache is not None:  # decoding: only the new positions are computed
+            mask_TS = cache.mask(x_BTD.shape[1])
+            cache, k_BHSK, v_BHSK = cache.append(k_BHTK, v_BHTK)
+            y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask_TS, drop)
+        elif self.causal:
+            y_BHTK = attend_causally(q_BHTK, k_BHTK, v_BHTK, drop)
+        else:
+            mask = None if mask_BT is None else mask_BT[:, None, None, :]
+            y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, mask, drop)
+
+        # A last linear map mixes what the heads found.
+        y_BTD = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(merge(y_BHTK))
+        return y_BTD, cache
+
+
+def split_heads(x_BTD: Array, n_head: int) -> Array:
+    """(B, T, H K) -> (B, H, T, K): every head attends with a part of the width."""
+    return x_BTD.reshape(*x_BTD.shape[:-1], n_head, -1).swapaxes(1, 2)
+
+
+def merge(x_BHTK: Array) -> Array:
+    """(B, H, T, K) -> (B, T, H K), the inverse of `split_heads`."""
+    x_BTHK = x_BHTK.swapaxes(1, 2)
+    return x_BTHK.reshape(*x_BTHK.shape[:-2], -1)
+
+
+def rotary_angles(position_T: Array, head_width: int) -> Rotary:
+    """(cos, sin), each (T, K/2), of RoPE (Su et al. 2021, eq. 15) with base 10,000."""
+    frequency = 10_000.0 ** -jnp.linspace(0, 1, head_width // 2, endpoint=False)
+    angle = position_T[:, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BHTK: Array, rotary: Rotary) -> Array:
+    """Rotates each pair (x_i, x_{i + K/2}) of every head by its position's angle.
+
+    The product of a rotated query and key then depends on their distance only.
+    """
+    cos, sin = rotary
+    a, b = jnp.split(x_BHTK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x_BHTK.dtype)

@@ -1,0 +1,178 @@
+"""The GPT: token and position embeddings, a stack of Blocks, an output head. And the bigram.
+
+Both map tokens to the logits of the next token at every position:
+
+    logits_BTV, cache = model.apply({"params": params}, tokens_BT)
+
+In training rows_B (see Dropout) and `rngs={"dropout": key}` are given as well. In decoding the
+cache starts as `model.init_cache(batch_size)`, and each call is given the cache of the last one.
+Logits are float32 for every dtype.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from gptjax.attention import Rotary, SelfAttention, rotary_angles
+from gptjax.cache import BlockCache, Cache, empty_cache
+from gptjax.config import BigramConfig, GPTConfig
+from gptjax.cross_attention import EncoderOutput, add_cross_attention
+from gptjax.layers import MLP, Dropout, Embed, Linear, Norm
+from gptjax.short_conv import ShortConv
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each added to the residual stream: (B, T, D) -> (B, T, D).
+
+    Each is normalized at its input (pre-norm), so the stream itself runs through all blocks
+    unchanged, and gradients reach the first block directly. Arguments as in SelfAttention. Returns
+    (x_BTD, cache).
+    """
+
+    config: GPTConfig
+    causal: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Array,
+        mask_BT: Array | None = None,
+        rotary: Rotary | None = None,
+        cache: BlockCache | None = None,
+        rows_B: Array | None = None,
+        encoder_output: EncoderOutput | None = None,
+    ) -> tuple[Array, BlockCache | None]:
+        c, causal, dtype = self.config, self.causal, self.dtype
+
+        # Attention: positions exchange information.
+        y_BTD = Norm(c, dtype, name="attention_norm")(x_BTD)
+        conv = ShortConv(c.short_conv, causal, name="attention_input")
+        y_BTD, cache = conv(y_BTD, mask_BT, cache)
+        attention = SelfAttention(c, causal, dtype, name="attention")
+        y_BTD, cache = attention(y_BTD, mask_BT, rotary, cache, rows_B)
+        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, rows_B)
+
+        if encoder_output is not None:  # only in the decoder of an encoder-decoder
+            x_BTD, cache = add_cross_attention(c, x_BTD, encoder_output, cache, rows_B)
+
+        # MLP: each position by itself.
+        y_BTD = Norm(c, dtype, name="mlp_norm")(x_BTD)
+        conv = ShortConv(c.short_conv, causal, name="mlp_input")
+        y_BTD, cache = conv(y_BTD, mask_BT, cache)
+        y_BTD = MLP(c, dtype, name="mlp")(y_BTD)
+        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, rows_B)
+
+        if cache is not None:
+            cache = cache.advance(x_BTD.shape[1])
+        return x_BTD, cache
+
+
+class GPT(nn.Module):
+    """A decoder-only Transformer (Radford et al. 2018). Its options are in GPTConfig.
+
+    remat: the backward pass computes the inside of every block again instead of keeping it in
+    memory. As the decoder of an encoder-decoder it is given the encoder's output, and perhaps a
+    token embedding to share. Raises ValueError for more than block_size tokens.
+    """
+
+    config: GPTConfig
+    vocab_size: int
+    dtype: Any = jnp.float32
+    remat: bool = False
+    embedding: Embed | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: Array,
+        cache: Cache | None = None,
+        rows_B: Array | None = None,
+        encoder_output: EncoderOutput | None = None,
+    ) -> tuple[Array, Cache | None]:
+        c, dtype = self.config, self.dtype
+        n_target = tokens_BT.shape[1]
+        if n_target > c.block_size:
+            raise ValueError(f"{n_target} tokens do not fit block_size {c.block_size}")
+
+        # A vector for every token, and where it is.
+        embed = self.embedding or token_embedding(c, self.vocab_size, dtype)
+        start = cache[0].length if cache else 0
+        x_BTD, rotary = add_positions(c, embed(tokens_BT), start, c.block_size)
+
+        block_class = nn.remat(Block) if self.remat else Block
+        caches = []
+        for i in range(c.n_layer):
+            block: Any = block_class(c, causal=True, dtype=dtype, name=f"block_{i}")
+            x_BTD, block_cache = block(
+                x_BTD,
+                rotary=rotary,
+                cache=cache[i] if cache else None,
+                rows_B=rows_B,
+                encoder_output=encoder_output,
+            )
+            caches.append(block_cache)
+
+        # A logit for every token of the vocabulary: how likely it comes next.
+        x_BTD = Norm(c, dtype, name="final_norm")(x_BTD)
+        if c.tie_embeddings:
+            logits_BTV = embed.attend(x_BTD)
+        else:
+            logits_BTV = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name="head")(x_BTD)
+        logits_BTV = logits_BTV.astype(jnp.float32)
+        if c.logit_softcap:  # smoothly limited to +-cap, against overconfidence (Gemma 2)
+            logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
+        return logits_BTV, tuple(caches) if cache else None
+
+    def init_cache(self, batch_size: int) -> Cache:
+        """An empty cache of block_size positions for every layer."""
+        return empty_cache(self.config, batch_size, self.dtype)
+
+
+class Bigram(nn.Module):
+    """The logits of the next token are a row of a V x V table, chosen by the current token."""
+
+    config: BigramConfig
+    vocab_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens_BT: Array, cache: tuple[()] | None = None, rows_B: Array | None = None
+    ) -> tuple[Array, tuple[()] | None]:
+        logits_BTV = Embed(self.vocab_size, self.vocab_size, self.dtype, name="table")(tokens_BT)
+        return logits_BTV.astype(jnp.float32), cache
+
+    def init_cache(self, batch_size: int) -> tuple[()]:
+        """A bigram remembers nothing."""
+        return ()
+
+
+def token_embedding(config: GPTConfig, vocab_size: int, dtype: Any) -> Embed:
+    """The table of token vectors, made in a module's compact method."""
+    return Embed(vocab_size, config.n_embd, dtype, embedding_scale(config), name="token_embedding")
+
+
+def embedding_scale(config: GPTConfig) -> float:
+    """Standard deviation of embeddings: 0.02 if tied to the output head, as in GPT-2, else 1.
+
+    Positions have the same, or they would hide the tokens.
+    """
+    return 0.02 if config.tie_embeddings else 1.0
+
+
+def add_positions(
+    config: GPTConfig, x_BTD: Array, start: Array | int, n_positions: int
+) -> tuple[Array, Rotary | None]:
+    """Positions start ... start + T - 1, for vectors x_BTD. Called in a compact method.
+
+    Returns (x_BTD with learned positions added, None), or (x_BTD, rotary angles).
+    """
+    position_T = start + jnp.arange(x_BTD.shape[1])
+    if config.position == "rotary":
+        return x_BTD, rotary_angles(position_T, config.n_embd // config.n_head)
+    scale = embedding_scale(config)
+    embed = Embed(n_positions, config.n_embd, x_BTD.dtype, scale, name="position_embedding")
+    return x_BTD + embed(position_T), None

@@ -1,0 +1,1 @@
+"""Functions with an implementation of their own for speed, each beside a plain one."""
