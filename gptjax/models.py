@@ -21,11 +21,12 @@ def build(
 
     vocabulary: the tokenizer or, for a model without an encoder, its number of tokens.
     """
-    vocab_size = vocabulary if isinstance(vocabulary, int) else vocabulary.vocab_size
+    vocab_size: int = vocabulary if isinstance(vocabulary, int) else vocabulary.vocab_size
     match config:
         case BigramConfig():
             return Bigram(config, vocab_size, dtype)
         case EncoderDecoderConfig():
+            assert not isinstance(vocabulary, int)
             return EncoderDecoder(config, vocab_size, vocabulary.source_vocab_size, dtype, remat)
         case SpeechConfig():
             return SpeechRecognizer(config, vocab_size, dtype, remat)

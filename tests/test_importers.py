@@ -155,7 +155,7 @@ def differences(twin: Any, run: Path) -> tuple[float, float]:
             decoder_input_ids=torch.from_numpy(tokens_BT).long(),
         )
     mask_BT = np.ones(mel_BTM.shape[:2], bool)
-    encoder = models.SpeechEncoder(model.config)
+    encoder = speech_recognizer.SpeechEncoder(model.config)
     states_BSD = jax.jit(encoder.apply)({"params": params["encoder"]}, mel_BTM, mask_BT)
     apply = jax.jit(model.apply)
     logits_BTV, _ = apply({"params": params}, tokens_BT, source=mel_BTM, source_mask=mask_BT)

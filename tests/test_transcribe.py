@@ -87,7 +87,7 @@ def test_the_stem_is_two_convolutions_of_which_the_second_halves() -> None:
     _, params = make(config, word_tokenizer())
     mel_BTM = np.random.default_rng(0).standard_normal((2, 23, 20)).astype(np.float32)
     seen: list[Any] = []
-    encoder = models.SpeechEncoder(config)
+    encoder = speech_recognizer.SpeechEncoder(config)
     # What enters the first block is what leaves the stem, and sinusoids.
     apply = jax.jit(partial(encoder.apply, capture_intermediates=True))
     _, found = apply({"params": params["encoder"]}, mel_BTM, None)

@@ -23,6 +23,7 @@ from gptjax.data.tokenizer import BPETokenizer, SpeechTokenizer
 from gptjax.errors import UserError, import_extra
 from gptjax.interop.files import NEEDS, Tensors, TheirConfig, read_json
 from gptjax.runs import checkpoints, run_directory
+from gptjax.speech_recognizer import sinusoids
 
 ENGLISH_ONLY = 51_864
 """Vocabulary of Whisper's English-only checkpoints: it has language tokens, but they have no use
@@ -125,7 +126,7 @@ def whisper_params(tensors: Tensors, shapes: Any) -> Any:
 
     rounding = 4e-3 if tensors.is_bfloat16(positions) else 5e-4
     theirs_SD = tensors.take(positions)
-    difference = np.abs(theirs_SD - models.sinusoids(*theirs_SD.shape)).max()
+    difference = np.abs(theirs_SD - sinusoids(*theirs_SD.shape)).max()
     if not difference <= rounding:
         raise UserError(
             f"{tensors.files[0]}: {positions} is {difference:.2g} away from sinusoids, which are "
