@@ -13,7 +13,7 @@ from gptjax import models, train
 from gptjax.attention import rotary_angles, rotate
 from gptjax.commands import sample
 from gptjax.config import GPTConfig
-from gptjax.decoding import alignment
+from gptjax.decoding import attention_weights
 
 CONFIG = """
 from pathlib import Path
@@ -49,11 +49,11 @@ def test_no_position_looks_ahead_and_the_shares_add_up(
     model = models.GPT(GPTConfig(**vars(gpt_config) | {"block_size": 128}), VOCAB_SIZE)
     params = jax.tree.map(lambda p: 2 * p, models.init(model, seed=3))
     tokens_T = np.random.default_rng(0).integers(0, VOCAB_SIZE, n_tokens)
-    weights = alignment.self_attention(model, params, tokens_T)
+    weights = attention_weights.self_attention(model, params, tokens_T)
     assert weights.shape == (2, 2, n_tokens, n_tokens)
     assert (np.triu(weights, k=1) == 0).all()
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
-    shorter = alignment.self_attention(model, params, tokens_T[:-1])
+    shorter = attention_weights.self_attention(model, params, tokens_T[:-1])
     np.testing.assert_allclose(weights[..., :-1, :-1], shorter, atol=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_self_attention_equals_its_definition(
     c, n_tokens = model.config, len(tokens[0])
     capture = functools.partial(model.apply, capture_intermediates=True, mutable="intermediates")
     _, sown = jax.jit(capture)({"params": params}, tokens[:1])
-    weights = alignment.self_attention(model, params, tokens[0])
+    weights = attention_weights.self_attention(model, params, tokens[0])
     for i in range(c.n_layer):
         attention = sown["intermediates"][f"block_{i}"]["attention"]
         q, k = (

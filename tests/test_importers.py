@@ -19,7 +19,7 @@ from gptjax.commands import sample
 from gptjax.commands.import_model import main
 from gptjax.config_encoders import SpeechConfig
 from gptjax.data import audio
-from gptjax.decoding import search
+from gptjax.decoding import beam_search
 from gptjax.errors import UserError
 from gptjax.interop import whisper
 from gptjax.runs import checkpoints, run_directory
@@ -251,7 +251,7 @@ def test_greedy_text_equals_hugging_faces_generate(twin: Any, imported: Path) ->
             generation_config=settings,
             decoder_input_ids=start,
         ).numpy()
-    beams = search.beam_search(
+    beams = beam_search.beam_search(
         model,
         params,
         mel_BTM,

@@ -28,7 +28,7 @@ from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig, SpeechDat
 from gptjax.data import dataset as data
 from gptjax.data.pairs import PairData
 from gptjax.data.tokenizer import CharTokenizer
-from gptjax.decoding import sampling, search
+from gptjax.decoding import beam_search, sampling
 from gptjax.errors import UserError
 from gptjax.quantization import quant_array
 from gptjax.quantization.quant_array import (
@@ -922,7 +922,7 @@ def test_a_run_on_pairs_is_quantized(
     assert isinstance(dataset, PairData)
     sources, tok = list(dataset.val)[:8], dataset.tokenizer
     model: Any = models.build(run_directory.read_config(out).model, tok)
-    found = search.transduce(model, dequantize_params(params_of(out)), tok, sources)
+    found = beam_search.transduce(model, dequantize_params(params_of(out)), tok, sources)
     (tmp_path / "sources.txt").write_text("\n".join(sources))
     capsys.readouterr()
     sample.main([str(out), "--source-file", str(tmp_path / "sources.txt")])

@@ -20,7 +20,7 @@ from gptjax import models
 from gptjax.config import GPTConfig
 from gptjax.config_encoders import EncoderDecoderConfig
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
-from gptjax.decoding import alignment, search
+from gptjax.decoding import attention_maps, attention_weights, beam_search
 from gptjax.errors import UserError
 from gptjax.models import EncoderDecoder
 
@@ -54,8 +54,8 @@ class Case:
         log_p_TV = self.log_p(source, list(ids))
         return float(sum(log_p_TV[t, token] for t, token in enumerate(ended)))
 
-    def transduce(self, sources: list[str], **options: Any) -> list[list[search.Hypothesis]]:
-        return search.transduce(self.model, self.params, self.tok, sources, **options)
+    def transduce(self, sources: list[str], **options: Any) -> list[list[beam_search.Hypothesis]]:
+        return beam_search.transduce(self.model, self.params, self.tok, sources, **options)
 
 
 def make_case(base: GPTConfig, tok: PairTokenizer, **fields: Any) -> Case:
@@ -139,7 +139,7 @@ def listed_beam_search(
     return beams
 
 
-def tokens_of(case: Case, found: search.Hypothesis) -> list[int]:
+def tokens_of(case: Case, found: beam_search.Hypothesis) -> list[int]:
     """With the boundary at the end, which only a target of block_size tokens may lack."""
     return [*found.ids.tolist(), case.tok.boundary][: case.model.config.block_size]
 
@@ -151,7 +151,7 @@ def tokens_of(case: Case, found: search.Hypothesis) -> list[int]:
 def test_a_beam_of_one_is_greedy_decoding_without_a_cache(case: Case, n_sources: int) -> None:
     sources = SOURCES[:n_sources]
     source_BS, mask_BS = padded(case.tok, sources, SOURCE_BLOCK_SIZE)
-    beams = search.beam_search(case.model, case.params, source_BS, mask_BS, case.tok.boundary)
+    beams = beam_search.beam_search(case.model, case.params, source_BS, mask_BS, case.tok.boundary)
     assert beams.tokens_BNT.shape == (n_sources, 1, BLOCK_SIZE)
     for b, source in enumerate(sources):
         ids, log_probability = greedy(case, source)
@@ -220,7 +220,7 @@ def test_a_search_encodes_each_source_once(case: Case) -> None:
     source_BS, mask_BS = padded(case.tok, SOURCES[:3], SOURCE_BLOCK_SIZE)
     with nn.intercept_methods(count):
         jax.eval_shape(
-            lambda params: search.beam_search.__wrapped__(
+            lambda params: beam_search.beam_search.__wrapped__(
                 case.model, params, jnp.asarray(source_BS), jnp.asarray(mask_BS), 7, beam_size=4
             ),
             case.params,
@@ -298,9 +298,11 @@ def test_the_n_best_are_sorted_distinct_and_scored_by_their_probability(
 def test_neither_padding_nor_what_it_holds_matters(case: Case) -> None:
     """The rows of a batch are alone; of one source that needs no padding, there is none."""
 
-    def searched(sources: list[str], width: int, filling: int) -> search.Beams:
+    def searched(sources: list[str], width: int, filling: int) -> beam_search.Beams:
         batch = padded(case.tok, sources, width, filling)
-        return search.beam_search(case.model, case.params, *batch, case.tok.boundary, beam_size=3)
+        return beam_search.beam_search(
+            case.model, case.params, *batch, case.tok.boundary, beam_size=3
+        )
 
     sources = SOURCES[:3]
     wide, other = (searched(sources, SOURCE_BLOCK_SIZE, filling) for filling in (0, 5))
@@ -313,7 +315,7 @@ def test_neither_padding_nor_what_it_holds_matters(case: Case) -> None:
 
 def test_targets_come_in_the_order_asked_for(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although sources of like length are decoded side by side, and the last batch is filled up."""
-    monkeypatch.setattr(search, "BATCH_SIZE", 2)
+    monkeypatch.setattr(beam_search, "BATCH_SIZE", 2)
     asked = [*SOURCES, SOURCES[1]]
     found = case.transduce(asked)
     assert len(found) == len(asked)
@@ -364,23 +366,31 @@ def test_the_longest_source_is_read(case: Case) -> None:
 )
 def test_values_out_of_range_are_refused(beam_size: int, penalty: float, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        search.check(beam_size, penalty)
+        beam_search.check(beam_size, penalty)
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("beam_size", [1, 100])
 def test_the_limits_themselves_are_allowed(beam_size: int) -> None:
-    search.check(beam_size, 0.0)
+    beam_search.check(beam_size, 0.0)
 
 
-# --- what cross-attention looks at
+# --- cross-attention
+
+
+def cross_attention(case: Case, source_S: np.ndarray, tokens_T: np.ndarray) -> np.ndarray:
+    """Weights (layer, H, T, S) of one pair."""
+    mask_1S = np.ones((1, len(source_S)), bool)
+    inputs = tokens_T[None], source_S[None], mask_1S
+    weights_1LHTS = attention_weights.cross_attention(case.model, case.params, *inputs)
+    return np.asarray(weights_1LHTS[0])
 
 
 def test_cross_attention_is_a_distribution_over_the_source_for_every_token(case: Case) -> None:
-    model, params = case.model, case.params
+    model = case.model
     source_S = case.tok.source.encode("cabbage")
     tokens_T = np.array([case.tok.boundary, 1, 4, 0, 2])
-    weights = alignment.cross_attention(model, params, source_S, tokens_T)
+    weights = cross_attention(case, source_S, tokens_T)
     assert weights.shape == (model.config.n_layer, model.config.n_head, 5, 7)
     assert weights.dtype == np.float32
     assert (weights >= 0).all()
@@ -388,10 +398,10 @@ def test_cross_attention_is_a_distribution_over_the_source_for_every_token(case:
     assert np.ptp(weights, axis=-1).max() > 0.1  # it looks somewhere
 
     # A later token changes only what is looked for from it on; another source changes all.
-    changed = alignment.cross_attention(model, params, source_S, np.array([*tokens_T[:-1], 5]))
+    changed = cross_attention(case, source_S, np.array([*tokens_T[:-1], 5]))
     np.testing.assert_allclose(changed[..., :-1, :], weights[..., :-1, :], atol=1e-4)
     assert not np.allclose(changed[..., -1, :], weights[..., -1, :], atol=1e-3)
-    other = alignment.cross_attention(model, params, source_S[::-1], tokens_T)
+    other = cross_attention(case, source_S[::-1], tokens_T)
     assert not np.allclose(other, weights, atol=1e-3)
 
 
@@ -417,7 +427,7 @@ def test_cross_attention_equals_its_definition(case: Case) -> None:
         q, k = (x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) for x in (q, k))
     scores = q @ k.swapaxes(1, 2) / np.sqrt(c.n_embd // c.n_head)
     expected = np.asarray(jax.nn.softmax(scores))
-    weights = alignment.cross_attention(model, case.params, source_S, tokens_T)
+    weights = cross_attention(case, source_S, tokens_T)
     np.testing.assert_allclose(weights[1], expected, atol=1e-4)
 
 
@@ -425,12 +435,12 @@ def test_a_map_is_drawn_as_a_png(tmp_path: Path) -> None:
     weights_TS = np.eye(3, 5, dtype=np.float32)
     path = tmp_path / "map.png"
     # Dollars would begin a formula.
-    alignment.draw(weights_TS, list("abc$e"), ["$x_{", "y$", "end"], "a title", path)
+    attention_maps.draw(weights_TS, list("abc$e"), ["$x_{", "y$", "end"], "a title", path)
     image = matplotlib.image.imread(path)
     height, width = image.shape[:2]
     assert width > height > 100
     assert image[..., :3].min() < 0.2 < 0.9 < image[..., :3].max()
     assert [p.name for p in tmp_path.iterdir()] == ["map.png"]
     # It is the weights that are drawn.
-    alignment.draw(weights_TS[::-1], list("abcde"), ["x", "y", "end"], "a title", path)
+    attention_maps.draw(weights_TS[::-1], list("abcde"), ["x", "y", "end"], "a title", path)
     assert not np.array_equal(matplotlib.image.imread(path), image)

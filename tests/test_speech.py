@@ -19,7 +19,7 @@ from gptjax.data import audio, datasets, speech
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.speech import Clip, SpeechData
 from gptjax.data.tokenizer import SpeechTokenizer, WordTokenizer
-from gptjax.decoding import transcribe
+from gptjax.decoding import transcription, word_alignment
 from gptjax.errors import UserError
 from gptjax.runs import checkpoints, run_directory
 
@@ -409,12 +409,14 @@ def test_a_folder_that_is_called_as_a_sound_is_a_folder(tmp_path: Path) -> None:
 def test_the_last_word_is_timed_though_its_position_ends_behind_the_sound() -> None:
     """A position is 20 ms, and 13 of them hear 250 ms."""
     samples_N = np.ones(SAMPLE_RATE // 4, np.float32)
-    last = transcribe.Word("one", 0.24, 0.26)
-    found = transcribe._join(
-        samples_N, [transcribe.Heard(0, len(samples_N), "one", (last,), False)], times=True
+    last = word_alignment.Word("one", 0.24, 0.26)
+    found = transcription._merge(
+        samples_N,
+        [transcription.WindowTranscript(0, len(samples_N), "one", (last,), False)],
+        times=True,
     )
     assert found.text == "one"
-    assert found.words == (transcribe.Word("one", 0.24, 0.25),)
+    assert found.words == (word_alignment.Word("one", 0.24, 0.25),)
 
 
 def test_less_than_25_ms_is_no_word() -> None:
@@ -424,8 +426,8 @@ def test_less_than_25_ms_is_no_word() -> None:
     lengths = (1, 80, audio.WINDOW - 1)
     clips = [np.full(n, 0.5, np.float32) for n in lengths]
     nothing = {}  # is computed with
-    for found, n in zip(transcribe.transcribe(model, nothing, tok, clips), lengths, strict=True):
-        assert found == transcribe.Transcript("", (), n / SAMPLE_RATE, False)
+    for found, n in zip(transcription.transcribe(model, nothing, tok, clips), lengths, strict=True):
+        assert found == transcription.Transcript("", (), n / SAMPLE_RATE, False)
 
 
 def test_a_run_finds_its_data_from_any_folder(

@@ -28,7 +28,7 @@ from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.pairs import epoch_batches
 from gptjax.data.speech import Example
 from gptjax.data.tokenizer import SpeechTokenizer, WordTokenizer
-from gptjax.decoding import search, transcribe
+from gptjax.decoding import beam_search, transcription, word_alignment
 from gptjax.runs import report
 
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
@@ -154,7 +154,7 @@ def test_decoding_with_a_cache_finds_what_reading_all_again_finds(config: Speech
     tok = word_tokenizer()
     model, params = make(config, tok)
     mel_BTM, mask_BT = audio.features([noise(0.5), noise(1.2, 1)], config)
-    beams = search.beam_search(model, params, mel_BTM, mask_BT, tok.end)
+    beams = beam_search.beam_search(model, params, mel_BTM, mask_BT, tok.end)
     apply = jax.jit(model.apply)
     for row in range(2):
         ids = [tok.end]
@@ -195,19 +195,19 @@ def test_how_loud_a_recording_is_makes_no_difference() -> None:
 def test_windows_cover_the_clip_and_overlap() -> None:
     longest = 2 * PLAIN.source_block_size * HOP
     for n in (1, longest, longest + 1, 3 * longest + 77, 10 * longest):
-        found = transcribe.windows(noise(n / SAMPLE_RATE), longest)
+        found = transcription.windows(noise(n / SAMPLE_RATE), longest)
         assert found[0][0] == 0
         assert found[-1][1] == n
         assert all(0 < end - first <= longest for first, end in found)
         for (_, end), (first, _) in itertools.pairwise(found):
             assert end >= first
-    assert transcribe.windows(noise(longest / SAMPLE_RATE), longest) == [(0, longest)]
+    assert transcription.windows(noise(longest / SAMPLE_RATE), longest) == [(0, longest)]
 
 
 def test_windows_begin_and_end_between_words() -> None:
     word, gap = noise(0.15), np.zeros(SAMPLE_RATE * 3 // 20, np.float32)
     samples_N = np.concatenate([word, gap] * 100)
-    found = transcribe.windows(samples_N, 4 * SAMPLE_RATE)
+    found = transcription.windows(samples_N, 4 * SAMPLE_RATE)
     assert len(found) > 9
     for cut in [first for first, _ in found[1:]] + [end for _, end in found[:-1]]:
         assert not samples_N[cut - 400 : cut + 400].any()
@@ -216,7 +216,7 @@ def test_windows_begin_and_end_between_words() -> None:
 def test_long_pauses_at_the_ends_are_no_part_of_a_window() -> None:
     silence = np.zeros(3 * SAMPLE_RATE, np.float32)
     samples_N = np.concatenate([silence, noise(0.5), silence])
-    ((first, end),) = transcribe.windows(samples_N, 2 * SAMPLE_RATE)
+    ((first, end),) = transcription.windows(samples_N, 2 * SAMPLE_RATE)
     assert 2.7 <= first / SAMPLE_RATE <= 3.0
     assert 3.5 <= end / SAMPLE_RATE <= 3.8
 
@@ -224,9 +224,9 @@ def test_long_pauses_at_the_ends_are_no_part_of_a_window() -> None:
 def test_a_window_is_as_long_as_the_decoder_has_room_for_its_words() -> None:
     tok = word_tokenizer()
     few = dataclasses.replace(PLAIN, source_block_size=320)  # 6.4 s, 7 words and the end
-    assert transcribe.longest_window(few, tok) < 4 * SAMPLE_RATE
+    assert transcription.longest_window(few, tok) < 4 * SAMPLE_RATE
     many = dataclasses.replace(few, block_size=448)
-    assert transcribe.longest_window(many, tok) == 320 * 2 * HOP
+    assert transcription.longest_window(many, tok) == 320 * 2 * HOP
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_window_is_as_long_as_the_decoder_has_room_for_its_words() -> None:
     ],
 )
 def test_a_tail_that_repeats_itself_is_cut(ids: list[int], kept: list[int]) -> None:
-    assert transcribe.without_loop(np.array(ids, int)).tolist() == kept
+    assert transcription.cut_repetitions(np.array(ids, int)).tolist() == kept
 
 
 def test_a_model_that_never_ends_is_cut_off_and_says_so() -> None:
@@ -250,7 +250,7 @@ def test_a_model_that_never_ends_is_cut_off_and_says_so() -> None:
     params = jax.tree.map(np.zeros_like, jax.device_get(models.init(model, seed=0)))
     (two,) = tok.target.encode("two")
     params["decoder"]["head"]["bias"][two] = 5.0
-    (heard,) = transcribe.transcribe(model, params, tok, [noise(0.5)])
+    (heard,) = transcription.transcribe(model, params, tok, [noise(0.5)])
     assert heard.looped
     assert heard.text == "two"
 
@@ -258,20 +258,20 @@ def test_a_model_that_never_ends_is_cut_off_and_says_so() -> None:
 def test_silence_says_nothing_and_neither_does_no_clip() -> None:
     model, params = make(PLAIN, word_tokenizer())
     silence = np.zeros(8000, np.float32)
-    found = transcribe.transcribe(model, params, word_tokenizer(), [silence, noise(0.3)])
+    found = transcription.transcribe(model, params, word_tokenizer(), [silence, noise(0.3)])
     assert found[0].text == ""
     assert found[0].words == ()
     assert found[0].seconds == 0.5
-    assert transcribe.transcribe(model, params, word_tokenizer(), []) == []
+    assert transcription.transcribe(model, params, word_tokenizer(), []) == []
 
 
 def test_what_is_heard_does_not_depend_on_the_other_clips() -> None:
     tok = word_tokenizer()
     model, params = make(MODERN, tok)
     clips = [noise(0.2 + 0.4 * i, seed=i) for i in range(5)]
-    together = transcribe.transcribe(model, params, tok, clips)
-    turned = transcribe.transcribe(model, params, tok, clips[::-1])[::-1]
-    alone = [transcribe.transcribe(model, params, tok, [clip])[0] for clip in clips]
+    together = transcription.transcribe(model, params, tok, clips)
+    turned = transcription.transcribe(model, params, tok, clips[::-1])[::-1]
+    alone = [transcription.transcribe(model, params, tok, [clip])[0] for clip in clips]
     texts = [heard.text for heard in together]
     assert texts == [heard.text for heard in turned] == [heard.text for heard in alone]
     for heard, clip in zip(together, clips, strict=True):
@@ -282,7 +282,7 @@ def test_what_is_heard_does_not_depend_on_the_other_clips() -> None:
 
 def test_a_monotonic_path_takes_every_token_in_order() -> None:
     weights_TS = np.array([[9, 1, 1, 0, 0, 0], [0, 8, 2, 1, 0, 0], [0, 0, 1, 8, 1, 9.0]])
-    assert transcribe.monotonic_path(weights_TS).tolist() == [0, 1, 1, 2, 2, 2]
+    assert word_alignment.monotonic_path(weights_TS).tolist() == [0, 1, 1, 2, 2, 2]
 
 
 def test_the_heads_that_follow_the_sound_are_chosen() -> None:
@@ -290,7 +290,7 @@ def test_the_heads_that_follow_the_sound_are_chosen() -> None:
     diffuse = np.ones((4, 20))
     backwards = follows[::-1]
     weights_HTS = np.stack([diffuse, follows, backwards, follows])
-    np.testing.assert_allclose(transcribe.aligned(weights_HTS), follows)
+    np.testing.assert_allclose(word_alignment.mean_of_alignment_heads(weights_HTS), follows)
 
 
 # --- error rates
@@ -355,7 +355,7 @@ def test_case_and_punctuation_are_no_errors() -> None:
 CONFIG = """
 from pathlib import Path
 from gptjax.config import Config, OptimConfig, TrainConfig
-from gptjax.config_encoders import SpeechConfig
+from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 
 config = Config(
     model=SpeechConfig(n_encoder_layer=1, n_layer=1, n_head=2, n_embd=64, block_size=8,
@@ -378,7 +378,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"no {RECORDINGS}")
     folder = tmp_path_factory.mktemp("clips")
     rows = []
-    pause = np.zeros(int(transcribe.MARGIN_SECONDS * SAMPLE_RATE), np.float32)
+    pause = np.zeros(int(transcription.MARGIN_SECONDS * SAMPLE_RATE), np.float32)
     for name, text in SAID.items():  # as a window of a longer sound has it
         samples_N = np.concatenate([pause, audio.read(RECORDINGS / f"{name}.wav"), pause])
         soundfile.write(folder / f"paused-{name}.wav", samples_N, SAMPLE_RATE)

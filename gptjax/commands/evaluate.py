@@ -29,7 +29,7 @@ from gptjax.data import speech
 from gptjax.data.pairs import PairData, Pairs
 from gptjax.data.speech import Clip, Example, SpeechData
 from gptjax.data.tokenizer import SpeechTokenizer, TextTokenizer
-from gptjax.decoding import search, transcribe
+from gptjax.decoding import beam_search, transcription
 from gptjax.errors import UserError, exit_codes, import_extra
 from gptjax.models import EncoderDecoder, SpeechRecognizer
 from gptjax.runs import checkpoints, resuming, run_directory
@@ -78,7 +78,7 @@ class Evaluate:
 def evaluate(command: Evaluate) -> dict[str, Any]:
     """Raises UserError for a folder that is no run, and when its data is not there any more."""
     devices.require_backend()
-    search.check(command.beam, command.length_penalty)
+    beam_search.check(command.beam, command.length_penalty)
     config = run_directory.read_config(command.run)
     if isinstance(config.model, SpeechConfig):
         return evaluate_speech(command, config)
@@ -97,7 +97,9 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
         import_extra("jiwer", NEEDS)  # missing? Better said now
         assert isinstance(model, EncoderDecoder)
         sources, tok = list(pairs), dataset.tokenizer
-        found = search.transduce(model, params, tok, sources, command.beam, command.length_penalty)
+        found = beam_search.transduce(
+            model, params, tok, sources, command.beam, command.length_penalty
+        )
         written = {source: best[0].text for source, best in zip(sources, found, strict=True)}
         pairs = {source: [spelled(tok.target, t) for t in pairs[source]] for source in pairs}
         written = {source: spelled(tok.target, text) for source, text in written.items()}
@@ -140,7 +142,7 @@ def evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
         """What the model hears, a part of the examples after the other."""
         texts, examples = [], iter(examples)
         while part := [e.samples_N for e in islice(examples, N_HELD)]:
-            found = transcribe.transcribe(
+            found = transcription.transcribe(
                 model, params, tok, part, command.beam, command.length_penalty, times=False
             )
             texts += [transcript.text for transcript in found]

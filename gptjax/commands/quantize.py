@@ -31,7 +31,7 @@ from gptjax.config import Config
 from gptjax.data import dataset as data
 from gptjax.data.dataset import Data
 from gptjax.data.tokenizer import PairTokenizer, SpeechTokenizer
-from gptjax.decoding import sampling, search
+from gptjax.decoding import beam_search, sampling
 from gptjax.decoding.sampling import Sampler
 from gptjax.errors import TrainingDiverged, UserError, exit_codes
 from gptjax.models import EncoderDecoder, Model, SpeechRecognizer
@@ -281,7 +281,7 @@ def decoder(model: Model, dataset: Data | None, config: Config, n: int) -> Calla
 
     def transduce(params: Any) -> int:
         beams = [
-            search.beam_search(
+            beam_search.beam_search(
                 model, params, sources[i : i + n], masks[i : i + n], end, start_P=start_P
             )
             for i in range(0, n_sources, n)

@@ -16,14 +16,14 @@ from gptjax.commands.sample_options import (
 )
 from gptjax.config import Config
 from gptjax.data.tokenizer import PairTokenizer
-from gptjax.decoding import alignment, search
+from gptjax.decoding import attention_maps, attention_weights, beam_search
 from gptjax.errors import UserError
 from gptjax.models import EncoderDecoder
 
 
 def transduce(command: Sample, run_config: Config, tok: PairTokenizer) -> None:
     """Prints the --n-best targets of every source."""
-    search.check(command.beam, command.length_penalty)
+    beam_search.check(command.beam, command.length_penalty)
     if not 1 <= command.n_best <= command.beam:
         raise UserError(f"--n-best is {command.n_best}, but must be in [1, --beam {command.beam}]")
     sources = [] if command.interactive else _read_sources(command)
@@ -37,7 +37,9 @@ def transduce(command: Sample, run_config: Config, tok: PairTokenizer) -> None:
     step, model, params = load_model(command, run_config, tok)
 
     def answer(sources: list[str]) -> None:
-        found = search.transduce(model, params, tok, sources, command.beam, command.length_penalty)
+        found = beam_search.transduce(
+            model, params, tok, sources, command.beam, command.length_penalty
+        )
         for source, beams in zip(sources, found, strict=True):
             best = beams[: command.n_best]
             if command.json:
@@ -71,7 +73,7 @@ def _read_sources(command: Sample) -> list[str]:
     return sources
 
 
-def _as_json(source: str, best: list[search.Hypothesis], step: int) -> str:
+def _as_json(source: str, best: list[beam_search.Hypothesis], step: int) -> str:
     targets = [
         {"text": h.text, "score": h.score, "log_probability": h.log_probability} for h in best
     ]
@@ -84,16 +86,19 @@ def _draw_attention(
     params: Any,
     tok: PairTokenizer,
     source: str,
-    best: search.Hypothesis,
+    best: beam_search.Hypothesis,
 ) -> None:
     """Draws the mean over layers and heads: a row per target token, a column per source token."""
     source_ids = tok.source.encode(source)
     tokens = np.concatenate([[tok.boundary], best.ids])[: model.config.block_size]
-    weights = alignment.cross_attention(model, params, source_ids, tokens)
+    source_1S, mask_1S = source_ids[None], np.ones((1, len(source_ids)), bool)
+    weights_1LHTS = attention_weights.cross_attention(
+        model, params, tokens[None], source_1S, mask_1S
+    )
     target = [tok.target.decode([i]) for i in best.ids] + ["end"]
     title = "cross-attention, mean over layers and heads"
-    alignment.draw(
-        weights.mean((0, 1)),
+    attention_maps.draw(
+        np.asarray(weights_1LHTS[0].mean((0, 1))),
         [tok.source.decode([i]) for i in source_ids],
         target[: len(tokens)],
         title,

@@ -10,7 +10,7 @@ from gptjax.commands.sample_options import Sample, check_picture, load_model
 from gptjax.config import Config
 from gptjax.data import audio
 from gptjax.data.tokenizer import SpeechTokenizer
-from gptjax.decoding import alignment, search, transcribe
+from gptjax.decoding import attention_maps, beam_search, transcription
 from gptjax.errors import UserError
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
@@ -24,7 +24,7 @@ def transcribe_files(command: Sample, run_config: Config, tok: SpeechTokenizer) 
     A file that cannot be read is reported, the others are transcribed, and then UserError is
     raised, so the exit code is 2.
     """
-    search.check(command.beam, command.length_penalty)
+    beam_search.check(command.beam, command.length_penalty)
     paths = _sound_files(command.audio)
     if command.attention:
         if len(paths) != 1:
@@ -34,9 +34,9 @@ def transcribe_files(command: Sample, run_config: Config, tok: SpeechTokenizer) 
     read = {path: audio.read(path) for path in paths if len(paths) == 1}
     step, model, params = load_model(command, run_config, tok)
     failed = False
-    for first in range(0, len(paths), transcribe.BATCH_SIZE):
+    for first in range(0, len(paths), transcription.BATCH_SIZE):
         clips: list[tuple[Path, np.ndarray]] = []
-        for path in paths[first : first + transcribe.BATCH_SIZE]:
+        for path in paths[first : first + transcription.BATCH_SIZE]:
             try:
                 samples_N = read[path] if path in read else audio.read(path)
             except UserError as error:
@@ -49,18 +49,18 @@ def transcribe_files(command: Sample, run_config: Config, tok: SpeechTokenizer) 
                     f"{path} is clipped, so expect mistakes; record it at a lower volume",
                     file=sys.stderr,
                 )
-        found = transcribe.transcribe(
+        found = transcription.transcribe(
             model, params, tok, [c for _, c in clips], command.beam, command.length_penalty
         )
-        for (path, _), heard in zip(clips, found, strict=True):
-            if heard.looped:
+        for (path, _), transcript in zip(clips, found, strict=True):
+            if transcript.looped:
                 print(
                     f"{path}: the model repeats itself; the transcript was cut off", file=sys.stderr
                 )
-            _show_transcript(command, path, heard, step, len(paths) > 1)
+            _show_transcript(command, path, transcript, step, len(paths) > 1)
         if command.attention:
             ((path, samples_N),) = clips
-            alignment.draw_speech(model, params, tok, samples_N, found[0], command.attention)
+            attention_maps.draw_speech(model, params, tok, samples_N, found[0], command.attention)
             print(f"attention: {command.attention}", file=sys.stderr)
     if failed:
         raise UserError("some files could not be read; the others are above")
@@ -89,17 +89,17 @@ def _sound_files(given: tuple[Path, ...]) -> list[Path]:
 
 
 def _show_transcript(
-    command: Sample, path: Path, heard: transcribe.Transcript, step: int, named: bool
+    command: Sample, path: Path, transcript: transcription.Transcript, step: int, named: bool
 ) -> None:
     if command.json:
         words = [
             {"text": w.text, "start": round(w.start, 2), "end": round(w.end, 2)}
-            for w in heard.words
+            for w in transcript.words
         ]
-        fields = {"audio": str(path), "text": heard.text, "words": words}
-        fields |= {"seconds": round(heard.seconds, 3), "step": step}
+        fields = {"audio": str(path), "text": transcript.text, "words": words}
+        fields |= {"seconds": round(transcript.seconds, 3), "step": step}
         print(json.dumps(fields, ensure_ascii=False), flush=True)
         return
-    print(f"{path}\t" * named + heard.text)
-    for word in heard.words:
+    print(f"{path}\t" * named + transcript.text)
+    for word in transcript.words:
         print(f"  {word.start:7.2f} {word.end:7.2f}  {word.text}")

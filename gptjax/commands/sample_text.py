@@ -15,7 +15,7 @@ from gptjax.commands.sample_options import (
 )
 from gptjax.config import BigramConfig, Config
 from gptjax.data.tokenizer import TextTokenizer
-from gptjax.decoding import alignment, sampling
+from gptjax.decoding import attention_maps, attention_weights, sampling
 from gptjax.errors import UserError
 
 # --attention draws at most this many tokens; more would be too small to read.
@@ -70,8 +70,8 @@ def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> 
     else:
         answer(prompt, ids)
     if command.attention:
-        weights = alignment.self_attention(model, params, ids)
-        alignment.draw_heads(weights, [tok.decode([i]) for i in ids], command.attention)
+        weights = attention_weights.self_attention(model, params, ids)
+        attention_maps.draw_heads(weights, [tok.decode([i]) for i in ids], command.attention)
         print(f"attention: {command.attention}", file=sys.stderr)
 
 

@@ -10,7 +10,7 @@ from gptjax.data.dataset import Data
 from gptjax.data.pairs import PairData
 from gptjax.data.speech import SpeechData
 from gptjax.data.texts import TextData
-from gptjax.decoding import sampling, search, transcribe
+from gptjax.decoding import beam_search, sampling, transcription
 
 N_EXAMPLES = 20
 
@@ -40,7 +40,7 @@ def _text(dataset: TextData, model: Any, params: Any, config: Config) -> str:
 
 def _pairs(dataset: PairData, model: Any, params: Any) -> str:
     sources = list(dataset.val)[:N_EXAMPLES]
-    hypotheses = search.transduce(model, params, dataset.tokenizer, sources)
+    hypotheses = beam_search.transduce(model, params, dataset.tokenizer, sources)
     return "\n".join(
         f"{source}\t{best.text}\t({' | '.join(dataset.val[source])})"
         for source, (best, *_) in zip(sources, hypotheses, strict=True)
@@ -51,7 +51,7 @@ def _speech(dataset: SpeechData, model: Any, params: Any, config: Config) -> str
     assert isinstance(config.model, SpeechConfig)
     examples = dataset.val_examples(N_EXAMPLES, config.model)
     clips = [example.samples_N for example in examples]
-    transcripts = transcribe.transcribe(model, params, dataset.tokenizer, clips, times=False)
+    transcripts = transcription.transcribe(model, params, dataset.tokenizer, clips, times=False)
     return "\n".join(
         f"{transcript.text}\t({example.text})"
         for transcript, example in zip(transcripts, examples, strict=True)
