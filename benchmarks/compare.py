@@ -16,7 +16,8 @@ import json
 import sys
 from pathlib import Path
 
-from gptjax.command_line import check, load_file, parse
+from gptjax.command_line import load_file, parse
+from gptjax.config_checks import check
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.errors import UserError, exit_codes
 

@@ -112,6 +112,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         printed = capsys.readouterr()
         assert stop.value.code == 2
         assert printed.out == ""
+        if "Perhaps you meant" in printed.err:  # tyro's box of similar options
+            return printed.err
         (line,) = printed.err.splitlines()
         assert line.startswith("error: ")
         assert printed.err == line + "\n"

@@ -76,15 +76,13 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--optim.learning-rat", "1e-3"], ["--optim.learning-rat", "--optim.learning-rate"]),
-        (["--learning-rate", "1e-3"], ["--learning-rate", "--optim.learning-rate"]),
-        (["--modle.n-layer=2"], ["--modle.n-layer", "--model.n-layer"]),
         (["--train.max-steps", "ten"], ["--train.max-steps", "int", "'ten'"]),
         (["--train.max-steps", "1.5"], ["--train.max-steps", "int", "'1.5'"]),
         (["--optim.learning-rate", "fast"], ["--optim.learning-rate", "float", "'fast'"]),
         (["--train.max-steps"], ["--train.max-steps", "Missing value"]),
         (["--model.activation", "silu"], ["--model.activation", "'silu'", "'relu2'"]),
-        (["--data.name", "wikipedia"], ["--data.name", "'wikipedia'", "tinyshakespeare"]),
+        (["--data.tokenizer", "words"], ["--data.tokenizer", "'words'", "'word'", "'bpe'"]),
+        (["--no-such-option", "1"], ["--no-such-option", "--help lists every option"]),
         (["extra"], ["extra"]),
         (["--config"], ["--config needs a file, for example --config configs/"]),
         # Values that parse and cannot work.
@@ -113,6 +111,28 @@ def test_bad_flags(
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "near"),
+    [
+        (["--optim.learning-rat", "1e-3"], "--optim.learning-rate FLOAT"),
+        (["--learning-rate", "1e-3"], "--optim.learning-rate FLOAT"),
+        (["--modle.n-layer=2"], "--model.n-layer INT"),
+    ],
+)
+def test_a_misspelled_option_shows_similar_ones(
+    capsys: pytest.CaptureFixture[str], run: Path, flags: list[str], near: str
+) -> None:
+    """tyro's box names the options that may be meant and describes them."""
+    with pytest.raises(SystemExit) as stop:
+        train.main([*TINY, "--run-dir", str(run), *flags])
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert printed.out == ""
+    for words in (flags[0], "Perhaps you meant", near, "(default: ", "gptjax train"):
+        assert words in printed.err
+    assert not run.exists()
+
+
 CONFIG = "from gptjax.config import *\nfrom gptjax.config_encoders import *\nconfig = Config({})\n"
 
 
@@ -132,12 +152,12 @@ CONFIG = "from gptjax.config import *\nfrom gptjax.config_encoders import *\ncon
         (CONFIG.format("model=GPTConfig(n_layer=2.5)"), ["--model.n-layer", "2.5", "int"]),
         (CONFIG.format("model=GPTConfig(norm='batch')"), ["--model.norm", "'batch'", "rmsnorm"]),
         (CONFIG.format("model=TrainConfig()"), ["model", "TrainConfig", "GPTConfig"]),
-        (CONFIG.format("run_dir=3"), ["--run-dir", "3", "Path"]),
+        (CONFIG.format("run_dir=3"), ["'run_dir'", "option of the command line, --run-dir"]),
     ],
     ids=[
         *("no-config", "another-type", "raises", "raises-two-lines", "exits", "syntax"),
         *("unknown-key", "misspelt-key", "text-for-int", "int-for-bool", "float-for-int"),
-        *("no-such-choice", "wrong-section", "int-for-path"),
+        *("no-such-choice", "wrong-section", "launch-option"),
     ],
 )
 def test_bad_config_files(
@@ -285,7 +305,7 @@ def test_a_tracker_that_is_not_installed(
     module: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    flag = f"--train.{tracker}"
+    flag = f"--{tracker}"
     line = refused(train.main, *TINY, "--data.path", text_file, "--run-dir", run, flag)
     assert f"{flag} needs the package {module}: pip install" in line
     assert_nothing_written(run)
@@ -590,10 +610,9 @@ def test_a_prompt_longer_than_the_context_keeps_its_tail(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["train.py", *TINY, "--optim.learning-rat", "1"], "--optim.learning-rate"),
         (["train.py"], "--config FILE is missing"),
         (["sample.py", "runs/none"], "runs/none does not exist; runs here: none"),
-        (["-m", "gptjax.data.texts", "prepare", "--out", "x"], "needs at least one text file"),
+        (["-m", "gptjax", "prepare", "--out", "x"], "needs at least one text file"),
     ],
 )
 def test_the_shell_sees_one_line_and_code_2(tmp_path: Path, command: list[str], words: str) -> None:

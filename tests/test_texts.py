@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from conftest import check_rows
+from conftest import Refused, check_rows
 
 from gptjax.commands import prepare
 from gptjax.config import BigramConfig, Config, TextDataConfig, TrainConfig
@@ -347,19 +347,10 @@ def test_prepare_on_the_command_line(
     ],
 )
 def test_a_bad_command_line_is_one_line(
-    tmp_path: Path,
-    text_file: Path,
-    capsys: pytest.CaptureFixture[str],
-    argv: list[str],
-    words: str,
+    refused: Refused, tmp_path: Path, text_file: Path, argv: list[str], words: str
 ) -> None:
-    places = {"OUT": str(tmp_path / "out"), "TEXT": str(text_file)}
-    with pytest.raises(SystemExit) as stop:
-        prepare.main([places.get(argument, argument) for argument in argv])
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert words in line
+    places = {"OUT": tmp_path / "out", "TEXT": text_file}
+    assert words in refused(prepare.main, *(places.get(argument, argument) for argument in argv))
     assert not (tmp_path / "out").exists()
 
 

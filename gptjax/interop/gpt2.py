@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gptjax import command_line, models
+from gptjax import config_checks, models
 from gptjax.config import Config, GPTConfig, TextDataConfig
 from gptjax.data.tokenizer import BPETokenizer
 from gptjax.errors import UserError, import_extra
@@ -162,7 +162,7 @@ def import_gpt2(command: GPT2) -> None:
         theirs = TheirConfig(folder / "config.json")
         model_config, vocab_size = gpt2_config(theirs)
         config = Config(model=model_config, data=TextDataConfig(tokenizer="bpe"))
-        command_line.check(config)
+        config_checks.check(config)
         tensors = Tensors(folder, stack)
         tok = gpt2_tokenizer(folder, theirs, vocab_size)
         model = models.build(model_config, tok)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tyro
 
-from gptjax import command_line, models
+from gptjax import config_checks, models
 from gptjax.config import Config
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data.tokenizer import BPETokenizer, SpeechTokenizer
@@ -226,7 +226,7 @@ def import_whisper(command: Whisper) -> None:
         model_config, vocab_size = whisper_config(folder / "config.json")
         data = SpeechDataConfig(tokenizer="bpe")
         config = Config(model=model_config, data=data)
-        command_line.check(config)
+        config_checks.check(config)
         tensors = Tensors(folder, stack)
         tok = whisper_tokenizer(folder, vocab_size, command.language)
         model = models.build(model_config, tok)

@@ -1,0 +1,158 @@
+"""Checks of a configuration: every value that cannot work is a UserError with one line."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from gptjax.config import (
+    Config,
+    GPTConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TextDataConfig,
+    TrainConfig,
+)
+from gptjax.config_encoders import (
+    EncoderDecoderConfig,
+    PairsDataConfig,
+    SpeechConfig,
+    SpeechDataConfig,
+)
+from gptjax.config_json import DATA_OF_MODEL
+from gptjax.errors import UserError
+
+
+def require(ok: bool, flag: str, value: Any, rule: str) -> None:
+    """Raises UserError that names an option, its value and the rule it must obey, unless ok."""
+    if not ok:
+        raise UserError(f"--{flag} is {value}, but must be {rule}")
+
+
+def check(config: Config) -> None:
+    """Raises UserError for the first value that cannot work, naming it and the fix."""
+    check_kinds(config)
+    _check_model(config.model)
+    _check_data(config)
+    _check_train(config.train)
+    _check_optim(config.optim)
+    _check_mesh(config.mesh)
+    require(0 <= config.seed < 2**32, "seed", config.seed, "in [0, 2**32)")
+
+
+def check_kinds(config: Config) -> None:
+    """Every kind of model needs its own kind of data."""
+    model, data = type(config.model), type(config.data)
+    if model not in DATA_OF_MODEL:
+        kinds = ", ".join(cls.__name__ for cls in DATA_OF_MODEL)
+        raise UserError(f"model is a {model.__name__}, but must be one of {kinds}")
+    if data is not DATA_OF_MODEL[model]:
+        raise UserError(
+            f"a {model.__name__} needs data={DATA_OF_MODEL[model].__name__}(...), but this config "
+            f"has {data.__name__}"
+        )
+
+
+def _check_model(model: ModelConfig) -> None:
+    sizes = ["block_size"]
+    if isinstance(model, GPTConfig):
+        sizes += ["n_layer", "n_head", "n_embd"]
+    if isinstance(model, EncoderDecoderConfig | SpeechConfig):
+        sizes += ["n_encoder_layer", "source_block_size"]
+    if isinstance(model, SpeechConfig):
+        sizes += ["n_mels"]
+    _require_all("model", model, sizes, lambda n: n >= 1, "at least 1")
+    if not isinstance(model, GPTConfig):
+        return
+    require(0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)")
+    is_width = model.short_conv == 0 or model.short_conv >= 2
+    require(is_width, "model.short-conv", model.short_conv, "0, or at least 2")
+    require(model.logit_softcap >= 0, "model.logit-softcap", model.logit_softcap, ">= 0")
+    if model.n_embd % model.n_head:
+        divisors = [h for h in range(1, model.n_embd + 1) if model.n_embd % h == 0]
+        near = min(divisors, key=lambda h: abs(h - model.n_head))
+        raise UserError(
+            f"--model.n-embd {model.n_embd} is not divisible by --model.n-head {model.n_head}; "
+            f"{near} heads would fit"
+        )
+    is_even = model.position != "rotary" or model.n_embd // model.n_head % 2 == 0
+    width = f"{model.n_embd}/{model.n_head}"
+    require(is_even, "model.n-embd / n-head", width, "even for rotary positions")
+
+
+def _check_data(config: Config) -> None:
+    model, data = config.model, config.data
+    # Pairs and recordings have a test split of the same size.
+    is_text = isinstance(data, TextDataConfig)
+    most, rule = (1, "in (0, 1)") if is_text else (0.5, "in (0, 0.5)")
+    require(0 < data.val_fraction < most, "data.val-fraction", data.val_fraction, rule)
+    if isinstance(data, PairsDataConfig) and isinstance(model, EncoderDecoderConfig):
+        can_share = not model.share_embeddings or data.source_tokenizer == data.tokenizer
+        rule = f"{data.tokenizer}, as --data.tokenizer, for --model.share-embeddings"
+        require(can_share, "data.source-tokenizer", data.source_tokenizer, rule)
+    if isinstance(data, SpeechDataConfig):
+        shares = ("speed_change", "noise")
+        _require_all("data", data, shares, lambda x: 0 <= x <= 0.9, "in [0, 0.9]")
+        counts = ("string_clips", "synthetic_clips")
+        _require_all("data", data, counts, lambda n: n >= 1, "at least 1")
+        _require_all("data", data, ("spec_masks",), lambda n: n >= 0, "at least 0")
+
+
+def _check_train(train: TrainConfig) -> None:
+    counts = ("max_steps", "batch_size", "eval_interval", "log_interval")
+    _require_all("train", train, counts, lambda n: n >= 1, "at least 1")
+    _require_all("train", train, ("eval_batches", "sample_tokens"), lambda n: n >= 0, ">= 0")
+    micro = train.micro_batch_size
+    divides = micro == 0 or (micro > 0 and train.batch_size % micro == 0)
+    require(divides, "train.micro-batch-size", micro, f"a divisor of {train.batch_size}, or 0")
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    rates = ("learning_rate", "muon_learning_rate")
+    _require_all("optim", optim, rates, lambda x: 0 < x < math.inf, "> 0 and finite")
+    others = ("warmup_steps", "weight_decay", "grad_clip")
+    _require_all("optim", optim, others, lambda x: 0 <= x < math.inf, ">= 0")
+    _require_all("optim", optim, ("beta2",), lambda x: 0 <= x < 1, "in [0, 1)")
+    _require_all("optim", optim, ("final_fraction",), lambda x: 0 <= x <= 1, "in [0, 1]")
+    _require_all("optim", optim, ("decay_fraction",), lambda x: 0 < x <= 1, "in (0, 1]")
+
+
+def _check_mesh(mesh: MeshConfig) -> None:
+    axes = ("data", "fsdp", "model")
+    rule = "at least 1, or -1 for all other devices"
+    _require_all("mesh", mesh, axes, lambda n: n >= 1 or n == -1, rule)
+    if [mesh.data, mesh.fsdp, mesh.model].count(-1) > 1:
+        sizes = f"{mesh.data} x {mesh.fsdp} x {mesh.model}"
+        raise UserError(f"--mesh.data x fsdp x model is {sizes}, but only one of them can be -1")
+
+
+def _require_all(
+    prefix: str, section: Any, names: Iterable[str], ok: Callable[[Any], bool], rule: str
+) -> None:
+    """`require` for each of these fields of a section."""
+    for name in names:
+        value = getattr(section, name)
+        require(ok(value), f"{prefix}.{name}".replace("_", "-"), value, rule)
+
+
+def check_types(section: Any, prefix: str = "") -> None:
+    """Raises UserError for a field whose value is not of its type; dataclasses do not check."""
+    for name, hint in typing.get_type_hints(type(section)).items():
+        value = getattr(section, name)
+        flag = f"--{prefix}{name}".replace("_", "-")
+        choices = typing.get_args(hint)
+        if typing.get_origin(hint) is Literal:
+            fits, wanted = value in choices, f"one of {', '.join(choices)}"
+        else:
+            # An int may stand for a float; a bool is no number here, though isinstance says so.
+            classes = choices or ((int, float) if hint is float else (hint,))
+            fits = isinstance(value, classes) and (hint is bool or not isinstance(value, bool))
+            wanted = " or ".join(cls.__name__ for cls in choices or (hint,))
+        if not fits:
+            # A section in the wrong place is shown by its type, because its fields are too long.
+            shown = type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)
+            raise UserError(f"{flag} is {shown}, but must be {wanted}")
+        if dataclasses.is_dataclass(value):
+            check_types(value, f"{prefix}{name}.")
