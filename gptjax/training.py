@@ -1,4 +1,4 @@
-"""The train step: loss, gradient, update, many times per call to the device. And evaluation.
+"""The train step: loss, gradient, update, many times per call to the device.
 
 A batch is one dict for every model: `tokens` (B, T) int32, `targets` (B, T) int32 and
 `loss_weights` (B, T) float32, zero where a target does not count (padding). Models with an encoder
@@ -6,7 +6,7 @@ also get `source` and `source_mask`. Everything random is a pure function of the
 so a run that stops and resumes repeats itself bit for bit.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -145,38 +145,3 @@ def make_train_steps(
     # number with the same bits. A GPU runs a loop of known length without asking the host.
     static = () if devices.on_cpu() else ("n_steps",)
     return jax.jit(train_steps, donate_argnums=0, static_argnames=static)
-
-
-def make_evaluate(
-    model: Model, mesh: Mesh | None = None
-) -> Callable[[Params, Iterable[Batch]], float]:
-    """Returns evaluate(params, batches) -> mean loss in nats per token.
-
-    batches: dicts of arrays (K, B, ...), all of one shape. Exact: a sum of losses over a sum of
-    weights, added up on the host in float64.
-    """
-
-    @jax.jit
-    def sums(params: Params, batches: Batch) -> tuple[Array, Array]:
-        def loss(params: Params, batch: Batch) -> tuple[Array, Array]:
-            return cross_entropy(model, params, batch)
-
-        loss = sharding.gather_for_use(loss, mesh, model.dtype)
-        losses_and_weights = lax.map(lambda batch: loss(params, batch), batches)
-        return sharding.replicate(losses_and_weights, mesh)
-
-    def evaluate(params: Params, batches: Iterable[Batch]) -> float:
-        loss = weight = 0.0
-        for group in batches:
-            losses, weights = jax.device_get(sums(params, group))
-            loss += float(losses.sum(dtype="float64"))
-            weight += float(weights.sum(dtype="float64"))
-        return loss / weight
-
-    return evaluate
-
-
-@jax.jit
-def all_finite(tree: Any) -> Array:
-    """Whether every number of a pytree is finite. Checked before anything is saved."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-from gptjax import models, train
+from gptjax import models, speech_recognizer, train
 from gptjax.commands import sample
 from gptjax.commands.import_model import main
 from gptjax.config_encoders import SpeechConfig

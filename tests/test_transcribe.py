@@ -20,7 +20,7 @@ import pytest
 from conftest import Refused
 from matplotlib.axes import Axes
 
-from gptjax import models, train
+from gptjax import models, speech_recognizer, train
 from gptjax.commands import evaluate, sample
 from gptjax.config_encoders import SpeechConfig
 from gptjax.data import audio, speech
