@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks import environment
-from gptjax import config_json, models, optim, training
+from gptjax import config_json, evaluation, models, optim, training
 from gptjax.command_line import load_file
 from gptjax.config import BigramConfig, Config
 from gptjax.data import dataset as data
@@ -91,7 +91,7 @@ def gptjax_trainer(config: Config, text: texts.TextData) -> tuple[Run, MeanLoss]
     micro_batch_size = devices.micro_batch_size(c, config.model, config.model.block_size)
     state = training.init_state(models.init(model, config.seed), optimizer)
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
-    evaluate = training.make_evaluate(model)
+    evaluate = evaluation.make_evaluate(model)
 
     def run(batches: texts.Batch, steps: range) -> None:
         nonlocal state

@@ -28,7 +28,7 @@ from jax import Array, lax
 
 from benchmarks import environment
 from benchmarks.expected import RUNS
-from gptjax import attention, layers, models, training
+from gptjax import attention, evaluation, layers, models
 from gptjax.command_line import load_file
 from gptjax.commands.evaluate import Evaluate, evaluate
 from gptjax.commands.quantize import (
@@ -110,7 +110,7 @@ def kept(name: str) -> dict[str, Any]:
     batch_size = devices.micro_batch_size(
         config.train, config.model, dataset.tokens_per_sequence(config)
     )
-    mean_loss = training.make_evaluate(model)
+    mean_loss = evaluation.make_evaluate(model)
 
     def loss(params: Any) -> float:
         return mean_loss(params, dataset.validation(config, batch_size))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from gptjax import config_json, models, optim, training
+from gptjax import config_json, evaluation, models, optim, training
 from gptjax.command_line import Launch
 from gptjax.config import Config
 from gptjax.data import dataset as data
@@ -140,7 +140,7 @@ def set_up(config: Config, launch: Launch) -> Run:
         train_steps=training.make_train_steps(
             model, optimizer, micro_batch_size, config.seed, mesh
         ),
-        mean_loss=training.make_evaluate(model, mesh),
+        mean_loss=evaluation.make_evaluate(model, mesh),
         learning_rate=optim.schedule(config.optim, c.max_steps, config.optim.learning_rate),
         checkpoints=checkpoints,
         report=report,

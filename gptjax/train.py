@@ -13,14 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gptjax import training
+from gptjax import evaluation
 from gptjax.command_line import parse
 from gptjax.config import TrainConfig
 from gptjax.data.prefetch import prefetch
 from gptjax.decoding.previews import preview
 from gptjax.errors import Interrupted, TrainingDiverged, exit_codes
-from gptjax.runs import run_directory
 from gptjax.pace import Pace, step_ranges
+from gptjax.runs import run_directory
 from gptjax.runs.stop_signal import StopSignal
 from gptjax.scale import memory, processes
 from gptjax.setup import Run, set_up
@@ -118,7 +118,7 @@ def log(run: Run, steps: range, metrics: StepMetrics) -> None:
 
 def save(run: Run, state: TrainState, val_loss: float | None = None) -> None:
     """Starts to save a checkpoint. Raises TrainingDiverged if a parameter is not finite."""
-    finite = training.all_finite(state)
+    finite = evaluation.all_finite(state)
     check_finite(run.folder, int(state.step), parameters=0.0 if finite else np.nan)
     run.checkpoints.save(state, val_loss)
 

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptjax import models, optim, training
+from gptjax import evaluation, models, optim, training
 from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.layers import Dropout
@@ -143,7 +143,7 @@ def observe(name: str, mesh: Mesh) -> dict[str, Any]:
     gradient = by_path(state.opt_state[0].trace)
     # Batch 0 comes again; one executable serves any number of steps.
     state, metrics = train_steps(state, batch, N_STEPS - 1)
-    evaluate = training.make_evaluate(model, mesh)
+    evaluate = evaluation.make_evaluate(model, mesh)
     return {
         "params": params,
         "gradient": gradient,

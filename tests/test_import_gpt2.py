@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-from gptjax import models, train, training
+from gptjax import evaluation, models, train
 from gptjax.command_line import parse
 from gptjax.commands.import_model import main as import_main
 from gptjax.config import BigramConfig, Config, GPTConfig, TextDataConfig, TrainConfig
@@ -330,7 +330,7 @@ def test_fine_tuning_starts_from_the_imported_loss_and_lowers_it(
 
     model, params, tok = load(imported)
     text = load_text(TextDataConfig(path=config_file.parent / "text.txt"), 32, tok)
-    start = training.make_evaluate(model)(params, text.validation(Config(model.config), 4))
+    start = evaluation.make_evaluate(model)(params, text.validation(Config(model.config), 4))
     assert losses[0] == pytest.approx(start, rel=1e-5)
     assert losses[6] < losses[0] - 0.3
     assert run_directory.read_tokenizer(tmp_path / "run").to_dict() == tok.to_dict()

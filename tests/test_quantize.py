@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-from gptjax import layers, models, train, training
+from gptjax import evaluation, layers, models, train
 from gptjax.commands import evaluate, quantize, sample
 from gptjax.config import BigramConfig, Config, GPTConfig, TrainConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig, SpeechDataConfig
@@ -651,7 +651,7 @@ def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
     model = models.build(config.model, dataset.tokenizer)
     of_run = params_of(run)
     tuned = quantize.fine_tune(model, of_run, dataset, config, FLOAT32, STEPS, 30)
-    mean_loss = training.make_evaluate(model)
+    mean_loss = evaluation.make_evaluate(model)
     plain = mean_loss(quantize_params(tuned, INT4), dataset.validation(config, 16))
     assert rows["int4+QAT"]["val_loss"] < plain - 0.003
     # The card says what they reach, and what int4 loses to them.

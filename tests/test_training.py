@@ -13,7 +13,7 @@ import optax
 import pytest
 from conftest import MODERN, TINY, VOCAB_SIZE
 
-from gptjax import models, optim, training
+from gptjax import evaluation, models, optim, training
 from gptjax.config import BigramConfig, Config, GPTConfig, OptimConfig, TrainConfig
 from gptjax.data import dataset as data
 from gptjax.data import texts
@@ -146,7 +146,7 @@ def test_evaluation_is_exact_over_the_whole_split():
         logits, _ = apply({"params": params}, window[None, :-1])
         logp = np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
         total -= logp[np.arange(len(window) - 1), window[1:]].sum()
-    evaluate = training.make_evaluate(model)
+    evaluate = evaluation.make_evaluate(model)
     for batch_size in (1, 3, 64):
         loss = evaluate(params, texts.whole_split(text, 16, batch_size))
         assert loss == pytest.approx(total / 210, rel=1e-6)
@@ -166,7 +166,7 @@ mesh = sharding.make_mesh(Config(config, train=TrainConfig(batch_size=8)))
 params = models.init(model, seed=1)
 params = jax.device_put(params, sharding.shardings(params, mesh))
 groups = (sharding.put(g, 8, mesh) for g in texts.whole_split(text, 16, 8))
-print(json.dumps([mesh.size, training.make_evaluate(model, mesh)(params, groups)]))
+print(json.dumps([mesh.size, evaluation.make_evaluate(model, mesh)(params, groups)]))
 """
 
 
@@ -183,6 +183,6 @@ def test_one_device_and_eight_evaluate_alike():
 
 def test_all_finite():
     tree = {"a": jnp.ones(3), "b": jnp.array([1.0, 2.0])}
-    assert training.all_finite(tree)
+    assert evaluation.all_finite(tree)
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
-        assert not training.all_finite(tree | {"b": jnp.array([1.0, bad])})
+        assert not evaluation.all_finite(tree | {"b": jnp.array([1.0, bad])})

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from gptjax import models, training
+from gptjax import evaluation, models
 from gptjax.command_line import parse_command
 from gptjax.config import Config
 from gptjax.config_encoders import SpeechConfig
@@ -108,7 +108,7 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
         batch_size = devices.micro_batch_size(
             config.train, config.model, dataset.tokens_per_sequence(config)
         )
-        mean_loss = training.make_evaluate(model)
+        mean_loss = evaluation.make_evaluate(model)
         record["val_loss"] = mean_loss(params, dataset.validation(config, batch_size))
     return record
 

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from rich.progress import track
 
-from gptjax import models, optim, training
+from gptjax import evaluation, models, optim, training
 from gptjax.atomic import write_json
 from gptjax.command_line import parse_command
 from gptjax.config import Config
@@ -223,7 +223,7 @@ def card(
     """
     tokens_per_sequence = dataset.tokens_per_sequence(config)
     batch_size = devices.micro_batch_size(config.train, config.model, tokens_per_sequence)
-    mean_loss = training.make_evaluate(model)
+    mean_loss = evaluation.make_evaluate(model)
     rows = []
     for name, params in track(named.items(), "measuring losses", transient=True):
         memory_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))

@@ -1,6 +1,6 @@
 """Makes the next item in the background while the caller uses the current one."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -8,7 +8,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-def prefetch(make: Callable[[K], V], keys: Iterable[K]) -> Iterator[V]:
+def prefetch(make: Callable[[K], V], keys: Iterable[K]) -> Generator[V]:
     """Yields make(key) for every key, in order, each made in one background thread.
 
     While the caller uses an item, the next one is made, and no further key is taken. Keys are

@@ -112,6 +112,15 @@ class Reporter:
         (self.folder / "samples").mkdir(exist_ok=True)
         write_text(self.folder / "samples" / f"{step}.txt", text + "\n")
 
+    def closing_words(self, sample_flags: str) -> str:
+        """The latest sample, and where to find everything."""
+        paths = sorted((self.folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
+        text = paths[-1].read_text(encoding="utf-8").strip() if paths else ""
+        return (f"{text}\n\n" if text else "") + (
+            f"loss plot: {self.folder}/loss.png\n"
+            f"sample more: python sample.py {self.folder}{sample_flags}"
+        )
+
     def evaluation(self, step: int, losses: dict[str, float]) -> None:
         """A row for an evaluation; draws loss.png anew."""
         row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **losses}
@@ -189,6 +198,9 @@ class NullReporter:
     def steps_done(self, step: int) -> None: ...
     def training(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None: ...
     def sample(self, step: int, text: str) -> None: ...
+    def closing_words(self, sample_flags: str) -> str:
+        return ""
+
     def evaluation(self, step: int, losses: dict[str, float]) -> None: ...
 
 
