@@ -38,7 +38,7 @@ MODEL_AND_OPTIMIZER = (
         "learning rate",
         "--optim.learning-rate 3e-3 --optim.schedule linear --optim.decay-fraction 0.6 "
         "--optim.warmup-steps 20 --optim.beta2 0.95",
-        "Ten times the seed's rate, a warm-up, a constant stretch, then a straight line to zero "
+        "Ten times the original's rate, a warm-up, a constant part, then a straight line to zero "
         "over the last 60 %. The shape is MiniCPM's (Hu et al. 2024, arXiv:2404.06395); Defazio et "
         "al. (2023, arXiv:2310.07831) show why it should be a line and end at zero.",
     ),
@@ -110,17 +110,19 @@ CONTEXT_AND_DATA = (
     ),
 )
 
-SEED = Rung("the seed", "", "What the PyTorch project trains, at this size.")
+ORIGINAL = Rung(
+    "the original PyTorch GPT", "", "The configuration of the original project, at this size."
+)
 
 LADDERS = {
     "cpu": Ladder(
-        note="From the seed's architecture at 4 layers and width 128 to `configs/gpt_cpu.py`, cut "
-        "to 800 steps; in full it takes 1,600.",
+        note="From the original's architecture at 4 layers and width 128 to `configs/gpt_cpu.py`, "
+        "with 800 steps; `gpt_cpu.py` itself takes 1,600.",
         base="--config configs/gpt.py --model.n-layer 4 --model.n-head 4 --model.n-embd 128 "
         "--model.block-size 64 --train.batch-size 16",
         steps=800,
         rungs=(
-            SEED,
+            ORIGINAL,
             *MODEL_AND_OPTIMIZER,
             Rung(
                 "context of 256",
@@ -170,7 +172,7 @@ LADDERS = {
         base="--config configs/gpt.py",
         steps=500,
         rungs=(
-            SEED,
+            ORIGINAL,
             *MODEL_AND_OPTIMIZER,
             *CONTEXT_AND_DATA,
             Rung(
@@ -189,7 +191,8 @@ HOW_IT_WAS_CHOSEN = """## How it was chosen
 By the loss on the first half of the validation split alone. The tables show the whole split and its
 second half, on which nothing was chosen. A gain within the standard deviations is no gain: by this
 ladder RMSNorm, QK-norm, squared ReLU, zero initialisation and the soft-cap give nothing on a CPU.
-They were chosen before it, cost little and stay until a GPU has measured them at the seed's size.
+They were chosen earlier, cost little and stay until they are measured on a GPU, at the size of
+`configs/gpt.py`.
 
 Tried in single runs and left out, so there are no figures of them here:
 

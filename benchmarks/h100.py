@@ -1,0 +1,104 @@
+"""What was measured on one NVIDIA H100, as text: docs/benchmarks/h100-2026-11-26/."""
+
+import statistics
+from typing import Any
+
+from benchmarks.records import load, table
+
+NAME = "h100-2026-11-26"
+# The lowest validation loss that the original PyTorch project logged, on sampled batches.
+ORIGINAL_BEST = 1.4994
+
+
+def losses(name: str) -> dict[int, float]:
+    """Validation loss by step of one of the trainings."""
+    evaluations: Any = load(f"{NAME}/h100-val-{name}")
+    return {row["step"]: row["val_loss"] for row in evaluations}
+
+
+def milliseconds() -> dict[str, list[float]]:
+    """Milliseconds per step of the competitors of the race, round by round."""
+    variants: Any = load(f"{NAME}/h100-variants-1")
+    return {row["name"]: [1e3 * s for s in row["s"]] for row in variants}
+
+
+def verdict() -> str:
+    """gptjax against PyTorch at its best, in one sentence."""
+    median = {name: statistics.median(ms) for name, ms in milliseconds().items()}
+    return (
+        f"On one NVIDIA H100, a step of `configs/gpt.py` takes gptjax {median['gptjax d.2']:.2f} "
+        f"ms and PyTorch at its best {median['torch graphs d.2']:.2f} ms (without dropout "
+        f"{median['gptjax d0']:.2f} and {median['torch graphs d0']:.2f} ms), so **gptjax is slower "
+        "than PyTorch there**"
+    )
+
+
+def section() -> str:
+    """Speed, start-up and losses as measured on an H100."""
+    about, ms = load(f"{NAME}/about"), milliseconds()
+    names = {
+        "gptjax": "gptjax",
+        "torch compiled": "PyTorch, tuned, compiled",
+        "torch graphs": "PyTorch, tuned, CUDA graphs",
+    }
+    race_rows = []
+    for name, title in names.items():
+        cells = []
+        for dropout in ("d.2", "d0"):
+            own, best = ms[f"{name} {dropout}"], ms[f"torch graphs {dropout}"]
+            ratio = statistics.median(best) / statistics.median(own)
+            cells += [
+                f"{statistics.median(own):.2f} ({min(own):.2f} to {max(own):.2f})",
+                f"{ratio:.2f}x",
+            ]
+        race_rows.append([title, *cells])
+    startup = {
+        "nothing cached": about["startup"]["cold"],
+        "compilation cache filled": about["startup"]["with_compilation_cache"],
+    }
+    startup_rows = [
+        [title, f"{row['first_evaluation']} s", f"{row['first_training_steps']} s"]
+        for title, row in startup.items()
+    ]
+    runs = {
+        "`gpt_fast.py`": "fast",
+        "`gpt_best.py`, seed 1": "best1",
+        "`gpt_best.py`, seed 2": "best2",
+        "`gpt.py`": "gpt",
+    }
+    loss_rows = [
+        [run, ", ".join(f"{loss:.4f} at {step:,}" for step, loss in losses(name).items() if step)]
+        for run, name in runs.items()
+    ]
+    packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    race_header = ["", "ms/step, dropout 0.2", "PyTorch's best / this", "ms/step, dropout 0"]
+    return "\n".join(
+        [
+            "`configs/gpt.py`, batches of 64 x 256, bfloat16; median (least to most) of three "
+            "interleaved rounds:",
+            "",
+            table([*race_header, "PyTorch's best / this"], race_rows),
+            "",
+            f"{verdict()}. The GPU is never idle: the time is in the kernels, most of all in "
+            "attention's (T, T) weights.",
+            "",
+            "Seconds from the start of `train.py --config configs/gpt.py`, nothing else on the "
+            "machine:",
+            "",
+            table(["", "first evaluation", "first training steps"], startup_rows),
+            "",
+            "Validation loss, whole split. Five runs shared the GPU, so only steps count; a time "
+            "limit ended the last three:",
+            "",
+            table(["config", "val_loss at step"], loss_rows),
+            "",
+            f"The original's best is {ORIGINAL_BEST} (sampled). These models of 10.7 M "
+            "parameters overfit: `gpt_fast.py` is best at step 300, and 1.25 M parameters reach "
+            "a lower loss on a CPU (`gpt_cpu_10min.py`).",
+            "",
+            f"Measured on {about['device']} (driver {about['driver']}), {packages}, Python "
+            f"{about['python']}, {about['date']}, at commit {about['commit']}. The raw figures are "
+            f"in [{NAME}](benchmarks/{NAME}); [about.json](benchmarks/{NAME}/about.json) says what "
+            "each file holds.",
+        ]
+    )

@@ -1,0 +1,58 @@
+"""Reads the JSON under docs/benchmarks/, and writes what every table of it needs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path("docs/benchmarks")
+
+
+def load(name: str) -> dict[str, Any]:
+    """The record FOLDER/name.json."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """As load, but None for a record that does not exist, because it has not been measured."""
+    return load(name) if (FOLDER / f"{name}.json").exists() else None
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def machine(record: dict[str, Any]) -> str:
+    """Hardware, versions and date of a record of benchmarks.expected."""
+    environment = record["environment"]
+    return (
+        f"{environment['cpus']} cores of {record['processor']}, jax "
+        f"{environment['packages']['jax']}, Python {environment['python']}, {record['date']}"
+    )
+
+
+def measured_on(record: dict[str, Any]) -> str:
+    """Hardware, versions, date and command of a record with benchmarks.environment."""
+    e = record["environment"]
+    packages = ", ".join(
+        f"{name} {e['packages'][name]}" for name in ("jax", "torch") if e["packages"][name]
+    )
+    where = f"{e['cpus']} cores of {e['processor']}" if e["backend"] == "cpu" else e["device"]
+    return (
+        f"Measured on {where}, {packages}, Python {e['python']}, {e['date']}, by "
+        f"`{record['command']}`."
+    )
+
+
+def shown(table: str) -> str:
+    """A table in today's words: records measured earlier call the original project "the seed"."""
+    words = {
+        "PyTorch, seed style": "PyTorch, original style",
+        "| seed style |": "| original style |",
+        "A seed-style state_dict": "A state_dict of the original",
+        "| the seed |": "| the original PyTorch GPT |",
+    }
+    for old, new in words.items():
+        table = table.replace(old, new)
+    return table
