@@ -18,13 +18,13 @@ COMMANDS = {
     "evaluate": ("gptjax.commands.evaluate", "Measure a run on the validation or test split."),
     "quantize": ("gptjax.commands.quantize", "Write a smaller copy of a run, in 8 or 4 bits."),
     "export": ("gptjax.interop.export", "Write a run as Hugging Face, safetensors or StableHLO."),
-    "import": ("gptjax.commands.import_model", "Make a run of GPT-2's or Whisper's weights."),
+    "import": ("gptjax.commands.import_model", "Make a run from the weights of GPT-2 or Whisper."),
     "prepare": ("gptjax.commands.prepare", "Tokenize a large text once, for --data.path."),
     "plot": ("gptjax.commands.plot", "Draw the loss curves of several runs in one picture."),
     "doctor": ("gptjax.commands.doctor", "Print versions, devices and installation problems."),
 }
 _LIST = "\n".join(f"  {name:<10}{sentence}" for name, (_, sentence) in COMMANDS.items())
-HELP = f"""usage: gptjax COMMAND [options]
+HELP = f"""usage: gptjax [--help] [--version] COMMAND [options]
 
 A GPT from scratch in JAX: train, sample and deploy.
 
@@ -34,7 +34,7 @@ examples:
   gptjax train --config configs/gpt_cpu.py
   gptjax sample runs/gpt_cpu --prompt "ROMEO:"
 
-gptjax COMMAND --help lists the options of a command. gptjax --version prints the version."""
+gptjax COMMAND --help lists the options of a command."""
 
 
 def main(argv: list[str] | None = None) -> None:
