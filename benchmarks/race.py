@@ -85,14 +85,15 @@ def serve_gptjax(config: Config, dtype: str) -> None:
 
     from gptjax import models, optim, training
     from gptjax.scale import devices, sharding
+    from gptjax.scale.mesh import make_mesh, n_row_groups, put
 
     text = data.load(config)
     c = config.train
     model = models.build(config.model, text.tokenizer.vocab_size, jnp.dtype(dtype))
     optimizer = optim.build(config.optim, c.max_steps)
-    mesh = sharding.make_mesh(config)
+    mesh = make_mesh(config)
     micro_batch_size = devices.micro_batch_size(
-        c, config.model, config.model.block_size, sharding.n_row_groups(mesh)
+        c, config.model, config.model.block_size, n_row_groups(mesh)
     )
     state = training.init_state(models.init(model, config.seed), optimizer)
     state = jax.device_put(state, sharding.shardings(state, mesh))
@@ -106,7 +107,7 @@ def serve_gptjax(config: Config, dtype: str) -> None:
 
     def load_batches(steps: range) -> Any:
         batches = data.training_batches(text, config, steps, capacity)
-        return sharding.put(batches, c.batch_size, mesh)
+        return put(batches, c.batch_size, mesh)
 
     def run(n_steps: int) -> None:
         nonlocal state, step

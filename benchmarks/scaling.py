@@ -35,6 +35,7 @@ from gptjax.data.texts import TextData
 from gptjax.data.tokenizer import CharTokenizer
 from gptjax.errors import UserError, exit_codes
 from gptjax.scale import devices, sharding
+from gptjax.scale.mesh import batch_sharding, make_mesh, n_row_groups, put
 
 AXES = ("data", "fsdp", "model")
 N_SIMULATED = 8
@@ -117,13 +118,13 @@ def compile_step(size: plan.Size, layout: plan.Layout) -> tuple[Any, Any]:
     mesh_config = MeshConfig(layout.data, layout.fsdp, layout.model)
     train = TrainConfig(batch_size=size.batch_size)
     config = Config(size.model, mesh=mesh_config, train=train)
-    mesh = sharding.make_mesh(config)
+    mesh = make_mesh(config)
     model = models.build(size.model, size.vocab_size, jnp.float32, layout.remat)
     optimizer = optim.build(OptimConfig(), train.max_steps)
     shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
     state = sharding.with_sharding(shapes, sharding.shardings(shapes, mesh))
     rows = (1, size.batch_size, size.model.block_size)
-    split = sharding.batch_sharding(mesh)
+    split = batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(rows, dtype, sharding=split)
         for name, dtype in (
@@ -196,7 +197,7 @@ def measure(config: Config, axis: str, weak: bool) -> dict[str, Any]:
         counts = [n for n in counts if config.model.n_head % n == 0]
     configs = [resized(config, axis, n, weak) for n in counts]
     for one in configs:
-        sharding.make_mesh(one)  # refused now rather than after the measuring
+        make_mesh(one)  # refused now rather than after the measuring
     rows = []
     for n, one in zip(counts, configs, strict=True):
         print(f"{n} of {n_devices} devices", file=sys.stderr, flush=True)
@@ -231,12 +232,12 @@ def vocab_size(config: Config) -> int:
 def timed(config: Config) -> dict[str, Any]:
     """Seconds of a step, dispatch by dispatch, and the most memory a device has held so far."""
     c = config.train
-    mesh = sharding.make_mesh(config)
+    mesh = make_mesh(config)
     n_vocab, dtype = vocab_size(config), devices.compute_dtype(c)
     model = models.build(config.model, n_vocab, dtype, c.remat)
     optimizer = optim.build(config.optim, c.max_steps)
     micro_batch_size = devices.micro_batch_size(
-        c, config.model, config.model.block_size, sharding.n_row_groups(mesh)
+        c, config.model, config.model.block_size, n_row_groups(mesh)
     )
 
     def fresh_state() -> training.TrainState:
@@ -249,7 +250,7 @@ def timed(config: Config) -> dict[str, Any]:
     text = TextData(tokens, tokens, CharTokenizer("a"), "random", "")
     n_steps = devices.STEPS_PER_DISPATCH
     batches = data.training_batches(text, config, range(n_steps), n_steps)
-    batches = sharding.put(batches, c.batch_size, mesh)
+    batches = put(batches, c.batch_size, mesh)
     seconds = []
     for _ in range(1 + DISPATCHES):  # the first one compiles
         start = time.perf_counter()

@@ -21,6 +21,8 @@ from gptjax.runs import init_from, resuming, run_directory
 from gptjax.runs.checkpoints import KEEP_LATEST, Checkpoints, committed_steps
 from gptjax.runs.report import NullReporter, Reporter, check_trackers
 from gptjax.scale import devices, memory, processes, sharding
+from gptjax.scale.mesh import describe as describe_mesh
+from gptjax.scale.mesh import local_rows, make_mesh, n_row_groups, put
 from gptjax.training import Batch, Params, TrainState
 
 
@@ -46,23 +48,25 @@ class Run(NamedTuple):
     def load_batches(self, steps: range) -> tuple[range, Batch]:
         """The steps and their batches, moved to the devices."""
         batch_size = self.config.train.batch_size
-        rows = sharding.local_rows(batch_size, self.mesh)
+        rows = local_rows(batch_size, self.mesh)
         n_steps = self.steps_per_dispatch
         batches = data.training_batches(self.dataset, self.config, steps, n_steps, rows)
-        return steps, sharding.put(batches, batch_size, self.mesh)
+        return steps, put(batches, batch_size, self.mesh)
 
     def validation(self) -> dict[str, Iterator[Batch]]:
         """The batches of each validation loss, moved to the devices one group at a time."""
 
-        def put(batch_size: int, batches_of: Callable[[slice], Iterator[Batch]]) -> Iterator[Batch]:
-            rows = sharding.local_rows(batch_size, self.mesh)
-            return (sharding.put(group, batch_size, self.mesh) for group in batches_of(rows))
+        def split(
+            batch_size: int, batches_of: Callable[[slice], Iterator[Batch]]
+        ) -> Iterator[Batch]:
+            rows = local_rows(batch_size, self.mesh)
+            return (put(group, batch_size, self.mesh) for group in batches_of(rows))
 
         config, size, dataset = self.config, self.micro_batch_size, self.dataset
-        whole = put(size, lambda rows: dataset.validation(config, size, rows))
+        whole = split(size, lambda rows: dataset.validation(config, size, rows))
         splits = {"val_loss": whole}
         if config.train.eval_batches and isinstance(dataset, TextData):
-            sampled = put(
+            sampled = split(
                 config.train.batch_size, lambda rows: dataset.sampled_validation(config, rows)
             )
             splits["val_loss_sampled"] = sampled  # the original project's measure
@@ -80,12 +84,12 @@ def set_up(config: Config, launch: Launch) -> Run:
     tokenizer = init_from.vocabulary(config, folder)
     dataset = data.load(config, tokenizer)
     processes.check_same("run", config_json.flatten(config) | {"data": dataset.sha256})
-    mesh = sharding.make_mesh(config)
+    mesh = make_mesh(config)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c), c.remat)
     optimizer = optim.build(config.optim, c.max_steps)
     tokens_per_sequence = dataset.tokens_per_sequence(config)
     micro_batch_size = devices.micro_batch_size(
-        c, config.model, tokens_per_sequence, sharding.n_row_groups(mesh)
+        c, config.model, tokens_per_sequence, n_row_groups(mesh)
     )
 
     def first_state(params: Any = None) -> TrainState:
@@ -155,6 +159,6 @@ def _headline(config: Config, mesh: Mesh, n_params: int, tokens_per_step: float,
     tokens_per_second = mesh.size * devices.training_speed(n_params, devices.matmul_rate(dtype))
     minutes = n_steps * tokens_per_step / tokens_per_second / 60
     return (
-        f"{sharding.describe(mesh)}  {np.dtype(dtype).name}  {n_params:,} parameters  "
+        f"{describe_mesh(mesh)}  {np.dtype(dtype).name}  {n_params:,} parameters  "
         f"about {minutes:.1f} min for {n_steps} steps"
     )

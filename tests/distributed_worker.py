@@ -23,6 +23,7 @@ from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.layers import Dropout
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.scale import processes, sharding
+from gptjax.scale.mesh import ROWS, make_mesh, put
 
 REPO = Path(__file__).parents[1]
 WORKER = REPO / "tests" / "distributed_worker.py"
@@ -110,9 +111,9 @@ def batches(name: str, n: int) -> dict[str, np.ndarray]:
     return batch
 
 
-def make_mesh(layout: MeshConfig) -> Mesh:
+def mesh_of(layout: MeshConfig) -> Mesh:
     train = TrainConfig(batch_size=BATCH_SIZE, micro_batch_size=MICRO_BATCH_SIZE)
-    return sharding.make_mesh(Config(GPTConfig(**SEED), mesh=layout, train=train))
+    return make_mesh(Config(GPTConfig(**SEED), mesh=layout, train=train))
 
 
 def fresh(model: Any, optimizer: Any, mesh: Mesh) -> training.TrainState:
@@ -137,7 +138,7 @@ def observe(name: str, mesh: Mesh) -> dict[str, Any]:
     params = by_path(state.params)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     share = sharding.bytes_per_device(state) / whole
-    batch = sharding.put(batches(name, N_STEPS), BATCH_SIZE, mesh)
+    batch = put(batches(name, N_STEPS), BATCH_SIZE, mesh)
     train_steps = training.make_train_steps(model, optimizer, MICRO_BATCH_SIZE, 1, mesh)
     state, first = train_steps(state, batch, 1)
     gradient = by_path(state.opt_state[0].trace)
@@ -148,7 +149,7 @@ def observe(name: str, mesh: Mesh) -> dict[str, Any]:
         "params": params,
         "gradient": gradient,
         "losses": np.concatenate([first.loss[:1], metrics.loss[: N_STEPS - 1]]),
-        "val_loss": evaluate(state.params, [sharding.put(batches(name, 2), BATCH_SIZE, mesh)]),
+        "val_loss": evaluate(state.params, [put(batches(name, 2), BATCH_SIZE, mesh)]),
         "share": max(share, sharding.bytes_per_device(state) / whole),
     }
 
@@ -157,8 +158,8 @@ def masks(mesh: Mesh) -> list[np.ndarray]:
     """Of residual branches (B, T, D) and of attention weights (B, H, T, S), split as in use."""
     made = []
     for shape, spec in (
-        ((8, 6, 64), P(sharding.ROWS)),
-        ((8, 4, 6, 6), P(sharding.ROWS, "model")),
+        ((8, 6, 64), P(ROWS)),
+        ((8, 4, 6, 6), P(ROWS, "model")),
     ):
 
         @jax.jit
@@ -167,17 +168,17 @@ def masks(mesh: Mesh) -> list[np.ndarray]:
             y = Dropout(0.3).apply({}, x, rows_B, rngs={"dropout": jax.random.key(7)})
             return jax.lax.with_sharding_constraint(y, NamedSharding(mesh, spec))
 
-        rows_B = jax.device_put(np.arange(8) * 2 + 1, NamedSharding(mesh, P(sharding.ROWS)))
+        rows_B = jax.device_put(np.arange(8) * 2 + 1, NamedSharding(mesh, P(ROWS)))
         made.append(np.asarray(mask(np.ones(shape, np.float32), rows_B)))
     return made
 
 
 def layouts(name: str) -> None:
     """How far each layout is from one device, as JSON: {layout: {what: number}}."""
-    alone = make_mesh(MeshConfig(data=1))
+    alone = mesh_of(MeshConfig(data=1))
     want, want_masks, found = observe(name, alone), masks(alone), {}
     for layout, config in LAYOUTS.items():
-        mesh = make_mesh(config)
+        mesh = mesh_of(config)
         have = observe(name, mesh)
         far = {
             path: float(np.abs(have["gradient"][path] - g).max() / np.abs(g).max())
@@ -239,7 +240,7 @@ def move(folder: Path, verb: str, *address: str) -> None:
     process, coordinator = (int(address[0]), address[1]) if address else (0, "")
     with processes.distributed_session(coordinator, 2, process):
         for name, layout in meshes.items():
-            mesh = make_mesh(layout)
+            mesh = mesh_of(layout)
             if verb == "save":
                 checkpoints = Checkpoints(folder / name, keep_latest=1)
                 checkpoints.save(some_state(mesh))

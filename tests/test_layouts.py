@@ -22,6 +22,7 @@ from gptjax import models, optim, training
 from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from gptjax.errors import UserError
 from gptjax.scale import memory, sharding
+from gptjax.scale.mesh import make_mesh
 
 
 @pytest.mark.parametrize("model", ["gpt", "modern", "pairs", "speech"])
@@ -39,7 +40,7 @@ def test_no_layout_changes_what_is_computed(model: str) -> None:
 
 
 def test_exactly_one_rule_fits_every_array() -> None:
-    mesh = sharding.make_mesh(Config(TINY, mesh=MeshConfig(data=1)))
+    mesh = make_mesh(Config(TINY, mesh=MeshConfig(data=1)))
     for config in (TINY, GPTConfig(**vars(TINY) | {"activation": "swiglu", "short_conv": 3})):
         model = models.GPT(config, VOCAB_SIZE)
         for name in ("adamw", "muon"):
@@ -76,9 +77,10 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from gptjax.scale import sharding
+from gptjax.scale.mesh import ROWS, make_mesh
 from gptjax.config import Config, MeshConfig
 
-mesh = sharding.make_mesh(Config(mesh=MeshConfig(**{sys.argv[1]: 8})))
+mesh = make_mesh(Config(mesh=MeshConfig(**{sys.argv[1]: 8})))
 kernel, x = jax.random.normal(jax.random.key(1), (2, 64, 64))
 whole = {"mlp": {"hidden": {"kernel": kernel, "bias": jnp.ones(64)}}}
 params = jax.device_put(whole, sharding.shardings(whole, mesh))
@@ -89,7 +91,7 @@ def loss(params, x):
     return jnp.mean(y.astype(jnp.float32) ** 2 + hidden["bias"])
 
 want = jax.value_and_grad(loss)(whole, x)
-rows = jax.device_put(x, NamedSharding(mesh, PartitionSpec(sharding.ROWS)))
+rows = jax.device_put(x, NamedSharding(mesh, PartitionSpec(ROWS)))
 gathered = sharding.gather_for_use(loss, mesh, jnp.bfloat16)
 
 def step(params, x):
@@ -122,22 +124,22 @@ def test_bfloat16_is_what_travels(axis: str, gathered: list[str], tmp_path: Path
 @pytest.mark.parametrize(
     ("mesh", "says"),
     [
-        ({"data": 2}, "--mesh.data 2 wants 2 devices, but JAX sees 1"),
-        ({"fsdp": 3}, "--mesh.fsdp 3 wants 3 devices"),
-        ({"model": 2, "data": 1}, "--mesh.model 2 wants 2 devices"),
+        ({"data": 2}, "--mesh.data 2 needs 2 devices, but JAX sees 1"),
+        ({"fsdp": 3}, "--mesh.fsdp 3 needs 3 devices"),
+        ({"model": 2, "data": 1}, "--mesh.model 2 needs 2 devices"),
     ],
 )
 def test_more_devices_than_there_are_is_refused(mesh: dict, says: str) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
-        sharding.make_mesh(Config(TINY, mesh=MeshConfig(**mesh)))
+        make_mesh(Config(TINY, mesh=MeshConfig(**mesh)))
 
 
 REFUSALS = {
     "--train.batch-size 12 --train.micro-batch-size 0": "--train.batch-size is 12, but must be a ",
     "--train.micro-batch-size 4": "--train.micro-batch-size is 4, but must be a multiple of the 8",
     "--mesh.model 8": "--mesh.model is 8, but must divide --model.n-head 2",
-    "--mesh.fsdp 3": "--mesh.data -1 x --mesh.fsdp 3 makes use of 6 of the 8 devices",
-    "--mesh.data 16": "--mesh.data 16 wants 16 devices, but JAX sees 8",
+    "--mesh.fsdp 3": "--mesh.data -1 x --mesh.fsdp 3 uses 6 of the 8 devices",
+    "--mesh.data 16": "--mesh.data 16 needs 16 devices, but JAX sees 8",
     "--mesh.fsdp -1": "only one of them can be -1",
     "--mesh.fsdp 0": "--mesh.fsdp is 0",
     "--coordinator here:1": "--coordinator, --processes and --process go",
@@ -212,7 +214,7 @@ def test_the_estimate_of_memory_is_about_right() -> None:
         config = Config(model_config, train=train, mesh=MeshConfig(data=1))
         optimizer = optim.build(config.optim, 10)
         shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
-        mesh = sharding.make_mesh(config)
+        mesh = make_mesh(config)
         shapes = sharding.with_sharding(shapes, sharding.shardings(shapes, mesh))
         held, work = memory.estimate(config, model, shapes, 8, 64)
         assert held == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))

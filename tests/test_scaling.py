@@ -23,6 +23,7 @@ from gptjax import models, optim, training
 from gptjax.command_line import load_file
 from gptjax.config import Config, OptimConfig, TrainConfig
 from gptjax.scale import memory, sharding
+from gptjax.scale.mesh import AXES
 
 ROOT = Path(__file__).parent.parent
 GPT2 = plan.SIZES[1]
@@ -63,7 +64,7 @@ def test_the_plan_and_train_py_agree_on_memory(shape):
     model = models.build(size.model, size.vocab_size, jnp.bfloat16)
     optimizer = optim.build(OptimConfig(), 10)
     shapes = jax.eval_shape(lambda: training.init_state(models.init(model, 0), optimizer))
-    mesh: Any = AbstractMesh(shape, sharding.AXES)
+    mesh: Any = AbstractMesh(shape, AXES)
     state = sharding.with_sharding(shapes, sharding.shardings(shapes, mesh))
     config = Config(size.model, train=train)
     estimate = sum(memory.estimate(config, model, state, 16, size.model.block_size))

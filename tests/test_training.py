@@ -158,14 +158,15 @@ import jax, numpy as np
 from gptjax import models, training
 from gptjax.data import texts
 from gptjax.scale import sharding
+from gptjax.scale.mesh import make_mesh, put
 from gptjax.config import Config, GPTConfig, TrainConfig
 config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16)
 model = models.GPT(config, 20)
 text = np.random.default_rng(0).integers(0, 20, 1003).astype(np.uint16)
-mesh = sharding.make_mesh(Config(config, train=TrainConfig(batch_size=8)))
+mesh = make_mesh(Config(config, train=TrainConfig(batch_size=8)))
 params = models.init(model, seed=1)
 params = jax.device_put(params, sharding.shardings(params, mesh))
-groups = (sharding.put(g, 8, mesh) for g in texts.whole_split(text, 16, 8))
+groups = (put(g, 8, mesh) for g in texts.whole_split(text, 16, 8))
 print(json.dumps([mesh.size, evaluation.make_evaluate(model, mesh)(params, groups)]))
 """
 

@@ -13,6 +13,7 @@ from gptjax.config import Config, GPTConfig
 from gptjax.errors import UserError
 from gptjax.models import Model
 from gptjax.scale import devices, sharding
+from gptjax.scale.mesh import n_row_groups
 
 LESS = (
     "less memory is needed with a smaller --train.micro-batch-size, with --train.remat, or with "
@@ -33,7 +34,7 @@ def estimate(
     gradients = sharding.bytes_per_device(state.params)
     if micro_batch_size < config.train.batch_size:
         gradients *= 2  # those of a micro-batch, and the sum
-    n_tokens = micro_batch_size / sharding.n_row_groups(mesh) * tokens_per_sequence
+    n_tokens = micro_batch_size / n_row_groups(mesh) * tokens_per_sequence
     logits = 3 * 4 * n_tokens * model.vocab_size  # float32: themselves, their softmax, its gradient
     c, n_model = config.model, mesh.shape["model"]
     blocks = 0.0
