@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax import models, optim, train, training
+from gptjax import models, optim, setup, train, training
 from gptjax.commands import sample
 from gptjax.runs import run_directory
 from gptjax.runs.checkpoints import Checkpoints
@@ -275,7 +275,7 @@ def test_a_signal_when_an_evaluation_is_due(
     flags += ["--data.path", str(config_file.with_name("text.txt")), "--train.eval-interval", "2"]
     flags += ["--train.eval-batches", "2", "--train.log-interval", "1", "--train.sample-tokens"]
     flags += ["4"]
-    monkeypatch.setattr(train, "KEEP_LATEST", 9)
+    monkeypatch.setattr(setup, "KEEP_LATEST", 9)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train.main([*flags, "--run-dir", str(straight)])
 
