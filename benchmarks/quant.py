@@ -31,19 +31,13 @@ from benchmarks.expected import RUNS
 from gptjax import attention, evaluation, layers, models
 from gptjax.command_line import load_file
 from gptjax.commands.evaluate import Evaluate, evaluate
-from gptjax.commands.quantize import (
-    BATCH_SIZES,
-    FORMATS,
-    Quantize,
-    decoder,
-    decoding_rates,
-    quantize,
-)
+from gptjax.commands.quantize import Quantize, quantize
 from gptjax.config import GPTConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import dataset as data
 from gptjax.decoding import sampling
 from gptjax.decoding.sampling import Sampler
+from gptjax.quantization.card import BATCH_SIZES, FORMATS, decoder, decoding_rates
 from gptjax.quantization.quant_array import quantize_params
 from gptjax.runs import checkpoints, run_directory
 from gptjax.scale import devices

@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks import h100
 from benchmarks.records import load, machine, measured_on, read, table
-from gptjax.commands.quantize import STEPS, slower
+from gptjax.quantization.card import STEPS, slower
 
 # Losses that the original project logged.
 ORIGINAL_BIGRAM, ORIGINAL_GPT_START = 2.4911, 4.4707

@@ -17,7 +17,7 @@ COMMANDS = {
     "sample": ("gptjax.commands.sample", "Generate text from a run, or translate or transcribe."),
     "evaluate": ("gptjax.commands.evaluate", "Measure a run on the validation or test split."),
     "quantize": ("gptjax.commands.quantize", "Write a smaller copy of a run, in 8 or 4 bits."),
-    "export": ("gptjax.interop.export", "Write a run as Hugging Face, safetensors or StableHLO."),
+    "export": ("gptjax.commands.export", "Write a run as Hugging Face, safetensors or StableHLO."),
     "import": ("gptjax.commands.import_model", "Make a run from the weights of GPT-2 or Whisper."),
     "prepare": ("gptjax.commands.prepare", "Tokenize a large text once, for --data.path."),
     "plot": ("gptjax.commands.plot", "Draw the loss curves of several runs in one picture."),

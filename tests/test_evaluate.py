@@ -15,25 +15,25 @@ from conftest import Refused
 
 from gptjax import train
 from gptjax.commands import evaluate, sample
-from gptjax.commands.evaluate import NOTHING, errors, spelled
 from gptjax.data import dataset as data
 from gptjax.data import pairs
 from gptjax.data.pairs import PairData, Pairs
 from gptjax.data.tokenizer import ByteTokenizer, CharTokenizer, WordTokenizer
+from gptjax.decoding.error_rates import NOTHING, pair_errors, separate_tokens
 from gptjax.runs import report, run_directory
 
 MAX_STEPS, EVAL_INTERVAL = 8, 4
 CONFIG = """
 from pathlib import Path
-from gptjax.config import Config, DataConfig, OptimConfig, TrainConfig
-from gptjax.config_encoders import EncoderDecoderConfig
+from gptjax.config import Config, OptimConfig, TrainConfig
+from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
 
 config = Config(
     model=EncoderDecoderConfig(
         n_layer=1, n_encoder_layer=1, n_head=2, n_embd=16, dropout=0.1,
         block_size=8, source_block_size=8,
     ),
-    data=DataConfig(path=Path({path!r}), tokenizer="word", val_fraction=0.2),
+    data=PairsDataConfig(path=Path({path!r}), tokenizer="word", val_fraction=0.2),
     optim=OptimConfig(learning_rate=1e-2),
     train=TrainConfig(
         max_steps={max_steps}, batch_size=16, micro_batch_size=8,
@@ -43,11 +43,11 @@ config = Config(
 """
 GPT_CONFIG = """
 from pathlib import Path
-from gptjax.config import Config, DataConfig, GPTConfig, TrainConfig
+from gptjax.config import Config, GPTConfig, TextDataConfig, TrainConfig
 
 config = Config(
     model=GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8),
-    data=DataConfig(path=Path({path!r})),
+    data=TextDataConfig(path=Path({path!r})),
     train=TrainConfig(
         max_steps=2, batch_size=8, eval_interval=1, eval_batches=0, sample_tokens=0,
     ),
@@ -111,7 +111,7 @@ def rates(record: dict[str, Any]) -> list[float]:
 def test_rates_and_confusions_of_one_source(
     targets: list[str], written: str, expected: list[float], confusions: list[list[Any]]
 ) -> None:
-    record = errors({"s": targets}, {"s": written})
+    record = pair_errors({"s": targets}, {"s": written})
     assert record["sources"] == 1
     assert rates(record) == pytest.approx(expected)
     assert sorted(record["confusions"]) == sorted(confusions)
@@ -119,7 +119,7 @@ def test_rates_and_confusions_of_one_source(
 
 def test_rates_are_of_all_sources_together() -> None:
     of = {"s": ["A B C D"], "t": ["A"], "u": ["B", "C C"], "v": ["D D D"]}
-    record = errors(of, {"s": "A B C D", "t": "B", "u": "C C", "v": "D"})
+    record = pair_errors(of, {"s": "A B C D", "t": "B", "u": "C C", "v": "D"})
     assert record["sources"] == 4
     # Not a mean of rates: 1 + 2 mistakes in 4 + 1 + 2 + 3 tokens, 5 in 9 against the first.
     assert rates(record) == pytest.approx([2 / 4, 3 / 10, 3 / 4, 5 / 9])
@@ -127,7 +127,7 @@ def test_rates_are_of_all_sources_together() -> None:
 
 
 def test_only_what_was_written_is_measured() -> None:
-    assert errors({"s": ["A"], "t": ["B"]}, {"t": "B"})["sources"] == 1
+    assert pair_errors({"s": ["A"], "t": ["B"]}, {"t": "B"})["sources"] == 1
 
 
 def test_rates_equal_an_independent_levenshtein_s() -> None:
@@ -139,7 +139,7 @@ def test_rates_equal_an_independent_levenshtein_s() -> None:
     of = {f"s{i}": list(dict.fromkeys(text() for _ in range(rng.randint(1, 3)))) for i in range(99)}
     written = {s: text() if rng.random() < 0.6 else rng.choice(of[s]) for s in of}
     written["s0"] = ""
-    record, expected = errors(of, written), expected_rates(of, written)
+    record, expected = pair_errors(of, written), expected_rates(of, written)
     for name, rate in expected.items():
         assert 0.1 < rate < 1
         assert record[name] == pytest.approx(rate), name
@@ -156,7 +156,7 @@ def test_rates_equal_an_independent_levenshtein_s() -> None:
 
 def test_the_fifty_most_frequent_confusions_are_listed() -> None:
     of = {f"s{i}": [" ".join([f"A{i}"] * (i + 1))] for i in range(60)}
-    record = errors(of, {s: target.replace("A", "B") for s, (target,) in of.items()})
+    record = pair_errors(of, {s: target.replace("A", "B") for s, (target,) in of.items()})
     assert record["confusions"] == [[f"A{i}", f"B{i}", i + 1] for i in range(59, 9, -1)]
 
 
@@ -164,12 +164,12 @@ def test_a_target_written_token_by_token_is_right_whatever_its_blanks() -> None:
     """Words are what blanks part: how many there were, no model of words can say."""
     of = pairs.parse_tsv("a\tX  Y\nb\tY\n", Path("x.tsv"))
     tok = WordTokenizer.train("\n".join(t for targets in of.values() for t in targets))
-    assert spelled(tok, of["a"][0]) == tok.decode(tok.encode(of["a"][0])) == "X Y"
+    assert separate_tokens(tok, of["a"][0]) == tok.decode(tok.encode(of["a"][0])) == "X Y"
 
 
 def test_the_tokens_that_are_compared_are_the_model_s() -> None:
-    assert spelled(CharTokenizer(" ab"), "ab b") == "a b ␣ b"
-    assert spelled(ByteTokenizer(), "aü") == "a <195> <188>"
+    assert separate_tokens(CharTokenizer(" ab"), "ab b") == "a b ␣ b"
+    assert separate_tokens(ByteTokenizer(), "aü") == "a <195> <188>"
 
 
 # --- runs

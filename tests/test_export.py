@@ -14,6 +14,7 @@ from conftest import MODERN, Refused
 from flax.traverse_util import flatten_dict
 
 from gptjax import config_json, models
+from gptjax.commands import export
 from gptjax.commands.import_model import main as import_main
 from gptjax.config import BigramConfig, Config, GPTConfig, ModelConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
@@ -21,7 +22,7 @@ from gptjax.data import tokenizer
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, SpeechTokenizer, Tokenizer
 from gptjax.decoding import sampling
 from gptjax.errors import UserError
-from gptjax.interop import export, huggingface
+from gptjax.interop import huggingface, stablehlo
 from gptjax.quantization.quant_array import Format, dequantize_params, quantize_params
 from gptjax.runs import checkpoints, run_directory
 
@@ -388,7 +389,7 @@ def test_a_program_refuses_what_does_not_fit(tmp_path: Path) -> None:
 def test_a_program_too_large_is_refused(tmp_path: Path, refused: Refused) -> None:
     run = make_run(tmp_path / "run", SEED, CHAR)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "LARGEST_PROGRAM", 1000)
+        patch.setattr(stablehlo, "LARGEST_PROGRAM", 1000)
         line = refused(export.main, run, "--to", "stablehlo", "--out", tmp_path / "out")
     assert "--to safetensors" in line
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

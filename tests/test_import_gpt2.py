@@ -19,7 +19,12 @@ from gptjax import evaluation, models, train
 from gptjax.command_line import parse
 from gptjax.commands.import_model import main as import_main
 from gptjax.config import BigramConfig, Config, GPTConfig, TextDataConfig, TrainConfig
-from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
+from gptjax.config_encoders import (
+    EncoderDecoderConfig,
+    PairsDataConfig,
+    SpeechConfig,
+    SpeechDataConfig,
+)
 from gptjax.data import dataset as data
 from gptjax.data.texts import load as load_text
 from gptjax.data.tokenizer import BPETokenizer, CharTokenizer, PairTokenizer, SpeechTokenizer
@@ -344,7 +349,7 @@ def test_fine_tuning_starts_from_the_imported_loss_and_lowers_it(
 
 
 def test_a_shorter_context_takes_the_first_positions(imported: Path, config_file: Path) -> None:
-    config = parse(["--config", str(config_file), *MODEL_FLAGS])
+    config, _ = parse(["--config", str(config_file), *MODEL_FLAGS])
     short = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, block_size=8),
@@ -438,17 +443,17 @@ def test_pairs_and_speech_are_read_with_the_vocabulary_that_is_given(tmp_path: P
     pair = PairTokenizer(CharTokenizer("abc"), CharTokenizer("xyz"))
     speech = SpeechTokenizer(CharTokenizer(" xyz"), (5, 6), 4, 9)  # as Whisper's: rows of its own
     cases = [
-        ("pairs.tsv", EncoderDecoderConfig(**sizes), pair),
-        ("clips.jsonl", SpeechConfig(**sizes), speech),
+        ("pairs.tsv", EncoderDecoderConfig(**sizes), PairsDataConfig, pair),
+        ("clips.jsonl", SpeechConfig(**sizes), SpeechDataConfig, speech),
     ]
-    for name, model, tok in cases:
+    for name, model, data_config, tok in cases:
         folder = tmp_path / f"run of {name}"
         origin = {"source": "a test", "sha256": "0"}
         with run_directory.new_run(folder) as part:
             checkpoints.save_finished(part, Config(model), tok, {"w": np.ones(1)}, origin)
         config = Config(
             model,
-            TextDataConfig(path=tmp_path / name, val_fraction=0.25),
+            data_config(path=tmp_path / name, val_fraction=0.25),
             train=TrainConfig(batch_size=2, init_from=folder),
         )
         given = finetune.vocabulary(config, tmp_path / "new")
@@ -469,8 +474,8 @@ def shell(*command: object) -> str:
 
 def test_the_commands_make_a_run_that_sample_py_writes_with(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    said = shell("-m", "gptjax.commands.import_model", "gpt2", saved, "--out", out)
-    assert f"sample.py {out} --prompt" in said
+    said = shell("-m", "gptjax", "import", "gpt2", saved, "--out", out)
+    assert f"gptjax sample {out} --prompt" in said
     flags = ["--prompt", "the cat", "--max-new-tokens", 12, "--greedy", "--json"]
     record = json.loads(shell("sample.py", out, *flags))
     model, params, tok = load(out)
@@ -487,7 +492,7 @@ def test_a_tokenizer_that_others_made_survives_json() -> None:
 
 
 def test_the_shipped_config_is_gpt2_small() -> None:
-    config = parse(["--config", str(REPO / "configs/finetune_gpt2.py")])
+    config, _ = parse(["--config", str(REPO / "configs/finetune_gpt2.py")])
     assert isinstance(config.train, TrainConfig)
     assert config.train.init_from == Path("runs/gpt2")
     theirs = transformers.GPT2Config()

@@ -15,8 +15,7 @@ import pytest
 from conftest import Refused
 
 from gptjax import models, speech_recognizer, train
-from gptjax.commands import sample
-from gptjax.commands.import_model import main
+from gptjax.commands import import_model, sample
 from gptjax.config_encoders import SpeechConfig
 from gptjax.data import audio
 from gptjax.decoding import beam_search
@@ -103,7 +102,7 @@ def save(twin: Any, folder: Path, **options: Any) -> Path:
 
 
 def run_import(folder: Path, out: Path, language: str = "en") -> Path:
-    whisper.import_whisper(whisper.Whisper(folder, out, language))
+    import_model.import_model(import_model.Whisper(folder, out, language))
     return out
 
 
@@ -215,7 +214,7 @@ def test_halves_become_float32(dtype: str, tmp_path: Path) -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(load(run)[1])} == {np.dtype("float32")}
     twin = twin.float()
     width, n = twin.config.d_model, twin.config.max_source_positions
-    exact = torch.from_numpy(np.array(models.sinusoids(n, width)))
+    exact = torch.from_numpy(np.array(speech_recognizer.sinusoids(n, width)))
     twin.model.encoder.embed_positions.weight.data.copy_(exact)  # which were rounded, too
     assert max(differences(twin, run)) <= 1e-5
 
@@ -446,22 +445,13 @@ def test_the_command_makes_a_run_that_sample_py_hears_with(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "runs" / "tiny"
-    command = [
-        "-m",
-        "gptjax.commands.import_model",
-        "whisper",
-        saved,
-        "--out",
-        out,
-        "--language",
-        "de",
-    ]
+    command = ["-m", "gptjax", "import", "whisper", saved, "--out", out, "--language", "de"]
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, check=False, cwd=REPO
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
-    assert f"sample.py {out} --audio" in done.stdout
+    assert f"gptjax sample {out} --audio" in done.stdout
     made = {p.name for p in out.iterdir()}
     assert made == {"config.json", "tokenizer.json", "environment.json", "checkpoints"}
     origin = json.loads((out / "environment.json").read_text())["data"]
@@ -485,7 +475,7 @@ def test_a_wrong_command_line_is_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(arguments)
+        import_model.main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -500,8 +490,10 @@ def test_train_py_does_not_continue_an_imported_run(
     (tmp_path / "clips.jsonl").write_text("\n".join(lines) + "\n")
     config = tmp_path / "small.py"
     config.write_text(
-        "from gptjax.config import Config, SpeechConfig\n"
-        "config = Config(model=SpeechConfig(n_layer=1, n_head=1, n_embd=8, n_encoder_layer=1))\n"
+        "from gptjax.config import Config\n"
+        "from gptjax.config_encoders import SpeechConfig, SpeechDataConfig\n"
+        "model = SpeechConfig(n_layer=1, n_head=1, n_embd=8, n_encoder_layer=1)\n"
+        "config = Config(model=model, data=SpeechDataConfig())\n"
     )
     before = sorted(p.name for p in imported.iterdir())
     data = ("--data.path", tmp_path / "clips.jsonl", "--data.val-fraction", "0.3")

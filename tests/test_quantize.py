@@ -30,13 +30,14 @@ from gptjax.data.pairs import PairData
 from gptjax.data.tokenizer import CharTokenizer
 from gptjax.decoding import beam_search, sampling
 from gptjax.errors import UserError
+from gptjax.quantization import card as quantization_card
 from gptjax.quantization import quant_array
+from gptjax.quantization.fine_tuning import fine_tune, straight_through
 from gptjax.quantization.quant_array import (
     CHUNK,
     FLOAT32,
     Format,
     QuantArray,
-    straight_through,
 )
 from gptjax.runs import checkpoints, run_directory
 from gptjax.scale.devices import FEW_ROWS
@@ -451,15 +452,15 @@ MeasureOnly = Callable[..., None]
 @pytest.fixture
 def measure_only(monkeypatch: pytest.MonkeyPatch) -> MeasureOnly:
     """Each format and batch size would be compiled for a row."""
-    whole = quantize.card
+    whole = quantization_card.measure
 
     def patch(*names: str) -> None:
         def card(model: Any, named: dict[str, Any], *args: Any) -> list[dict[str, Any]]:
             return whole(model, {name: named[name] for name in names}, *args)
 
-        monkeypatch.setattr(quantize, "card", card)
+        monkeypatch.setattr(quantization_card, "measure", card)
         rates = lambda named, *_: dict.fromkeys(named, 1000.0)  # noqa: E731
-        monkeypatch.setattr(quantize, "decoding_rates", rates)
+        monkeypatch.setattr(quantization_card, "decoding_rates", rates)
 
     return patch
 
@@ -479,8 +480,8 @@ def run8(run: Path) -> Iterator[Path]:
     before = snapshot(run)
     out = run.parent / "run8"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantize, "ROUNDS", 1)
-        patch.setattr(quantize, "DECODED_TOKENS", 1)
+        patch.setattr(quantization_card, "ROUNDS", 1)
+        patch.setattr(quantization_card, "DECODED_TOKENS", 1)
         quantize.main([str(run), "--bits", "8", "--out", str(out)])
     assert snapshot(run) == before
     made = snapshot(out)
@@ -559,8 +560,8 @@ def test_a_card_says_what_is_slower_and_by_what_margin() -> None:
         for name, (one, many) in rates.items()
     ]
     says = "slower than float32 by more than 5%: int8 at batch 1 (0.94), int4 at batch 32 (0.50)"
-    assert quantize.slower(rows) == says
-    assert quantize.slower(rows[:2]) == "slower than float32 by more than 5%: none"
+    assert quantization_card.slower(rows) == says
+    assert quantization_card.slower(rows[:2]) == "slower than float32 by more than 5%: none"
 
 
 def test_a_card_tells_the_bytes_that_are_on_disk(run8: Path) -> None:
@@ -650,7 +651,7 @@ def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer)
     of_run = params_of(run)
-    tuned = quantize.fine_tune(model, of_run, dataset, config, FLOAT32, STEPS, 30)
+    tuned = fine_tune(model, of_run, dataset, config, FLOAT32, STEPS, 30)
     mean_loss = evaluation.make_evaluate(model)
     plain = mean_loss(quantize_params(tuned, INT4), dataset.validation(config, 16))
     assert rows["int4+QAT"]["val_loss"] < plain - 0.003
@@ -660,7 +661,10 @@ def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
     assert fair == pytest.approx(mean_loss(tuned, dataset.validation(config, 16)), abs=1e-6)
     assert fair < rows["float32"]["val_loss"]
     lost = rows["int4+QAT"]["val_loss"] - fair
-    assert f"int4+QAT compared with float32+steps, which trained as long: {lost:+.5f}" in printed
+    assert (
+        f"int4+QAT compared with float32+steps, which trained for as many steps: {lost:+.5f}"
+        in printed
+    )
 
 
 @pytest.fixture
@@ -670,7 +674,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("computed something")
 
-    monkeypatch.setattr(quantize, "card", fail)
+    monkeypatch.setattr(quantization_card, "measure", fail)
     monkeypatch.setattr(quantize, "fine_tune", fail)
 
 
@@ -815,7 +819,7 @@ def test_a_run_that_fails_midway_leaves_nothing(
         raise UserError("enough")
 
     monkeypatch.setattr(run_directory, "describe", fail)
-    monkeypatch.setattr(quantize, "card", lambda *_: [{"format": "int8"}])
+    monkeypatch.setattr(quantization_card, "measure", lambda *_: [{"format": "int8"}])
     with pytest.raises(UserError, match="enough"):
         quantize.quantize(quantize.Quantize(run, tmp_path / "out"))
     assert not list(tmp_path.iterdir())
@@ -828,7 +832,7 @@ from gptjax.commands import quantize
 def fail(*_):
     raise AssertionError("computed something")
 
-quantize.card = quantize.fine_tune = fail
+quantize.card.measure = quantize.fine_tune = fail
 quantize.main(sys.argv[1:])
 """
 
@@ -847,7 +851,7 @@ def test_of_two_processes_with_one_name_the_second_is_refused(
         assert [path.name for path in tmp_path.iterdir()] == ["out.part"]
         return [{"format": "int8", "val_loss": 0.0}]
 
-    monkeypatch.setattr(quantize, "card", card)
+    monkeypatch.setattr(quantization_card, "measure", card)
     monkeypatch.setattr(quantize, "table", lambda *_, **__: "")
     quantize.main(flags)
     (second,) = found
@@ -873,7 +877,7 @@ def test_a_signal_leaves_nothing(
     # Who started the tests may have had SIGINT ignored, as nohup in the background does.
     ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(quantize, "card", card)
+    monkeypatch.setattr(quantization_card, "measure", card)
     try:
         with pytest.raises(SystemExit) as stop:
             quantize.main([str(run), "--out", str(tmp_path / "new/out")])
@@ -885,12 +889,12 @@ def test_a_signal_leaves_nothing(
 
 
 def test_text_is_decoded_as_much_as_is_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "DECODED_TOKENS", 20)  # over the end of the context
+    monkeypatch.setattr(quantization_card, "DECODED_TOKENS", 20)  # over the end of the context
     config = run_directory.read_config(run)
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer)
-    assert quantize.decoder(model, dataset, config, 1)(params_of(run)) == 20
-    assert quantize.decoder(model, dataset, config, 3)(params_of(run)) == 60
+    assert quantization_card.decoder(model, dataset, config, 1)(params_of(run)) == 20
+    assert quantization_card.decoder(model, dataset, config, 3)(params_of(run)) == 60
 
 
 @pytest.fixture(scope="module")
@@ -936,7 +940,9 @@ def test_targets_are_decoded_as_much_as_is_counted(pairs_run: Path) -> None:
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer)
     params = params_of(pairs_run)
-    one, all_at_once = (quantize.decoder(model, dataset, config, n)(params) for n in (1, 16))
+    one, all_at_once = (
+        quantization_card.decoder(model, dataset, config, n)(params) for n in (1, 16)
+    )
     assert one == all_at_once
     assert 16 <= one <= 16 * 8
 
@@ -979,5 +985,5 @@ def test_a_run_on_speech_is_quantized(
     config = run_directory.read_config(out)
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer)
-    decode = quantize.decoder(model, dataset, config, 16)
+    decode = quantization_card.decoder(model, dataset, config, 16)
     assert 16 <= decode(params_of(out)) <= 16 * 16

@@ -28,7 +28,7 @@ from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.pairs import epoch_batches
 from gptjax.data.speech import Example
 from gptjax.data.tokenizer import SpeechTokenizer, WordTokenizer
-from gptjax.decoding import beam_search, transcription, word_alignment
+from gptjax.decoding import beam_search, error_rates, transcription, word_alignment
 from gptjax.runs import report
 
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
@@ -317,7 +317,7 @@ def test_error_rates_are_those_of_levenshtein() -> None:
         one.text if rng.random() < 0.5 else " ".join(rng.choice(words, int(rng.integers(0, 6))))
         for one in said
     ]
-    found = evaluate.speech_errors(said, written)
+    found = error_rates.speech_errors(said, written)
     n_wrong = [distance(a.text.split(), b.split()) for a, b in zip(said, written, strict=True)]
     n_words = sum(len(one.text.split()) for one in said)
     assert found["wer"] == pytest.approx(sum(n_wrong) / n_words)
@@ -335,13 +335,13 @@ def test_error_rates_are_those_of_levenshtein() -> None:
         of = [i for i in range(40) if i % 3 == k]
         assert row["clips"] == len(of)
         assert row["accuracy"] == pytest.approx(np.mean([n_wrong[i] == 0 for i in of]))
-    rates = [w["errors"] / len(w["said"].split()) for w in found["worst"]]
+    rates = [w["errors"] / len(w["reference"].split()) for w in found["worst"]]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == max(w / len(s.text.split()) for w, s in zip(n_wrong, said, strict=True))
 
 
 def test_case_and_punctuation_are_no_errors() -> None:
-    found = evaluate.speech_errors([Example(np.zeros(0), "Hello, world!", "")], ["hello world"])
+    found = error_rates.speech_errors([Example(np.zeros(0), "Hello, world!", "")], ["hello world"])
     assert found["wer"] == found["cer"] == 0
     assert found["accuracy"] == 1
     assert found["worst"] == []

@@ -1,42 +1,77 @@
-"""Weights that others trained, as a run that sample.py can use.
+"""gptjax import: a checkpoint that Hugging Face saved, as a run."""
 
-    python -m gptjax.importers gpt2 PATH --out RUN
-    python -m gptjax.importers whisper PATH --out RUN [--language en]
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
-gpt2: OpenAI's language model, and those of its architecture. whisper: its speech recognizer.
+import tyro
 
-PATH is a folder as Hugging Face saves it: config.json, model.safetensors or shards of it, and
-tokenizer.json (or, of GPT-2, vocab.json and merges.txt). An imported run has no optimizer state, so
-train.py cannot continue it; a new run can start from it with --train.init-from RUN.
-"""
-
-import sys
-from collections.abc import Callable
-from typing import Any
-
+from gptjax import models
 from gptjax.command_line import parse_command
 from gptjax.errors import UserError, exit_codes
-from gptjax.interop.gpt2 import GPT2, import_gpt2
-from gptjax.interop.whisper import Whisper, import_whisper
+from gptjax.interop import gpt2, whisper
+from gptjax.runs import checkpoints, run_directory
 
-IMPORTERS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
-    "gpt2": (GPT2, import_gpt2),
-    "whisper": (Whisper, import_whisper),
-}
+
+@dataclass(frozen=True)
+class GPT2:
+    """Turn a GPT-2 checkpoint of Hugging Face into a run.
+
+    It has no optimizer state, so training cannot continue it. A new run can start from its weights
+    with --train.init-from RUN.
+
+        gptjax import gpt2 gpt2/ --out runs/gpt2
+    """
+
+    path: tyro.conf.Positional[Path]
+    """Folder with config.json, model.safetensors (or shards of it) and tokenizer.json (or
+    vocab.json and merges.txt)."""
+    out: Path
+    """Run directory to make."""
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """Turn a Whisper checkpoint of Hugging Face into a run.
+
+    It has no optimizer state, so training cannot continue it. A new run can start from its weights
+    with --train.init-from RUN.
+
+        gptjax import whisper whisper-tiny/ --out runs/whisper-tiny --language de
+    """
+
+    path: tyro.conf.Positional[Path]
+    """Folder with config.json, model.safetensors (or shards of it) and tokenizer.json."""
+    out: Path
+    """Run directory to make."""
+    language: str = "en"
+    """Spoken language, as Whisper abbreviates it. For multilingual checkpoints."""
+
+
+Import: Any = (
+    Annotated[GPT2, tyro.conf.subcommand("gpt2")]
+    | Annotated[Whisper, tyro.conf.subcommand("whisper")]
+)
 
 
 def main(argv: list[str]) -> None:
     with exit_codes():
-        kind, arguments = (argv or [""])[0], argv[1:]
-        if kind in ("-h", "--help"):
-            print(__doc__)
-        elif kind not in IMPORTERS:
-            known = "|".join(IMPORTERS)
-            raise UserError(f"usage: python -m gptjax.importers {known} PATH --out RUN")
+        import_model(parse_command(Import, argv, "gptjax import"))
+
+
+def import_model(command: GPT2 | Whisper) -> None:
+    """Makes the run, whole or not at all. Raises UserError for what cannot be imported."""
+    folder, out = command.path, command.out
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name one with config.json and model.safetensors")
+    with ExitStack() as stack:
+        part = stack.enter_context(run_directory.new_run(out))
+        if isinstance(command, GPT2):
+            read, flag = gpt2.read(folder, stack), "--prompt TEXT"
         else:
-            cls, do = IMPORTERS[kind]
-            do(parse_command(cls, arguments, f"python -m gptjax.importers {kind}"))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+            read, flag = whisper.read(folder, stack, command.language), "--audio FILE"
+        origin = f"no data: weights imported from {folder.resolve()}"
+        data = {"source": origin, "sha256": read.sha256}
+        checkpoints.save_finished(part, read.config, read.tokenizer, read.params, data)
+    print(f"{models.count(read.params):,} parameters in {out}; try: gptjax sample {out} {flag}")

@@ -1,1 +1,1 @@
-"""To and from other formats: Hugging Face, Whisper, StableHLO."""
+"""Checkpoints of other libraries, in and out: GPT-2 and Whisper of Hugging Face, StableHLO."""

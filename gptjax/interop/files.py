@@ -5,22 +5,34 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gptjax.config import Config
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError, import_extra
 
-NEEDS = "python -m gptjax.importers needs"
+NEEDS = "gptjax import needs"
 N_NAMED = 3
-"""Tensors that an error names before it says how many more there are."""
+"""Tensors that an error names. It counts the others."""
+
+
+class Imported(NamedTuple):
+    """A checkpoint of another library as the parts of a run."""
+
+    config: Config
+    tokenizer: Tokenizer
+    params: Any
+    sha256: str
+    """Of the files with the weights."""
 
 
 class Tensors:
-    """The tensors in a folder's safetensors files, read when asked for.
+    """The tensors in a folder's safetensors files. Each is read when it is taken.
 
-    `shapes` has those not yet taken. To be closed by the ExitStack. Raises UserError for a folder
-    without them, and for a file that is missing or broken.
+    `shapes` holds those that are not yet taken. The ExitStack closes the files. Raises UserError
+    for a folder without such files, and for a file that is missing or broken.
     """
 
     def __init__(self, folder: Path, stack: ExitStack):
@@ -30,7 +42,7 @@ class Tensors:
             names = ["model.safetensors"]
         elif index.is_file():
             shards = read_json(index).get("weight_map", {})
-            # A shard lies in the folder, whatever the index says.
+            # Only the file name, so that the index cannot point outside the folder.
             names = sorted({Path(str(name)).name for name in shards.values()})
         elif any(folder.glob("pytorch_model*.bin")):
             raise UserError(
@@ -38,28 +50,28 @@ class Tensors:
                 "model.save_pretrained(folder, safe_serialization=True)"
             )
         else:
-            raise UserError(f"{folder} has no model.safetensors; name a folder that has")
+            raise UserError(f"{folder} has no model.safetensors; name a folder that has one")
         self.files = [folder / name for name in names]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._file_of: dict[str, Any] = {}
         for path in self.files:
             try:
-                # Its numpy reader knows no bfloat16, its JAX reader does.
+                # The numpy reader of safetensors cannot read bfloat16, the JAX reader can.
                 file = stack.enter_context(safetensors.safe_open(path, framework="flax"))
             except (OSError, safetensors.SafetensorError) as error:
                 raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
             for name in file.keys():  # noqa: SIM118 - no dict
                 if name in self._file_of:
-                    raise UserError(f"{path} has {name}, which another file has, too; remove one")
+                    raise UserError(f"{path} and another file both have {name}; remove one")
                 self._file_of[name] = file
                 self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def drop(self, is_dropped: Callable[[str], bool]) -> None:
-        """Forgets tensors by their names."""
+        """Ignores the tensors with such names."""
         self.shapes = {name: s for name, s in self.shapes.items() if not is_dropped(name)}
 
     def take(self, name: str) -> np.ndarray:
-        """A tensor as float32; it can be taken once."""
+        """A tensor as float32. Each tensor can be taken once."""
         del self.shapes[name]
         return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
 
@@ -67,17 +79,17 @@ class Tensors:
         return self._file_of[name].get_slice(name).get_dtype() == "BF16"
 
     def check_names(self, expected: dict[str, tuple[int, ...]]) -> None:
-        """Raises UserError, naming some, for tensors that are missing, unknown or misshapen."""
-        had = self.shapes
-        missing = [name for name in expected if name not in had]
-        unknown = [name for name in had if name not in expected]
-        other = [f"{n} {had[n]} for {s}" for n, s in expected.items() if had.get(n, s) != s]
+        """Raises UserError for tensors that are missing, unknown or of another shape."""
+        found = self.shapes
+        missing = [name for name in expected if name not in found]
+        unknown = [name for name in found if name not in expected]
+        other = [f"{n} {found[n]} for {s}" for n, s in expected.items() if found.get(n, s) != s]
         faults = (("missing", missing), ("unknown", unknown), ("of another shape", other))
-        if wrong := [f"{what}: {some(names)}" for what, names in faults if names]:
+        if wrong := [f"{what}: {_some(names)}" for what, names in faults if names]:
             raise UserError(f"{self.files[0]} does not fit its config.json; {'; '.join(wrong)}")
 
     def sha256(self) -> str:
-        """Of all files, one behind the other."""
+        """Hex digest of all files, in order."""
         digest = hashlib.sha256()
         for path in self.files:
             with open(path, "rb") as file:
@@ -87,7 +99,7 @@ class Tensors:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError for a file that is missing or is something else."""
+    """A JSON object. Raises UserError for a file that is missing or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -98,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class TheirConfig:
-    """A config.json. Every method raises UserError, naming the value, for one that cannot be."""
+    """A config.json of Hugging Face. Every check raises UserError that names the value."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -108,27 +120,32 @@ class TheirConfig:
         return self._fields.get(name, default)
 
     def require(self, name: str, value: Any, default: Any = None) -> None:
-        """Refuses any other value; one that is not there is the default."""
+        """Refuses any other value. A missing field has the default."""
         self.one_of(name, (value,), default)
 
     def one_of(self, name: str, values: tuple[Any, ...], default: Any = None) -> Any:
-        """A value that can be imported; one that is not there is the default."""
-        had = self._fields.get(name, default)
-        if had not in values or isinstance(had, bool) != isinstance(values[0], bool):
+        """A field that must have one of these values. A missing field has the default."""
+        value = self._fields.get(name, default)
+        if value not in values or isinstance(value, bool) != isinstance(values[0], bool):
             known = " or ".join(map(repr, values))
-            raise UserError(f"{self.path}: {name} is {had!r}, but only {known} can be imported")
-        return had
+            raise UserError(f"{self.path}: {name} is {value!r}, but only {known} can be imported")
+        return value
 
     def number(self, name: str) -> int:
-        """A positive whole number."""
+        """A field that must be a positive integer."""
         value = self._fields.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(
-                f"{self.path}: {name} is {value!r}, but must be a positive whole number"
-            )
+            raise UserError(f"{self.path}: {name} is {value!r}, but must be a positive integer")
         return value
 
 
-def some(names: Sequence[str]) -> str:
+def write_safetensors(path: Path, arrays: dict[str, Any]) -> None:
+    """Writes arrays by name, with the metadata that transformers requires."""
+    numpy = import_extra("safetensors.numpy", "--to hf and --to safetensors need")
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    path.write_bytes(numpy.save(contiguous, {"format": "pt"}))
+
+
+def _some(names: Sequence[str]) -> str:
     more = len(names) - N_NAMED
     return ", ".join(names[:N_NAMED]) + (f" and {more} more" if more > 0 else "")

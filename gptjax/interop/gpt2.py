@@ -1,46 +1,33 @@
-"""GPT-2 (Radford et al. 2019), or any model of its architecture, from Hugging Face's files."""
+"""Reads GPT-2 (Radford et al. 2019), or a model of its architecture, from Hugging Face's files."""
 
 import json
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tyro
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from gptjax import config_checks, models
 from gptjax.config import Config, GPTConfig, TextDataConfig
 from gptjax.data.tokenizer import BPETokenizer
 from gptjax.errors import UserError, import_extra
 from gptjax.interop import huggingface
-from gptjax.interop.files import NEEDS, Tensors, TheirConfig, read_json
-from gptjax.runs import checkpoints, run_directory
+from gptjax.interop.files import NEEDS, Imported, Tensors, TheirConfig, read_json
+from gptjax.scale.sharding import by_path
 
 ACTIVATIONS: dict[str, Any] = {theirs: ours for ours, theirs in huggingface.ACTIVATIONS.items()}
 ACTIVATIONS["gelu_pytorch_tanh"] = "gelu_tanh"
-# Older files keep attention's mask among the tensors.
+# Tensors that are no parameters: older files hold the masks of attention.
 NO_PARAMETER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
-
-
-@dataclass(frozen=True)
-class GPT2:
-    """Turn a GPT-2 checkpoint of Hugging Face into a run."""
-
-    path: tyro.conf.Positional[Path]
-    """Folder with config.json, model.safetensors and tokenizer.json, or vocab.json and
-    merges.txt."""
-    out: Path
-    """Run directory to make."""
 
 
 def gpt2_config(theirs: TheirConfig) -> tuple[GPTConfig, int]:
     """(configuration, vocabulary size) of GPT-2's config.json.
 
-    Raises UserError for what our GPT cannot be, naming the value.
+    Raises UserError, naming the value, for an architecture that our GPT does not have.
     """
     theirs.require("model_type", "gpt2")
     width = theirs.number("n_embd")
@@ -72,15 +59,15 @@ def gpt2_config(theirs: TheirConfig) -> tuple[GPTConfig, int]:
 
 
 def gpt2_params(tensors: Tensors, config: GPTConfig, shapes: Any) -> Any:
-    """The parameters, each of GPT-2's tensors used once; `shapes` is the model's own pytree.
+    """The parameters, in the tree of `shapes`. Each of GPT-2's tensors is used once.
 
-    An output head that is not tied has no bias there, so ours is zero. Raises UserError for
-    tensors that are missing, unknown or of another shape, and for a tied head that differs.
+    GPT-2's output head has no bias, so the bias of an untied head is zero. Raises UserError for
+    tensors that are missing, unknown or of another shape, and for a tied head that differs from the
+    embedding.
     """
-    leaves: dict[str, Any] = flatten_dict(shapes, sep=".")
-    ours = {path: leaf.shape for path, leaf in leaves.items()}
+    ours = {path: leaf.shape for path, leaf in by_path(shapes).items()}
     names = huggingface.names(config)
-    # A GPT2Model has no head, and its tensors no prefix.
+    # The tensors of a GPT2Model, which has no head, have no prefix.
     prefix = "transformer." if any(n.startswith("transformer.") for n in tensors.shapes) else ""
 
     def theirs(name: str) -> str:
@@ -111,9 +98,9 @@ def gpt2_params(tensors: Tensors, config: GPTConfig, shapes: Any) -> Any:
 
 
 def gpt2_tokenizer(folder: Path, theirs: TheirConfig, vocab_size: int) -> BPETokenizer:
-    """The vocabulary of tokenizer.json, or of vocab.json and merges.txt; any kind is welcome.
+    """The tokenizer of tokenizer.json, or else of vocab.json and merges.txt.
 
-    Raises UserError when neither is there, is a tokenizer, or fits the model.
+    Raises UserError if the files are missing or broken, or have more tokens than the model.
     """
     tokenizers = import_extra("tokenizers", NEEDS)
     path, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
@@ -131,7 +118,7 @@ def gpt2_tokenizer(folder: Path, theirs: TheirConfig, vocab_size: int) -> BPETok
         else:
             raise UserError(
                 f"{folder} has no tokenizer.json, and not both vocab.json and merges.txt; name a "
-                "folder that has"
+                "folder that has them"
             )
         made = tokenizers.Tokenizer.from_str(text)
     except UserError:
@@ -146,30 +133,20 @@ def gpt2_tokenizer(folder: Path, theirs: TheirConfig, vocab_size: int) -> BPETok
         )
     start = theirs.get("bos_token_id", None)
     if not isinstance(start, int) or not 0 <= start <= largest:
-        # As a byte-level vocabulary and one of characters call the line break.
+        # The line break is Ċ in a byte-level vocabulary, and \n in one of characters.
         found = map(made.token_to_id, ("<|endoftext|>", "Ċ", "\n"))
         start = next((i for i in found if i is not None), 0)
     return BPETokenizer(text, vocab_size, start)
 
 
-def import_gpt2(command: GPT2) -> None:
-    """Makes the run, whole or not at all. Raises UserError for what cannot be imported."""
-    folder, out = command.path, command.out
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one with config.json and model.safetensors")
-    with ExitStack() as stack:
-        part = stack.enter_context(run_directory.new_run(out))
-        theirs = TheirConfig(folder / "config.json")
-        model_config, vocab_size = gpt2_config(theirs)
-        config = Config(model=model_config, data=TextDataConfig(tokenizer="bpe"))
-        config_checks.check(config)
-        tensors = Tensors(folder, stack)
-        tok = gpt2_tokenizer(folder, theirs, vocab_size)
-        model = models.build(model_config, tok)
-        shapes = jax.eval_shape(lambda: models.init(model, seed=0))
-        params = gpt2_params(tensors, model_config, shapes)
-        origin = f"no data: weights imported from {folder.resolve()}"
-        checkpoints.save_finished(
-            part, config, tok, params, {"source": origin, "sha256": tensors.sha256()}
-        )
-    print(f"{models.count(params):,} parameters in {out}; try: python sample.py {out} --prompt ...")
+def read(folder: Path, stack: ExitStack) -> Imported:
+    """The model in a folder. Raises UserError for what cannot be imported."""
+    theirs = TheirConfig(folder / "config.json")
+    model_config, vocab_size = gpt2_config(theirs)
+    config = Config(model=model_config, data=TextDataConfig(tokenizer="bpe"))
+    config_checks.check(config)
+    tensors = Tensors(folder, stack)
+    tok = gpt2_tokenizer(folder, theirs, vocab_size)
+    model = models.build(model_config, tok)
+    params = gpt2_params(tensors, model_config, jax.eval_shape(lambda: models.init(model, seed=0)))
+    return Imported(config, tok, params, tensors.sha256())

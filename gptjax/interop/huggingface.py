@@ -1,35 +1,41 @@
-"""A GPT as Hugging Face's GPT2LMHeadModel has it, both ways; a tokenizer as its tokenizers does.
+"""Writes a GPT as Hugging Face's GPT2LMHeadModel, and its tokenizer as that of `tokenizers`.
 
-What GPT-2 (Radford et al. 2019) can be: learned positions, LayerNorm, an MLP with one of four
-activations, an output head without a bias. Its names of tensors stand without the prefix
-"transformer."; its matrices lie as ours, (fan in, fan out).
+GPT-2 (Radford et al. 2019) has learned positions, LayerNorm, an MLP with one of four activations,
+and an output head without a bias. Tensor names here have no prefix "transformer.". Its matrices
+have our layout, (fan in, fan out).
 """
 
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
+from gptjax.atomic import write_json
 from gptjax.config import GPTConfig, ModelConfig
 from gptjax.data.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     GPT2Tokenizer,
+    PairTokenizer,
+    SpeechTokenizer,
     TextTokenizer,
+    Tokenizer,
     WordTokenizer,
 )
 from gptjax.errors import UserError, import_extra
+from gptjax.interop.files import write_safetensors
+from gptjax.scale.sharding import by_path
 
 ACTIVATIONS = {"relu": "relu", "relu2": "relu2", "gelu": "gelu", "gelu_tanh": "gelu_new"}
-"""Our names of activations, and those of transformers."""
+"""Our activation: transformers' name for it."""
 
 HEAD = "lm_head.weight"
-"""The one matrix that lies the other way, (V, D)."""
+"""The only matrix with the other layout, (V, D)."""
 
-# The parts of a block, and which of ours stand side by side in each.
+# GPT-2's parts of a block: ours, which are concatenated there.
 PARTS = {
     "ln_1": ("attention_norm",),
     "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
@@ -40,14 +46,14 @@ PARTS = {
 }
 
 HEAD_BIAS_ERROR = 1e-5
-"""By how much logits may change when the head's bias moves into the last norm's."""
+"""Largest change of a logit when the head's bias moves into the last norm's."""
 
 
 def obstacles(model: ModelConfig) -> list[str]:
-    """What of a model GPT-2 has not, as the options of train.py that asked for it."""
+    """Features of a model that GPT-2 lacks, as the options of `gptjax train` that set them."""
     if type(model) is not GPTConfig:
         return [type(model).__name__.removesuffix("Config")]
-    asked = {
+    lacking = {
         "position": model.position != "learned",
         "norm": model.norm != "layernorm",
         "activation": model.activation not in ACTIVATIONS,
@@ -57,13 +63,28 @@ def obstacles(model: ModelConfig) -> list[str]:
     }
     return [
         f"--model.{name} {getattr(model, name)}".replace("_", "-").removesuffix(" True")
-        for name, is_asked in asked.items()
-        if is_asked
+        for name, is_lacking in lacking.items()
+        if is_lacking
     ]
 
 
+def write(folder: Path, config: Any, tok: Tokenizer, params: Any) -> None:
+    """Writes the files that transformers loads; `obstacles` must be empty.
+
+    Raises UserError if the output head has a bias that GPT-2 cannot express.
+    """
+    assert not isinstance(tok, PairTokenizer | SpeechTokenizer)
+    files, end = tokenizer_files(tok, config.block_size)
+    ids = {"bos_token_id": tok.start, "eos_token_id": end}
+    files["config.json"] = gpt2_config(config, tok.vocab_size, tok.start, end)
+    files["generation_config.json"] = {"_from_model_config": True, **ids}
+    write_safetensors(folder / "model.safetensors", to_gpt2(config, params))
+    for name, content in files.items():
+        write_json(folder / name, content)
+
+
 def names(config: GPTConfig) -> dict[str, tuple[str, ...]]:
-    """{"h.0.attn.c_attn.weight": (our paths, side by side along the last axis), ...}."""
+    """{"h.0.attn.c_attn.weight": (our paths, concatenated along the last axis), ...}."""
     modules = {
         f"h.{i}.{theirs}": tuple(f"block_{i}.{part}" for part in ours)
         for i in range(config.n_layer)
@@ -84,11 +105,11 @@ def names(config: GPTConfig) -> dict[str, tuple[str, ...]]:
 
 
 def to_gpt2(config: GPTConfig, params: Any) -> dict[str, np.ndarray]:
-    """The state_dict of a GPT2LMHeadModel that computes the same; biases we lack are zero.
+    """The state_dict of an equal GPT2LMHeadModel. Biases that our model lacks are zero.
 
-    Raises UserError where the output head has a bias that nothing of GPT-2 can stand for.
+    Raises UserError if the output head has a bias that GPT-2 cannot express.
     """
-    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep=".").items()}
+    flat = {path: np.asarray(leaf) for path, leaf in by_path(params).items()}
     if "head.bias" in flat:
         flat["final_norm.bias"] = absorb(
             flat["head.bias"], flat["head.kernel"], flat["final_norm.bias"]
@@ -113,10 +134,10 @@ def to_gpt2(config: GPTConfig, params: Any) -> dict[str, np.ndarray]:
 
 
 def absorb(bias_V: np.ndarray, kernel_DV: np.ndarray, norm_bias_D: np.ndarray) -> np.ndarray:
-    """The last norm's bias that gives the logits what the head's bias gave them.
+    """A bias of the last norm that has the same effect on the logits as the head's bias.
 
-    That is a solution of V equations for D numbers, which there is if V <= D (as with characters)
-    or if the bias is zero. Raises UserError if there is none.
+    It solves V equations for D unknowns: possible if V <= D (as with characters), or if the head's
+    bias is zero. Raises UserError if there is no solution.
     """
     kernel_VD = kernel_DV.T.astype(np.float64)
     shift_D = np.linalg.lstsq(kernel_VD, bias_V.astype(np.float64), rcond=None)[0]
@@ -124,8 +145,8 @@ def absorb(bias_V: np.ndarray, kernel_DV: np.ndarray, norm_bias_D: np.ndarray) -
     error = np.abs(kernel_VD @ (moved_D - norm_bias_D.astype(np.float64)) - bias_V).max()
     if not error <= HEAD_BIAS_ERROR:
         raise UserError(
-            "the output head has a bias, which GPT-2's has not, and which its last norm cannot "
-            f"stand for with {len(bias_V)} tokens and a width of {len(norm_bias_D)}; train with "
+            "the output head has a bias, which GPT-2 lacks, and the last norm cannot replace it "
+            f"with {len(bias_V)} tokens and a width of {len(norm_bias_D)}; train with "
             "--model.tie-embeddings or --model.no-bias, or export --to safetensors or stablehlo"
         )
     return moved_D
@@ -158,10 +179,10 @@ def gpt2_config(config: GPTConfig, vocab_size: int, start: int, end: int | None)
 
 
 def tokenizer_json(tok: TextTokenizer) -> dict[str, Any]:
-    """The tokenizer.json of Hugging Face's tokenizers that encodes and decodes as ours does.
+    """The tokenizer.json of an equal tokenizer of Hugging Face.
 
-    Characters and words that the vocabulary lacks are refused there, too. The text <|endoftext|>
-    is one token there, but text as any other to our GPT2Tokenizer.
+    It also refuses characters and words that the vocabulary lacks. One difference: the text
+    <|endoftext|> is one token there, but ordinary text for our GPT2Tokenizer.
     """
     tokenizers = import_extra("tokenizers", "--to hf needs")
     regex, bpe = tokenizers.Regex, tokenizers.models.BPE
@@ -172,16 +193,16 @@ def tokenizer_json(tok: TextTokenizer) -> dict[str, Any]:
 
     match tok:
         case CharTokenizer():
-            # No token is empty, so nothing stands for what is unknown.
+            # No token is empty, so there is no token for the unknown.
             model = tokenizers.models.WordLevel(in_order(list(tok.characters)), unk_token="")
             made = tokenizers.Tokenizer(model)
             made.pre_tokenizer = split(regex(r"[\s\S]"), "isolated")
             made.decoder = tokenizers.decoders.Fuse()
-        case WordTokenizer():  # whose decoder puts blanks between words
+        case WordTokenizer():  # its decoder puts spaces between words
             model = tokenizers.models.WordLevel(in_order(tok.words), unk_token="")
             made = tokenizers.Tokenizer(model)
-            blanks = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
-            made.pre_tokenizer = split(regex(f"[{blanks}]+"), "removed")
+            spaces = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
+            made.pre_tokenizer = split(regex(f"[{spaces}]+"), "removed")
         case ByteTokenizer():
             made = tokenizers.Tokenizer(bpe(in_order(byte_characters()), []))
             made.pre_tokenizer = byte_level(add_prefix_space=False, use_regex=False)
@@ -197,16 +218,16 @@ def tokenizer_json(tok: TextTokenizer) -> dict[str, Any]:
 
 
 def byte_characters() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary: GPT-2's choice."""
+    """GPT-2's printable character for each byte in a byte-level vocabulary."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(b if b in printable else 256 + others.index(b)) for b in range(256)]
 
 
 def vocabulary_and_merges(tokens: list[bytes]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A byte-level BPE as (ids by token, pairs to merge), from its tokens in their order.
+    """A byte-level BPE as (ids by token, merges), from its tokens in order.
 
-    The pair that makes a token is what is left of its bytes when all earlier merges are made.
+    A token's merge is the pair that remains of its bytes after all earlier merges.
     """
     ranks = {token: i for i, token in enumerate(tokens)}
     characters = byte_characters()
@@ -227,7 +248,7 @@ def vocabulary_and_merges(tokens: list[bytes]) -> tuple[dict[str, int], list[tup
 
 
 def tokenizer_files(tok: TextTokenizer, block_size: int) -> tuple[dict[str, Any], int | None]:
-    """({file name: JSON} that AutoTokenizer reads, the token that ends a text if one does)."""
+    """({file name: JSON} that AutoTokenizer reads, the token that ends a text or None)."""
     model = tokenizer_json(tok)
     special = {t["id"]: t["content"] for t in model["added_tokens"] if t["special"]}
     config = {

@@ -1,35 +1,34 @@
-"""Whisper, OpenAI's speech recognizer (Radford et al. 2022), from Hugging Face's files.
+"""Reads Whisper, OpenAI's speech recognizer (Radford et al. 2022), from Hugging Face's files.
 
-It computes the same logits, but its text may differ from Hugging Face's `generate`, which also
-keeps the tokens of generation_config.json's suppress_tokens and begin_suppress_tokens from being
-chosen: beam search here chooses freely.
+The logits are the same as Hugging Face's. The text may differ from its `generate`, which never
+chooses the tokens in suppress_tokens and begin_suppress_tokens of generation_config.json. Beam
+search here has no such list.
 """
 
 import json
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tyro
+from flax.traverse_util import unflatten_dict
 
 from gptjax import config_checks, models
 from gptjax.config import Config
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data.tokenizer import BPETokenizer, SpeechTokenizer
 from gptjax.errors import UserError, import_extra
-from gptjax.interop.files import NEEDS, Tensors, TheirConfig, read_json
-from gptjax.runs import checkpoints, run_directory
+from gptjax.interop.files import NEEDS, Imported, Tensors, TheirConfig, read_json
+from gptjax.scale.sharding import by_path
 from gptjax.speech_recognizer import sinusoids
 
 ENGLISH_ONLY = 51_864
-"""Vocabulary of Whisper's English-only checkpoints: it has language tokens, but they have no use
-for them."""
+"""Vocabulary size of Whisper's English-only checkpoints. They have language tokens, but were not
+trained with them."""
 
-# Our names of a parameter's parts, and Whisper's.
+# Our names in a parameter's path, and Whisper's.
 WHISPER_NAMES = {
     "conv_1": "conv1",
     "conv_2": "conv2",
@@ -50,22 +49,10 @@ WHISPER_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Whisper:
-    """Turn a Whisper checkpoint of Hugging Face into a run."""
-
-    path: tyro.conf.Positional[Path]
-    """Folder with config.json, model.safetensors and tokenizer.json."""
-    out: Path
-    """Run directory to make."""
-    language: str = "en"
-    """Language spoken, as Whisper abbreviates it; of multilingual checkpoints."""
-
-
 def whisper_config(path: Path) -> tuple[SpeechConfig, int]:
     """(configuration, vocabulary size) of Whisper's config.json.
 
-    Raises UserError for what SpeechRecognizer cannot be, naming the value.
+    Raises UserError, naming the value, for an architecture that SpeechRecognizer does not have.
     """
     theirs = TheirConfig(path)
     require, number = theirs.require, theirs.number
@@ -98,29 +85,28 @@ def whisper_config(path: Path) -> tuple[SpeechConfig, int]:
 
 
 def whisper_name(path: str) -> str:
-    """Whisper's name of a parameter, "decoder.final_norm.scale" for one."""
+    """Whisper's name for our parameter path, such as "decoder.final_norm.scale"."""
     path = path.replace("mlp.hidden", "fc1").replace("mlp.output", "fc2")
     path = re.sub(r"block_(\d+)", r"layers.\1", path).replace("output", "out_proj")
     return ".".join(["model", *(WHISPER_NAMES.get(part, part) for part in path.split("."))])
 
 
 def whisper_params(tensors: Tensors, shapes: Any) -> Any:
-    """The parameters, each of Whisper's tensors used once; `shapes` is the model's own pytree.
+    """The parameters, in the tree of `shapes`. Each of Whisper's tensors is used once.
 
-    Raises UserError for tensors that are missing, unknown or of another shape, and where one that
-    has no parameter here is not what the model computes.
+    Raises UserError for tensors that are missing, unknown or of another shape, for encoder
+    positions that are not sinusoids, and for an output head that differs from the embedding.
     """
     positions, head = "model.encoder.embed_positions.weight", "proj_out.weight"
     embedding = "model.decoder.embed_tokens.weight"
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    named = [
-        (whisper_name(jax.tree_util.keystr(path, simple=True, separator=".")), leaf.shape)
-        for path, leaf in leaves
-    ]
+    ours = {path: leaf.shape for path, leaf in by_path(shapes).items()}
+    names = {path: whisper_name(path) for path in ours}
     width = shapes["decoder"]["token_embedding"]["table"].shape[1]
-    expected = {name: whisper_shape(name, shape) for name, shape in named if not is_zero(name)}
+    expected = {
+        name: whisper_shape(name, ours[path]) for path, name in names.items() if not is_zero(name)
+    }
     expected[positions] = (tensors.shapes.get(positions, (1,))[0], width)
-    if head in tensors.shapes:  # written out, though it is the embedding
+    if head in tensors.shapes:  # a copy of the embedding
         expected[head] = expected[embedding]
     tensors.check_names(expected)
 
@@ -129,43 +115,45 @@ def whisper_params(tensors: Tensors, shapes: Any) -> Any:
     difference = np.abs(theirs_SD - sinusoids(*theirs_SD.shape)).max()
     if not difference <= rounding:
         raise UserError(
-            f"{tensors.files[0]}: {positions} is {difference:.2g} away from sinusoids, which are "
-            "the only positions of an encoder that can be imported"
+            f"{tensors.files[0]}: {positions} is {difference:.2g} away from sinusoids, the only "
+            "encoder positions that can be imported"
         )
-    filled: list[np.ndarray] = [
-        np.zeros(shape, np.float32) if is_zero(name) else to_ours(tensors.take(name), name)
-        for name, shape in named
-    ]
-    params = jax.tree.unflatten(tree, filled)
-    table_VD = params["decoder"]["token_embedding"]["table"]
+    flat: dict[str, np.ndarray] = {
+        path: np.zeros(ours[path], np.float32)
+        if is_zero(name)
+        else to_ours(tensors.take(name), name)
+        for path, name in names.items()
+    }
+    table_VD = flat["decoder.token_embedding.table"]
     if head in tensors.shapes and not np.array_equal(tensors.take(head), table_VD):
         raise UserError(f"{tensors.files[0]}: {head} is not {embedding}, but they must be the same")
-    return params
+    return unflatten_dict(flat, sep=".")
 
 
 def is_zero(name: str) -> bool:
-    """Whisper's keys have no bias."""
+    """Whether Whisper has no such tensor: its attention keys have no bias, so ours is zero."""
     return name.endswith("k_proj.bias")
 
 
 def whisper_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a tensor has at Whisper where it is `shape` here; inverts `to_ours`."""
+    """The shape of Whisper's tensor for a parameter of this shape; the inverse of `to_ours`."""
     if "conv" in name and len(shape) == 2:
         return shape[1], shape[0] // 3, 3
     return shape[::-1] if len(shape) == 2 and "embed_" not in name else shape
 
 
 def to_ours(tensor: np.ndarray, name: str) -> np.ndarray:
-    """A tensor of Whisper as our parameter."""
-    if tensor.ndim == 3:  # (D, M, 3): here the three frames stand one behind the other, (3 M, D)
+    """A tensor of Whisper in the layout of our parameter."""
+    if tensor.ndim == 3:  # a convolution (D, M, 3); ours is (3 M, D), the frames in order
         return tensor.transpose(2, 1, 0).reshape(-1, len(tensor))
     return tensor.T if tensor.ndim == 2 and "embed_" not in name else tensor
 
 
 def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTokenizer:
-    """Whisper's vocabulary, and the tokens that ask for a transcript without time stamps.
+    """Whisper's vocabulary, with the start tokens for a transcript without time stamps.
 
-    Raises UserError when tokenizer.json is missing or does not fit, and for an unknown language.
+    Raises UserError if tokenizer.json is missing or does not fit the model, and for an unknown
+    language.
     """
     import_extra("tokenizers", NEEDS)
     path = folder / "tokenizer.json"
@@ -177,7 +165,7 @@ def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTok
         )
     saved = read_json(path)
     added = [token for token in saved.get("added_tokens", []) if isinstance(token, dict)]
-    for token in added:  # time stamps are no text either
+    for token in added:  # time stamps, so that decoding leaves them out
         if re.fullmatch(r"<\|.*\|>", str(token.get("content"))):
             token["special"] = True
     try:
@@ -196,7 +184,7 @@ def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTok
             raise UserError(f"{path} has no token {token}, so it is not Whisper's")
         return i
 
-    # English-only checkpoints may have the language tokens, too, but never saw them in training.
+    # English-only checkpoints may have language tokens, but were not trained with them.
     generation = folder / "generation_config.json"
     saved = read_json(generation) if generation.is_file() else {}
     languages = sorted(
@@ -216,23 +204,13 @@ def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTok
     return SpeechTokenizer(target, start_ids, token_id("<|endoftext|>"), vocab_size)
 
 
-def import_whisper(command: Whisper) -> None:
-    """Makes the run, whole or not at all. Raises UserError for what cannot be imported."""
-    folder, out = command.path, command.out
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one with config.json and model.safetensors")
-    with ExitStack() as stack:
-        part = stack.enter_context(run_directory.new_run(out))
-        model_config, vocab_size = whisper_config(folder / "config.json")
-        data = SpeechDataConfig(tokenizer="bpe")
-        config = Config(model=model_config, data=data)
-        config_checks.check(config)
-        tensors = Tensors(folder, stack)
-        tok = whisper_tokenizer(folder, vocab_size, command.language)
-        model = models.build(model_config, tok)
-        params = whisper_params(tensors, jax.eval_shape(lambda: models.init(model, seed=0)))
-        origin = f"no data: weights imported from {folder.resolve()}"
-        checkpoints.save_finished(
-            part, config, tok, params, {"source": origin, "sha256": tensors.sha256()}
-        )
-    print(f"{models.count(params):,} parameters in {out}; try: python sample.py {out} --audio FILE")
+def read(folder: Path, stack: ExitStack, language: str) -> Imported:
+    """The model in a folder. Raises UserError for what cannot be imported."""
+    model_config, vocab_size = whisper_config(folder / "config.json")
+    config = Config(model=model_config, data=SpeechDataConfig(tokenizer="bpe"))
+    config_checks.check(config)
+    tensors = Tensors(folder, stack)
+    tok = whisper_tokenizer(folder, vocab_size, language)
+    model = models.build(model_config, tok)
+    params = whisper_params(tensors, jax.eval_shape(lambda: models.init(model, seed=0)))
+    return Imported(config, tok, params, tensors.sha256())

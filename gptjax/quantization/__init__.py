@@ -1,1 +1,1 @@
-"""Arrays of 4 and 8 bits that stand in for float32 parameters."""
+"""Weights of 4 and 8 bits: the arrays, fine-tuning with them, and a card of what they cost."""

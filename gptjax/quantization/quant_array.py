@@ -1,11 +1,11 @@
-"""Matrices of small integers that stand where a model's float32 kernels and tables stood.
+"""Matrices of 4- or 8-bit integers with scales, in place of a model's float32 kernels and tables.
 
-`Linear` and `Embed` compute with a QuantArray as with an array: `x @ kernel`, `table[ids]`. The
-integers are made floats inside that computation, a part at a time, so that no float copy of the
-weights is ever alive. They are packed in int32 words and not jnp.int4, which XLA's CPU backend (jax
-0.10) does keep in half a byte each, but unpacks into a copy of a byte each (or, left alone, of
-float32) to compute with. That took four times as long as these words or more, and Array.nbytes
-counts a byte each.
+`Linear` and `Embed` use a QuantArray like an array: `x @ kernel`, `table[ids]`. The integers become
+floats inside that computation, a part at a time, so that a float copy of the weights never exists.
+
+Integers are packed in int32 words, not stored as jnp.int4. XLA's CPU backend (jax 0.10) stores an
+int4 in half a byte, but first unpacks the whole array to int8 or float32. That took at least four
+times as long, and Array.nbytes counts a byte for each int4.
 
 Array names end in their dimensions:
     M rows of x   K fan in   N columns   C chunks of K   R words of a chunk   G groups of K
@@ -24,22 +24,22 @@ from jax import Array, lax
 from gptjax.scale import devices
 
 CHUNK = 32
-"""Values that are multiplied and summed in one piece: 8 words of int8, 4 of int4."""
+"""Values that are multiplied and summed at a time: 8 words of int8, or 4 of int4."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """What numbers a model is made of."""
+    """How the numbers of a model are stored."""
 
     bits: int
-    """Of a number in a matrix: 4 or 8, integers with a scale; 16, bfloat16; 32, float32."""
+    """Bits of a weight. 4 and 8: integers with scales. 16: bfloat16. 32: float32."""
     group: int = 0
-    """Numbers that share a scale: so many neighbours in a column; 0 is the whole column."""
+    """Consecutive weights of a column that share a scale. 0: the whole column."""
     activation_bits: int = 0
-    """8: what the matrices multiply is rounded to int8 as well, with a scale for each vector."""
+    """8: the inputs of matrix products are rounded to int8 too, with one scale per vector."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a format that cannot be."""
+        """Raises ValueError for an invalid format."""
         if self.bits not in (4, 8, 16, 32):
             raise ValueError(f"bits is {self.bits}, but must be 4, 8, 16 or 32")
         if self.group % CHUNK or self.group < 0:
@@ -54,11 +54,10 @@ FLOAT32 = Format(bits=32)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QuantArray:
-    """A matrix (K, N) of int4 or int8, times a scale for each column or group in a column.
+    """A matrix (K, N) of int4 or int8, with a scale for each column or each group in a column.
 
-    words_RN holds 32 / bits integers of a column in each int32, the first in its lowest bits;
-    scale_GN is bfloat16. If `transposed` this stands for the matrix (N, K): a table, whose rows
-    can be looked up.
+    words_RN: each int32 holds 32 / bits integers of a column, the first in the lowest bits.
+    scale_GN: bfloat16. If `transposed`, this is the matrix (N, K): a table with rows to look up.
     """
 
     words_RN: Array
@@ -77,7 +76,7 @@ class QuantArray:
         return dataclasses.replace(self, transposed=not self.transposed)
 
     def astype(self, dtype: Any) -> "QuantArray":
-        """Itself: it takes on the dtype of what it is multiplied with."""
+        """Itself: a product has the dtype of the other factor."""
         return self
 
     def dequantize(self, dtype: Any = jnp.float32) -> Array:
@@ -87,7 +86,7 @@ class QuantArray:
         return matrix_KN.T if self.transposed else matrix_KN
 
     def __getitem__(self, ids: Array) -> Array:
-        """Rows of a table, ids (...) -> (..., K), in float32."""
+        """Rows of a table: ids (...) -> (..., K), float32."""
         assert self.transposed
         integers_KM = _unpack(self.words_RN[:, ids.reshape(-1)], self.format.bits)
         rows_KM = _scaled(integers_KM, self.scale_GN[:, ids.reshape(-1)], jnp.float32)
@@ -108,28 +107,28 @@ class QuantArray:
         bits, scale_GN, dtype = self.format.bits, self.scale_GN, x_MK.dtype
         if len(x_MK) <= devices.FEW_ROWS:
             return _multiply_few_rows(x_MK, self.words_RN, scale_GN, bits)
-        # XLA would unpack all the weights of a model ahead of the loop over tokens and keep that
-        # float copy alive, did their words not depend on x. It keeps x * 0, which might be NaN.
+        # Words that do not depend on x would be unpacked before the loop over tokens, and XLA would
+        # keep that float copy of all weights. XLA does not remove x * 0, because it may be NaN.
         integers_KN = _unpack(self.words_RN + (x_MK[0, 0] * 0).astype(jnp.int32), bits)
         if len(scale_GN) > 1:
             return x_MK @ _scaled(integers_KN, scale_GN, dtype)
         if self.format.activation_bits and not devices.on_cpu():  # int8 matrix units
             x_MK, integers_KN = x_MK.astype(jnp.int8), integers_KN.astype(jnp.int8)
             y_MN = jnp.matmul(x_MK, integers_KN, preferred_element_type=jnp.int32)
-        else:  # as exact, up to 2^24
+        else:  # also exact, up to 2^24
             y_MN = jnp.matmul(x_MK, integers_KN.astype(dtype), preferred_element_type=jnp.float32)
         return (y_MN * scale_GN.astype(jnp.float32)).astype(dtype)
 
 
 def _multiply_few_rows(x_MK: Array, words_RN: Array, scale_GN: Array, bits: int) -> Array:
-    """x times the matrix, reading each word once and storing no float weight.
+    """x times the matrix. It reads each word once and stores no float weights.
 
-    A row of x is multiplied with a chunk of a column in one expression, which XLA turns into one
-    vectorised loop over N; what is left to add up are K / 32 sums for each column. To have XLA
-    convert to float32 and multiply would write and read four bytes for each of int8.
+    One expression multiplies a row of x with a chunk of a column. XLA compiles it to a vectorised
+    loop over N. It leaves K / 32 partial sums per column. Converting the matrix to float32 first
+    would write and read four bytes for each int8.
     """
     dtype, per_word = x_MK.dtype, 32 // bits
-    # The words wait for x, or XLA would unpack them all ahead of the loop over tokens.
+    # Makes the words depend on x. Otherwise XLA unpacks all of them before the loop over tokens.
     words_RN, x_MK = lax.optimization_barrier((words_RN, x_MK))
     n_chunks = words_RN.shape[0] * per_word // CHUNK
     n_columns = words_RN.shape[1]
@@ -142,12 +141,12 @@ def _multiply_few_rows(x_MK: Array, words_RN: Array, scale_GN: Array, bits: int)
             sums_MCN += x_MCRP[:, :, r, p, None] * integers_CN
     scale_CN = jnp.repeat(scale_GN.astype(jnp.float32), n_chunks // len(scale_GN), axis=0)
     sums_MCN = lax.optimization_barrier(sums_MCN * scale_CN)
-    # The ones first: in the other order XLA's CPU backend takes ten times as long.
+    # Ones come first. In the other order XLA's CPU backend takes ten times as long.
     return jnp.einsum("C,MCN->MN", jnp.ones(n_chunks), sums_MCN).astype(dtype)
 
 
 def _integer(words: Array, place: int, bits: int) -> Array:
-    """The integers at one place of each word, int32 with their sign."""
+    """The signed integers at one place of each word, int32."""
     return (words << (32 - bits * (place + 1))) >> (32 - bits)
 
 
@@ -164,11 +163,11 @@ def _scaled(integers_KN: Array, scale_GN: Array, dtype: Any) -> Array:
 
 
 def quantize(matrix_KN: Array, form: Format, transposed: bool = False) -> QuantArray:
-    """The nearest QuantArray to a matrix (K, N), or if transposed to a table (N, K).
+    """The nearest QuantArray to a matrix (K, N), or to a table (N, K) if transposed.
 
-    Of each group the number of largest magnitude becomes the most negative integer, whose
-    opposite does not exist, so the scale takes its sign: 16 steps of int4 instead of 15 (as in
-    llama.cpp's Q4_0). The integers are those nearest with the scale rounded to bfloat16.
+    The number of largest magnitude in a group becomes the most negative integer, which has no
+    positive counterpart. The scale takes its sign. So int4 has 16 steps instead of 15, as in
+    llama.cpp's Q4_0. Integers are rounded with the scale as it is stored, in bfloat16.
     """
     matrix_KN = (matrix_KN.T if transposed else matrix_KN).astype(jnp.float32)
     fan_in, n_columns = matrix_KN.shape
@@ -190,7 +189,7 @@ def quantize(matrix_KN: Array, form: Format, transposed: bool = False) -> QuantA
 def quantize_params(params: Any, form: Format) -> Any:
     """A model's parameters in a format: kernels and tables as QuantArrays, vectors as bfloat16.
 
-    A kernel has a scale for each output (or group of inputs), a table for each row (or group).
+    A kernel has a scale per output (or per group of inputs), a table one per row (or group).
     """
     if form == FLOAT32:
         return params
@@ -204,7 +203,7 @@ def quantize_params(params: Any, form: Format) -> Any:
 
 
 def dequantize_params(params: Any) -> Any:
-    """The float32 parameters that those of a format stand for."""
+    """The float32 values of parameters in any format."""
 
     def convert(p: Any) -> Array:
         return p.dequantize() if isinstance(p, QuantArray) else p.astype(jnp.float32)
@@ -212,21 +211,12 @@ def dequantize_params(params: Any) -> Any:
     return jax.tree.map(convert, params, is_leaf=lambda p: isinstance(p, QuantArray))
 
 
-def straight_through(params: Any, form: Format) -> Any:
-    """The parameters rounded to a format, whose gradient is that of the rounded ones.
-
-    Bengio et al. 2013 (arXiv:1308.3432): rounding has a derivative of zero, so it is left out.
-    """
-    rounded = dequantize_params(quantize_params(lax.stop_gradient(params), form))
-    return jax.tree.map(lambda p, r: p + lax.stop_gradient(r - p), params, rounded)
-
-
 def parameter(
     module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...]
 ) -> Any:
-    """module.param(name, init, shape), or the QuantArray in its place.
+    """A parameter of a module: module.param(name, init, shape), or the QuantArray in its place.
 
-    Flax would find a QuantArray's shape wrong.
+    module.param refuses a QuantArray, because it has no shape.
     """
     value = module.get_variable("params", name)
     return value if isinstance(value, QuantArray) else module.param(name, init, shape)
