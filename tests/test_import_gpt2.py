@@ -17,7 +17,7 @@ from conftest import Refused
 
 from gptjax import evaluation, models, train
 from gptjax.command_line import parse
-from gptjax.commands.import_model import main as import_main
+from gptjax.commands import import_model, prepare
 from gptjax.config import BigramConfig, Config, GPTConfig, TextDataConfig, TrainConfig
 from gptjax.config_encoders import (
     EncoderDecoderConfig,
@@ -83,7 +83,7 @@ def save(twin: Any, folder: Path, **options: Any) -> Path:
 
 
 def run_import(folder: Path, out: Path) -> Path:
-    import_main(["gpt2", str(folder), "--out", str(out)])
+    import_model.main(["gpt2", str(folder), "--out", str(out)])
     return out
 
 
@@ -254,7 +254,7 @@ def test_another_architecture_is_refused(
     copied: Path, tmp_path: Path, refused: Refused, fields: dict[str, Any], words: str
 ) -> None:
     reconfigure(copied, **fields)
-    assert words in refused(import_main, "gpt2", copied, "--out", tmp_path / "run")
+    assert words in refused(import_model.main, "gpt2", copied, "--out", tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
@@ -262,7 +262,7 @@ def test_files_that_do_not_fit_are_refused(copied: Path, tmp_path: Path, refused
     original = (copied / "model.safetensors").read_bytes()
 
     def refuse() -> str:
-        line = refused(import_main, "gpt2", copied, "--out", tmp_path / "run")
+        line = refused(import_model.main, "gpt2", copied, "--out", tmp_path / "run")
         assert [path.name for path in tmp_path.iterdir()] == ["hf"]
         return line
 
@@ -286,7 +286,9 @@ def test_files_that_do_not_fit_are_refused(copied: Path, tmp_path: Path, refused
     assert "vocab.json is no tokenizer" in refuse()
     (copied / "config.json").unlink()
     assert "config.json cannot be read" in refuse()
-    assert "is no folder" in refused(import_main, "gpt2", tmp_path / "x", "--out", tmp_path / "y")
+    assert "is no folder" in refused(
+        import_model.main, "gpt2", tmp_path / "x", "--out", tmp_path / "y"
+    )
 
 
 # --- fine-tuning
@@ -379,7 +381,7 @@ def test_what_cannot_be_started_from_is_refused(
 
     assert "does not exist" in refuse(tmp_path / "none")
     line = refuse(imported, model=[])
-    assert "give --model.n-layer 2 --model.n-head 4 --model.n-embd 32 --model.block-size 32" in line
+    assert "give --model.block-size 32 --model.n-layer 2 --model.n-head 4 --model.n-embd 32" in line
     line = refuse(imported, "--model.no-tie-embeddings", "--model.position", "rotary")
     assert line.endswith("give --model.position learned --model.tie-embeddings\n".strip())
     assert "--model.no-qk-norm" in refuse(imported, "--model.qk-norm")
@@ -417,16 +419,8 @@ def test_what_cannot_be_started_from_is_refused(
 def test_token_files_of_another_vocabulary_are_refused(
     imported: Path, config_file: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    prepare = [
-        "-m",
-        "gptjax.data.texts",
-        "prepare",
-        "--tokenizer",
-        "byte",
-        "--out",
-        tmp_path / "tokens",
-    ]
-    shell(*prepare, config_file.parent / "text.txt")
+    flags = ["--tokenizer", "byte", "--out", str(tmp_path / "tokens")]
+    prepare.main([*flags, str(config_file.parent / "text.txt")])
     argv = ["--config", config_file, "--run-dir", tmp_path / "run", "--train.init-from", imported]
     line = refused(train.main, *argv, *MODEL_FLAGS, "--data.path", tmp_path / "tokens")
     assert "prepared with another tokenizer" in line
