@@ -20,6 +20,7 @@ optim training evaluation
 data
 decoding
 runs
+quantization.fine_tuning quantization.card
 interop
 commands train setup pace
 cli __main__
