@@ -1,4 +1,4 @@
-"""Sample from a run: python sample.py runs/gpt --prompt "ROMEO:". See gptjax/commands/sample.py."""
+"""Sample from a run: `python sample.py runs/gpt` is the same as `gptjax sample runs/gpt`."""
 
 from gptjax.commands.sample import main
 

@@ -1,4 +1,4 @@
-"""Train a model: python train.py --config configs/gpt.py. The loop is in gptjax/train.py."""
+"""Train a model: `python train.py --config FILE` is the same as `gptjax train --config FILE`."""
 
 from gptjax.train import main
 

@@ -1,4 +1,4 @@
-"""How a command of gptjax ends when something is wrong: one clear line, no traceback."""
+"""How a command of gptjax ends after an error: one clear line and an exit code, no traceback."""
 
 import importlib
 import io
@@ -14,45 +14,49 @@ class UserError(Exception):
 
 
 class TrainingDiverged(Exception):
-    """The loss or its gradient is no longer a finite number. Exit code 1."""
+    """The loss, its gradient or a parameter is not a finite number. Exit code 1."""
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and its state is saved. Exit code 128 + signal."""
+    """A signal stopped the run, after its state was saved. Exit code 128 + signal."""
 
     def __init__(self, signum: int):
         super().__init__(signum)
         self.signum = signum
 
 
-def import_extra(module: str, who_needs: str) -> Any:
-    """An optional package, or a UserError that says who needs it and how to get it."""
+def import_extra(module: str, needed_by: str) -> Any:
+    """Imports an optional package. Raises UserError with the pip command if it is missing.
+
+    needed_by: the start of that message, for example "--wandb needs".
+    """
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"{who_needs} the package {module}: pip install {module}") from None
+        raise UserError(f"{needed_by} the package {module}: pip install {module}") from None
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turns the exceptions above into a line on stderr and the exit code that they document.
+    """Turns the exceptions above into one line on stderr and their exit code.
 
-    So it does with what the system refuses while we work, a full disk for one: exit code 1.
+    An OSError, such as a full disk, is one line too, and exit code 1.
     """
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter still shows the rest
+    # A terminal that cannot show a character shows "?" in its place.
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         yield
     except (UserError, TrainingDiverged) as error:
-        # One line, also where it quotes somebody else's message.
+        # A quoted message of another library may have several lines.
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except Interrupted as interrupt:
         sys.exit(128 + interrupt.signum)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
+    except BrokenPipeError:  # the reader of the output, for example `head`, has closed it
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:

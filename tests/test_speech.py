@@ -400,10 +400,10 @@ def test_what_comes_on_stdin_is_called_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_folder_that_is_called_as_a_sound_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.wav").mkdir()
-    with pytest.raises(UserError, match="has no sound files"):
-        sample_speech._sound_files((tmp_path,))
+    with pytest.raises(UserError, match="has no audio files"):
+        sample_speech._audio_files((tmp_path,))
     tone(tmp_path / "a.wav/b.WAV")
-    assert sample_speech._sound_files((tmp_path,)) == [tmp_path / "a.wav/b.WAV"]
+    assert sample_speech._audio_files((tmp_path,)) == [tmp_path / "a.wav/b.WAV"]
 
 
 def test_the_last_word_is_timed_though_its_position_ends_behind_the_sound() -> None:

@@ -606,7 +606,7 @@ def test_options_of_the_other_models_are_refused(
     _, err = refuses(capsys, run)
     assert "--audio is missing" in err
     _, err = refuses(capsys, run, "--audio", tmp_path)
-    assert "has no sound files" in err
+    assert "has no audio files" in err
     _, err = refuses(capsys, run, "--audio", good, "--beam", "0")
     assert "--beam is 0" in err
 
@@ -628,7 +628,7 @@ def test_attention_draws_one_sound(
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 5000
     _, err = refuses(capsys, run, "--audio", good, good, "--attention", picture)
-    assert "draws one sound, not 2" in err
+    assert "draws one recording, not 2" in err
     _, err = refuses(capsys, run, "--audio", good, "--attention", tmp_path / "a.gif")
     assert "must end in .png" in err
 

@@ -34,7 +34,7 @@ def sample(command: Sample) -> None:
         sample_pairs.transduce(command, run_config, tok)
     elif isinstance(tok, SpeechTokenizer):
         others = (*LANGUAGE_MODEL_ONLY, *PAIRS_ONLY, "interactive")
-        _refuse(command, others, "turns sound into text; give it --audio")
+        _refuse(command, others, "turns recordings into text; give it --audio")
         sample_speech.transcribe_files(command, run_config, tok)
     else:
         others = SPEECH_ONLY + PAIRS_ONLY + ENCODER_DECODER_ONLY

@@ -13,7 +13,7 @@ from gptjax.data.tokenizer import SpeechTokenizer
 from gptjax.decoding import attention_maps, beam_search, transcription
 from gptjax.errors import UserError
 
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 # A recording is clipped if more than this share of its samples is louder than this.
 CLIPPED, CLIPPED_SHARE = 0.999, 0.001
 
@@ -25,10 +25,10 @@ def transcribe_files(command: Sample, run_config: Config, tok: SpeechTokenizer) 
     raised, so the exit code is 2.
     """
     beam_search.check(command.beam, command.length_penalty)
-    paths = _sound_files(command.audio)
+    paths = _audio_files(command.audio)
     if command.attention:
         if len(paths) != 1:
-            raise UserError(f"--attention draws one sound, not {len(paths)}; give one --audio")
+            raise UserError(f"--attention draws one recording, not {len(paths)}; give one --audio")
         check_picture(command.attention)
     # A single file is read before the model is loaded, so that an error comes at once.
     read = {path: audio.read(path) for path in paths if len(paths) == 1}
@@ -66,25 +66,25 @@ def transcribe_files(command: Sample, run_config: Config, tok: SpeechTokenizer) 
         raise UserError("some files could not be read; the others are above")
 
 
-def _sound_files(given: tuple[Path, ...]) -> list[Path]:
+def _audio_files(given: tuple[Path, ...]) -> list[Path]:
     """The audio files of --audio; those of a folder are sorted by name."""
     if not given:
-        raise UserError("--audio is missing; give sound files, folders of them, or - for stdin")
+        raise UserError("--audio is missing; give audio files, folders of them, or - for stdin")
     paths: list[Path] = []
     for path in given:
         if path.is_dir():
             inside = [
                 p
                 for p in sorted(path.rglob("*"))
-                if p.suffix.lower() in SOUND_SUFFIXES and p.is_file()
+                if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file()
             ]
             if not inside:
-                raise UserError(f"--audio {path} has no sound files ({' '.join(SOUND_SUFFIXES)})")
+                raise UserError(f"--audio {path} has no audio files ({' '.join(AUDIO_SUFFIXES)})")
             paths += inside
         else:
             paths.append(path)
     if paths.count(Path("-")) > 1:
-        raise UserError("--audio names - twice, but stdin has one sound; name it once")
+        raise UserError("--audio names - twice, but stdin is one recording; name it once")
     return paths
 
 

@@ -84,7 +84,7 @@ def _read_prompt(command: Sample) -> str:
 
 
 def _encode(prompt: str, tok: TextTokenizer, block_size: int) -> np.ndarray:
-    """Token ids (N,) of the prompt, at least one. Raises UserError for a prompt without tokens."""
+    """Token ids (N,), N >= 1, of the prompt. Raises UserError for an unknown character."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:

@@ -118,7 +118,7 @@ class Reporter:
         text = paths[-1].read_text(encoding="utf-8").strip() if paths else ""
         return (f"{text}\n\n" if text else "") + (
             f"loss plot: {self.folder}/loss.png\n"
-            f"sample more: python sample.py {self.folder}{sample_flags}"
+            f"sample more: gptjax sample {self.folder}{sample_flags}"
         )
 
     def evaluation(self, step: int, losses: dict[str, float]) -> None:
