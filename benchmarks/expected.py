@@ -138,6 +138,7 @@ def torch_first_steps() -> dict[str, Any]:
     from benchmarks import torch_gpt
     from gptjax.data import dataset as data
     from gptjax.data import texts
+    from gptjax.data.batches import TRAINING
 
     config = load_file(Path("configs/gpt.py"))
     block_size, batch_size = config.model.block_size, config.train.batch_size
@@ -148,9 +149,7 @@ def torch_first_steps() -> dict[str, Any]:
     trainer = torch_gpt.Trainer(model, config.optim, fused=False)
     losses = {}
     for step in range(20):
-        batch = texts.random_batch(
-            text.train, block_size, batch_size, config.seed, texts.TRAINING, step
-        )
+        batch = texts.random_batch(text.train, block_size, batch_size, config.seed, TRAINING, step)
         tokens, targets = (torch.from_numpy(batch[k]).long() for k in ("tokens", "targets"))
         losses[step + 1] = trainer.step(tokens, targets).item()
         print(f"PyTorch step {step + 1}: {losses[step + 1]:.4f}", flush=True)

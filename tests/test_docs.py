@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tables
-from gptjax.data import datasets
+from gptjax.data import downloads
 from gptjax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def test_links_lead_somewhere(page):
 
 def test_the_tour_runs_as_it_stands():
     try:
-        datasets.fetch("tinyshakespeare")
+        downloads.fetch("tinyshakespeare")
     except UserError as error:
         pytest.skip(str(error))
     # As a reader would, not compiled in haste as the other tests are.

@@ -11,7 +11,7 @@ import pytest
 from conftest import Refused
 
 from gptjax.commands import doctor
-from gptjax.data import datasets
+from gptjax.data import downloads
 
 REPO = Path(__file__).parents[1]
 GPU = {"name": "NVIDIA H200", "driver": "570.86.15"}
@@ -189,13 +189,13 @@ def test_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cached_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path))
-    assert datasets.cached() == []
+    assert downloads.cached() == []
     (tmp_path / "fsdd").mkdir()
     (tmp_path / "cmudict.dict").touch()
-    assert datasets.cached() == ["cmudict", "fsdd"]
+    assert downloads.cached() == ["cmudict", "fsdd"]
     monkeypatch.delenv("GPTJAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    assert datasets.cached() == []
+    assert downloads.cached() == []
     (tmp_path / "home" / "gptjax" / "cmudict").mkdir(parents=True)
     (tmp_path / "home" / "gptjax" / "cmudict" / "cmudict.dict").touch()
-    assert datasets.cached() == ["cmudict"]
+    assert downloads.cached() == ["cmudict"]

@@ -7,7 +7,7 @@ import pytest
 
 from gptjax.config import Config, TrainConfig
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
-from gptjax.data import espeak, speech
+from gptjax.data import espeak, recordings, speech
 from gptjax.errors import UserError
 
 pytest.importorskip("espeakng_loader", reason="an extra: pip install -e '.[espeak]'")
@@ -38,7 +38,7 @@ def test_the_same_bytes_whoever_makes_them(tmp_path: Path) -> None:
 
 
 def test_the_manifest_says_what_is_said_and_the_sound_is_as_long(tmp_path: Path) -> None:
-    clips = speech.find_clips(espeak.make(TEXTS, 12, 1, tmp_path / "a"))
+    clips = recordings.find_clips(espeak.make(TEXTS, 12, 1, tmp_path / "a"))
     for epoch in range(3):
         assert {clip.text for clip in clips[4 * epoch : 4 * epoch + 4]} == set(TEXTS)
     assert len({clip.speaker for clip in clips}) > 2

@@ -15,8 +15,8 @@ from conftest import Refused
 
 from gptjax import train
 from gptjax.commands import evaluate, sample
+from gptjax.data import batches, pairs
 from gptjax.data import dataset as data
-from gptjax.data import pairs
 from gptjax.data.pairs import PairData, Pairs
 from gptjax.data.tokenizer import ByteTokenizer, CharTokenizer, WordTokenizer
 from gptjax.decoding.error_rates import NOTHING, pair_errors, separate_tokens
@@ -272,7 +272,7 @@ def test_a_run_on_pairs_continues_as_if_it_had_not_stopped(
     run = tmp_path / "run"
     flags = ["--config", str(config_file), "--run-dir", str(run)]
     for steps in (5, MAX_STEPS):
-        pairs.epoch_batches.cache_clear()  # another process would know nothing of it
+        batches._epoch.cache_clear()  # another process would know nothing of it
         train.main([*flags, "--train.max-steps", str(steps)])
     assert "continuing at step 5" in capsys.readouterr().out
     ours, theirs = losses(run), losses(trained)

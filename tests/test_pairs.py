@@ -15,9 +15,9 @@ from conftest import check_rows
 from gptjax.config import Config, GPTConfig, TrainConfig
 from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
 from gptjax.data import dataset as data
-from gptjax.data import datasets, pairs
+from gptjax.data import downloads, pairs
+from gptjax.data.batches import Batch
 from gptjax.data.pairs import Bucket, PairData, Pairs
-from gptjax.data.texts import Batch
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, WordTokenizer
 from gptjax.errors import UserError
 
@@ -363,7 +363,9 @@ def test_an_epoch_takes_every_pair_and_the_next_orders_anew(tsv: Path, batch_siz
 def test_training_batches_add_the_axis_of_steps(dataset: PairData, config: Config) -> None:
     assert not dataset.one_shape  # so train.py takes one step at a time
     for step in range(20):
-        stacked = data.training_batches(dataset, config, range(step, step + 1), capacity=1)
+        stacked = data.training_batches(
+            dataset, config, range(step, step + 1), steps_per_dispatch=1
+        )
         alone = dataset.batch(config, step)
         assert stacked.keys() == alone.keys()
         for name, leaf in alone.items():
@@ -479,7 +481,7 @@ def test_the_data_of_another_model_is_refused(
     def fetch(name: str) -> Path:
         raise AssertionError(f"{name} was fetched")
 
-    monkeypatch.setattr(datasets, "fetch", fetch)
+    monkeypatch.setattr(downloads, "fetch", fetch)
     with pytest.raises(UserError) as caught:
         data.load(Config(model, PairsDataConfig(name=name)))
     assert words in str(caught.value)
@@ -526,7 +528,7 @@ def test_a_pair_that_is_too_long_is_refused_in_whatever_split_it_is(
 def test_the_cmu_pronouncing_dictionary() -> None:
     """The facts that others publish of it, where it can be had."""
     try:
-        path = datasets.fetch("cmudict")
+        path = downloads.fetch("cmudict")
     except UserError as error:
         pytest.skip(str(error))
     text = path.read_text(encoding="utf-8")

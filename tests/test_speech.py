@@ -15,9 +15,10 @@ from gptjax import command_line, config_json, models
 from gptjax.commands import evaluate, sample_speech
 from gptjax.config import Config, TrainConfig
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
-from gptjax.data import audio, datasets, speech
+from gptjax.data import audio, downloads, recordings, speech, strings
 from gptjax.data.audio import HOP, SAMPLE_RATE
-from gptjax.data.speech import Clip, SpeechData
+from gptjax.data.recordings import Clip
+from gptjax.data.speech import SpeechData
 from gptjax.data.tokenizer import SpeechTokenizer, WordTokenizer
 from gptjax.decoding import transcription, word_alignment
 from gptjax.errors import UserError
@@ -117,7 +118,7 @@ def test_every_clip_comes_once_an_epoch(folder: Path, monkeypatch: pytest.Monkey
         read.extend(clip.path for clip in clips)
         return [audio.read(clip.path) for clip in clips]
 
-    monkeypatch.setattr(speech, "read", spy)
+    monkeypatch.setattr(recordings, "read", spy)
     step = 0
     for epoch in range(2):
         counted: Counter[Path] = Counter()
@@ -237,19 +238,19 @@ def test_strings_are_made_of_their_own_split_alone(tmp_path: Path) -> None:
 
 def test_between_two_words_lies_a_pause(tmp_path: Path) -> None:
     clips = [Clip(tmp_path / tone(tmp_path / "a.wav", 0.2), "one", "x", "train")]
-    strings = speech.Strings(clips, 4)
+    pool = strings.Strings(clips, 4)
     for seed in range(10):
-        string = strings.draw(np.random.default_rng(seed), 4, 20 * SAMPLE_RATE).read()
+        string = pool.draw(np.random.default_rng(seed), 4, 20 * SAMPLE_RATE).read()
         assert len(string.text.split()) == 4
         pause = (len(string.samples_N) / SAMPLE_RATE - 4 * 0.2) / 3
-        assert speech.PAUSE_SECONDS[0] <= pause <= speech.PAUSE_SECONDS[1]
+        assert strings.PAUSE_SECONDS[0] <= pause <= strings.PAUSE_SECONDS[1]
 
 
 def test_room_tone_is_the_quietest_part_of_the_clip() -> None:
     rng = np.random.default_rng(0)
     samples_N = rng.normal(size=8000).astype(np.float32)
     samples_N[3000:4000] *= 0.01
-    tone_N = speech.room_tone(samples_N, 5000)
+    tone_N = strings.room_tone(samples_N, 5000)
     assert len(tone_N) == 5000
     assert 0 < np.abs(tone_N).max() < 0.05
 
@@ -482,8 +483,8 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
     for take in range(12):
         tone(tmp_path / f"repository/recordings/1_anna_{take}.wav")
-    digest = datasets.aggregate_sha256(tmp_path / "repository/recordings")
-    monkeypatch.setattr(datasets, "FSDD_SHA256", digest)
+    digest = downloads.aggregate_sha256(tmp_path / "repository/recordings")
+    monkeypatch.setattr(downloads, "FSDD_SHA256", digest)
     with zipfile.ZipFile(tmp_path / "fsdd.zip", "w") as content:
         for path in (tmp_path / "repository").rglob("*.wav"):
             content.write(path, Path("fsdd-1") / path.relative_to(tmp_path / "repository"))
@@ -497,18 +498,18 @@ def test_the_digits_are_fetched_once(archive: Path, monkeypatch: pytest.MonkeyPa
         calls.append(url)
         return str(archive)
 
-    monkeypatch.setattr(datasets.pooch, "retrieve", retrieve)
+    monkeypatch.setattr(downloads.pooch, "retrieve", retrieve)
     assert load(None).sizes == {"train_clips": 4, "val_clips": 3, "test_clips": 5}
     load(None)
     assert len(calls) == 1
-    assert datasets.FSDD_COMMIT in calls[0]
+    assert downloads.FSDD_COMMIT in calls[0]
 
 
 def test_other_recordings_than_the_known_ones_are_refused(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets, "FSDD_SHA256", "0" * 64)
-    monkeypatch.setattr(datasets.pooch, "retrieve", lambda *_, **__: str(archive))
+    monkeypatch.setattr(downloads, "FSDD_SHA256", "0" * 64)
+    monkeypatch.setattr(downloads.pooch, "retrieve", lambda *_, **__: str(archive))
     with pytest.raises(UserError, match="known SHA-256"):
         load(None)
     assert not (tmp_path / "cache/fsdd").exists()
@@ -518,12 +519,12 @@ def test_no_network_is_one_line(archive: Path, monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object, **__: object) -> str:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(datasets.pooch, "retrieve", fail)
+    monkeypatch.setattr(downloads.pooch, "retrieve", fail)
     with pytest.raises(UserError, match=r"could not fetch fsdd: .*ConnectionError.*--data\.path"):
         load(None)
 
 
 @needs_recordings
 def test_the_hash_of_the_recordings_is_the_published_one() -> None:
-    digest = datasets.aggregate_sha256(RECORDINGS)
+    digest = downloads.aggregate_sha256(RECORDINGS)
     assert digest in (SHARED / "AGGREGATE.txt").read_text()

@@ -13,8 +13,9 @@ from conftest import Refused, check_rows
 from gptjax.commands import prepare
 from gptjax.config import BigramConfig, Config, TextDataConfig, TrainConfig
 from gptjax.data import dataset as data
-from gptjax.data import texts, tokenizer
-from gptjax.data.texts import Batch, TextData
+from gptjax.data import text_files, texts, token_files, tokenizer
+from gptjax.data.batches import TRAINING, Batch
+from gptjax.data.texts import TextData
 from gptjax.errors import UserError
 
 Kind = Literal["char", "word", "byte", "gpt2", "bpe"]
@@ -77,10 +78,12 @@ def test_training_batches_stack_the_steps_and_pad_with_weight_zero(
     config = Config(
         BigramConfig(8), TextDataConfig(windows=windows), train=TrainConfig(batch_size=4), seed=7
     )
-    stacked = data.training_batches(text_data(tokens), config, steps=range(10, 13), capacity=5)
+    stacked = data.training_batches(
+        text_data(tokens), config, steps=range(10, 13), steps_per_dispatch=5
+    )
     for i, step in enumerate(range(10, 13)):
         alone = {
-            "random": texts.random_batch(tokens, 8, 4, 7, texts.TRAINING, step),
+            "random": texts.random_batch(tokens, 8, 4, 7, TRAINING, step),
             "epochs": texts.epoch_batch(tokens, 8, 4, 7, step),
         }[windows]
         for name, leaf in alone.items():
@@ -131,7 +134,7 @@ def test_the_sampled_validation_is_the_same_every_time() -> None:
             np.testing.assert_array_equal(leaf, other[name])
     assert joined(batches, "loss_weights").sum() == 3 * 4 * 8
     assert {batch["tokens"].shape for batch in batches} == {(1, 4, 8)}
-    training = texts.random_batch(text.val, 8, 4, 7, texts.TRAINING, 0)
+    training = texts.random_batch(text.val, 8, 4, 7, TRAINING, 0)
     assert not np.array_equal(batches[0]["tokens"][0], training["tokens"])
 
 
@@ -182,7 +185,7 @@ def test_load_splits_at_the_end_and_hashes_the_bytes(text_file: Path) -> None:
 
 def test_a_byte_order_mark_is_no_text(text_file: Path) -> None:
     text_file.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
-    text, sha256 = texts.read_text(text_file)
+    text, sha256 = text_files.read_text(text_file)
     assert text == TEXT
     assert sha256 == hashlib.sha256(b"\xef\xbb\xbf" + TEXT.encode()).hexdigest()
 
@@ -214,7 +217,7 @@ def test_prepare_equals_encoding_all_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, piece: int
 ) -> None:
     """Pieces of a few bytes cut through characters, words and blank lines."""
-    monkeypatch.setattr(texts, "PREPARE_PIECE", piece)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", piece)
     corpus = [TEXT, "€" * 9, "\n \n" + TEXT[:40]]
     files = []
     for i, text in enumerate(corpus):
@@ -222,7 +225,7 @@ def test_prepare_equals_encoding_all_at_once(
         files[-1].write_bytes(text.encode())
     whole = "".join(corpus)
     out = tmp_path / "out"
-    texts.prepare(tuple(files), out, kind, vocab_size=300, val_fraction=0.25)
+    token_files.prepare(tuple(files), out, kind, vocab_size=300, val_fraction=0.25)
 
     tok = tokenizer.train(kind, whole, 300)
     prepared = texts.load(TextDataConfig(path=out), block_size=8)
@@ -243,7 +246,7 @@ def test_prepare_equals_encoding_all_at_once(
 def test_token_files_are_memory_mapped_and_batched_like_text(
     tmp_path: Path, text_file: Path
 ) -> None:
-    texts.prepare((text_file,), tmp_path / "out", "char", val_fraction=0.2)
+    token_files.prepare((text_file,), tmp_path / "out", "char", val_fraction=0.2)
     mapped = texts.load(TextDataConfig(path=tmp_path / "out"), block_size=8)
     in_memory = texts.load(TextDataConfig(path=text_file, val_fraction=0.2), block_size=8)
     assert isinstance(mapped.train, np.memmap)
@@ -258,11 +261,11 @@ def test_token_files_are_memory_mapped_and_batched_like_text(
 def test_prepare_drops_byte_order_marks_as_a_text_file_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(texts, "PREPARE_PIECE", 2)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 2)
     files = tmp_path / "a.txt", tmp_path / "b.txt"
     for path in files:
         path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
-    texts.prepare(files, tmp_path / "out", "char")
+    token_files.prepare(files, tmp_path / "out", "char")
     prepared = texts.load(TextDataConfig(path=tmp_path / "out"), block_size=8)
     assert prepared.tokenizer.decode([*prepared.train, *prepared.val]) == TEXT * 2
 
@@ -287,12 +290,12 @@ def test_the_offset_of_a_byte_that_is_not_utf8_is_exact(
     offset: int,
     byte: str,
 ) -> None:
-    monkeypatch.setattr(texts, "PREPARE_PIECE", piece)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", piece)
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
     good.write_text("€ fine\n", encoding="utf-8")
     bad.write_bytes(raw)
     with pytest.raises(UserError, match=f"bad.txt is not UTF-8: byte 0x{byte} at offset {offset};"):
-        texts.prepare((good, bad), tmp_path / "out", kind)
+        token_files.prepare((good, bad), tmp_path / "out", kind)
     assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "bad.txt"}
 
 
@@ -304,7 +307,7 @@ def test_an_empty_or_missing_file_leaves_nothing_behind(tmp_path: Path, kind: Ki
     empty.touch()
     for path, words in ((empty, "is empty"), (tmp_path / "none.txt", "No such file or directory")):
         with pytest.raises(UserError, match=f"{path.name}.*{words}; name a UTF-8 text file"):
-            texts.prepare((good, path), tmp_path / "out", kind)
+            token_files.prepare((good, path), tmp_path / "out", kind)
         assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "empty.txt"}
 
 
@@ -313,14 +316,14 @@ def test_prepare_does_not_touch_a_folder_that_exists(tmp_path: Path, text_file: 
     out.mkdir()
     (out / "precious").write_text("mine")
     with pytest.raises(UserError, match=f"--out {out} exists; name a new folder"):
-        texts.prepare((text_file,), out, "byte")
+        token_files.prepare((text_file,), out, "byte")
     assert [path.name for path in out.iterdir()] == ["precious"]
 
 
 def test_prepare_into_a_place_that_cannot_be_written(text_file: Path) -> None:
     out = text_file / "out"  # below a file: not even root can make that folder
     with pytest.raises(UserError, match=r"--out .*Not a directory; name a writable folder"):
-        texts.prepare((text_file,), out, "byte")
+        token_files.prepare((text_file,), out, "byte")
 
 
 def test_prepare_on_the_command_line(
@@ -371,7 +374,7 @@ def test_a_folder_that_is_not_whole_is_refused(
     tmp_path: Path, text_file: Path, name: str, content: bytes | None
 ) -> None:
     out = tmp_path / "out"
-    texts.prepare((text_file,), out, "char")
+    token_files.prepare((text_file,), out, "char")
     if content is None:
         (out / name).unlink()
     else:

@@ -43,7 +43,7 @@ def run(config: GPTConfig, micro: int, dispatches: list[int], optimizer=None):
     state, losses, step = start(config, optimizer), [], 0
     for n in dispatches:
         whole = Config(config, train=TrainConfig(batch_size=4), seed=1)
-        chunk = data.training_batches(DATA, whole, range(step, step + n), capacity=8)
+        chunk = data.training_batches(DATA, whole, range(step, step + n), steps_per_dispatch=8)
         state, metrics = train_steps(state, chunk, n)
         losses.extend(np.asarray(metrics.loss)[:n])
         step += n

@@ -23,10 +23,9 @@ from matplotlib.axes import Axes
 from gptjax import models, speech_recognizer, train
 from gptjax.commands import evaluate, sample
 from gptjax.config_encoders import SpeechConfig
-from gptjax.data import audio, speech
+from gptjax.data import audio, batches, speech, strings
 from gptjax.data.audio import HOP, SAMPLE_RATE
-from gptjax.data.pairs import epoch_batches
-from gptjax.data.speech import Example
+from gptjax.data.recordings import Example
 from gptjax.data.tokenizer import SpeechTokenizer, WordTokenizer
 from gptjax.decoding import beam_search, error_rates, transcription, word_alignment
 from gptjax.runs import report
@@ -643,8 +642,8 @@ def test_a_run_that_is_stopped_ends_as_if_it_had_not_been(
     for name, stops in (("whole", [12]), ("parts", [6, 12])):
         for n_steps in stops:
             # Another process would know nothing of what this one keeps in memory.
-            epoch_batches.cache_clear()
-            speech.read_word.cache_clear()
+            batches._epoch.cache_clear()
+            strings.read_word.cache_clear()
             line = ["--config", config_file, "--run-dir", tmp_path / name, *varied]
             run_train(*line, "--train.max-steps", n_steps)
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()

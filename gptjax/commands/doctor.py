@@ -150,11 +150,11 @@ def start_jax() -> tuple[Facts, str | None]:
 
 def probe() -> None:
     """In the child: prints facts as JSON, one object a line, as soon as they are known."""
-    from gptjax.data import datasets
+    from gptjax.data import downloads
 
-    folder = datasets.cache()
+    folder = downloads.cache()
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    cache = {"folder": str(folder), "datasets": datasets.cached()}
+    cache = {"folder": str(folder), "datasets": downloads.cached()}
     cache |= {"free_gb": round(shutil.disk_usage(existing).free / 1e9, 1)}
     cache |= {"writable": os.access(existing, os.W_OK)}
     print(json.dumps({"cache": cache}), flush=True)

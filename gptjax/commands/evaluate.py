@@ -14,9 +14,10 @@ from gptjax.command_line import parse_command
 from gptjax.config import Config
 from gptjax.config_encoders import SpeechConfig
 from gptjax.data import dataset as data
-from gptjax.data import speech
+from gptjax.data import recordings
 from gptjax.data.pairs import PairData
-from gptjax.data.speech import Clip, Example, SpeechData
+from gptjax.data.recordings import Clip, Example
+from gptjax.data.speech import SpeechData
 from gptjax.data.tokenizer import SpeechTokenizer
 from gptjax.decoding import beam_search, transcription
 from gptjax.decoding.error_rates import (
@@ -132,7 +133,7 @@ def _evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
     if command.data.path:
         if command.split != "test":
             raise UserError(f"--split {command.split} is of the run's own data; leave it out")
-        clips = tuple(speech.find_clips(command.data.path))
+        clips = tuple(recordings.find_clips(command.data.path))
     elif not resuming.has_data(command.run):
         raise UserError(f"{command.run} was imported, with no data; name some with --data.path DIR")
     else:
@@ -160,7 +161,7 @@ def _evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
     record = {"run": str(command.run), "step": step, "parameters": models.count(params)}
     record |= {"split": str(command.data.path or command.split), "beam": command.beam}
     record |= {"clips": len(clips)}
-    record |= speech_errors(clips, transcripts(speech.read_examples(clips)))
+    record |= speech_errors(clips, transcripts(recordings.read_examples(clips)))
     if strings:
         of_strings = speech_errors(strings, transcripts(strings))
         record["strings"] = {"strings": len(strings), **of_strings}

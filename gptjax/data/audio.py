@@ -1,7 +1,6 @@
-"""Sound: reading files, log-mel spectrograms, and augmentation for training.
+"""Sound files as samples, and samples as log-mel spectrograms.
 
-Samples are float32 in [-1, 1] at 16 kHz, one channel. Augmentation is a pure function of its
-arguments, one of which is a random generator or key.
+Samples are float32 in [-1, 1] at 16 kHz, one channel.
 """
 
 import functools
@@ -25,22 +24,22 @@ N_MELS = 80
 N_WIDTHS = 4
 """Clips are padded to a multiple of 1/4 of the window, because every batch shape compiles anew."""
 RATES = (1_000, 768_000)
-"""Hz; a header that says anything else is wrong."""
+"""Lowest and highest possible sample rate, in Hz. Any other value in a header is wrong."""
 NEEDS = "sound needs"
 
 
 def read(path: Path) -> np.ndarray:
-    """The samples (N,) of a sound file, its channels averaged, resampled to 16 kHz; - is stdin.
+    """The samples (N,) of a sound file, channels averaged, resampled to 16 kHz. "-" is stdin.
 
-    WAV, FLAC, OGG, and whatever else libsndfile knows. Raises UserError for a file that is
-    missing, broken, empty, of a rate that cannot be, or has samples that are no numbers.
+    Reads WAV, FLAC, OGG, MP3 and other formats of libsndfile. Raises UserError for a file that is
+    missing, broken or empty, has an impossible sample rate, or samples that are not finite.
     """
     soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
     from_stdin = path == Path("-")
     if not from_stdin and not path.is_file():
         raise UserError(f"{path} is no file; name a WAV, FLAC, OGG or MP3")
     try:
-        # An open file: libsndfile takes no name that is not UTF-8.
+        # An open file, because libsndfile accepts only file names that are UTF-8.
         with io.BytesIO(sys.stdin.buffer.read()) if from_stdin else path.open("rb") as file:
             samples_NC, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw
@@ -64,10 +63,10 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 @functools.cache
 def mel_filters(n_mels: int = N_MELS) -> np.ndarray:
-    """Triangles (WINDOW / 2 + 1, M) that sum the power of frequencies into mel bands.
+    """Triangular filters (WINDOW / 2 + 1, M) that sum power over frequencies into mel bands.
 
-    On Slaney's scale (Auditory Toolbox 1998): linear up to 1 kHz, then 27 bands an e-fold of 6.4;
-    each triangle has an area of one.
+    Slaney's mel scale (Auditory Toolbox, 1998): linear up to 1 kHz, logarithmic above, where 27
+    mels are a factor of 6.4. Every triangle has area one.
     """
     step = np.log(6.4) / 27
 
@@ -85,10 +84,10 @@ def mel_filters(n_mels: int = N_MELS) -> np.ndarray:
 
 
 def log_mel(samples_BN: Array, n_mels: int = N_MELS) -> Array:
-    """Log-mel spectrogram (B, T, M) of samples (B, N), T = N // HOP, as Whisper's.
+    """Log-mel spectrogram (B, T, M) of samples (B, N), T = N // HOP, as in Whisper.
 
-    Frame t is centred on sample HOP * t of the clip, mirrored at its ends. log10 of the power,
-    cut off at a factor 1e-8 under the loudest of the clip, then (x + 4) / 4.
+    Frame t is centred on sample HOP * t; the clip is mirrored at its ends. x is log10 of the power,
+    at least the clip's maximum - 8. The result is (x + 4) / 4.
     """
     n_frames = samples_BN.shape[-1] // HOP
     mirrored_BN = jnp.pad(samples_BN, ((0, 0), (WINDOW // 2, WINDOW // 2)), mode="reflect")
@@ -96,11 +95,16 @@ def log_mel(samples_BN: Array, n_mels: int = N_MELS) -> Array:
     hann_W = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
     frames_BTW = mirrored_BN[:, index_TW] * hann_W.astype(np.float32)
     power_BTF = jnp.abs(jnp.fft.rfft(frames_BTW)) ** 2
-    # HIGHEST: a GPU would round the power to 10 bits of mantissa.
+    # HIGHEST, because a GPU would otherwise round the power to a 10-bit mantissa.
     mel_BTM = jnp.matmul(power_BTF, mel_filters(n_mels), precision=jax.lax.Precision.HIGHEST)
     log_BTM = jnp.log10(jnp.maximum(mel_BTM, 1e-10))
     loudest_B11 = log_BTM.max((1, 2), keepdims=True)
     return (jnp.maximum(log_BTM, loudest_B11 - 8) + 4) / 4
+
+
+def longest_clip(model: SpeechConfig) -> int:
+    """Samples that fit in the encoder, which has a position for every two frames."""
+    return 2 * model.source_block_size * HOP
 
 
 def padded_frames(n_frames: int, model: SpeechConfig) -> int:
@@ -139,47 +143,8 @@ def features(
 _log_mel = jax.jit(log_mel, static_argnums=1)
 
 
-def spec_augment(
-    mel_TM: Array, key: Array, n_times: int, most_frames: int, n_bands: int, most_bands: int
-) -> Array:
-    """Replaces stretches of time and of frequency by the clip's mean (Park et al. 2019).
-
-    n_times stretches of up to most_frames frames and n_bands of up to most_bands bands, each of a
-    random length at a random place.
-    """
-    n_frames, n_mels = mel_TM.shape
-
-    def stretches(key: Array, n: int, size: int, most: int) -> Array:
-        """(size,), true in n random stretches."""
-        length_key, start_key = jax.random.split(key)
-        length_N1 = jax.random.randint(length_key, (n, 1), 0, min(most, size) + 1)
-        start_N1 = jnp.floor(jax.random.uniform(start_key, (n, 1)) * (size - length_N1 + 1))
-        at = jnp.arange(size)
-        return ((start_N1 <= at) & (at < start_N1 + length_N1)).any(0)
-
-    time_key, band_key = jax.random.split(key)
-    hidden_T = stretches(time_key, n_times, n_frames, most_frames)
-    hidden_M = stretches(band_key, n_bands, n_mels, most_bands)
-    return jnp.where(hidden_T[:, None] | hidden_M, mel_TM.mean(), mel_TM)
-
-
-def change_speed(samples_N: np.ndarray, factor: float) -> np.ndarray:
-    """The clip `factor` times as fast, its pitch as much higher (Ko et al. 2015)."""
-    return import_extra("soxr", NEEDS).resample(samples_N, SAMPLE_RATE * factor, SAMPLE_RATE)
-
-
-def add_noise(samples_N: np.ndarray, rng: np.random.Generator, ratio_db: float) -> np.ndarray:
-    """White noise under the clip, ratio_db decibels weaker than its mean power.
-
-    Silence stays silent.
-    """
-    power = np.mean(samples_N.astype(np.float64) ** 2) / 10 ** (ratio_db / 10)
-    noise = rng.standard_normal(len(samples_N), np.float32)
-    return samples_N + np.float32(np.sqrt(power)) * noise
-
-
 def duration(path: Path) -> float:
-    """Seconds of a sound file, from its header alone. Raises UserError if that is broken."""
+    """Length of a sound file in seconds, from its header. Raises UserError if that is broken."""
     soundfile = import_extra("soundfile", NEEDS)
     try:
         with path.open("rb") as file:

@@ -1,8 +1,7 @@
-"""What to train on, as batches that are pure functions of (seed, step).
+"""The data set of a configuration, and the batches of several training steps.
 
-A data set has `train`, `val`, `tokenizer`, `source`, `sha256` and makes its batches one by one;
-what they have in common stands here. Texts are cut in texts.py, pairs padded in pairs.py, speech
-in speech.py.
+Every data set has `train`, `val`, `tokenizer`, `source`, `sha256`, and makes one batch per step.
+Texts are in texts.py, pairs in pairs.py, speech in speech.py.
 """
 
 import numpy as np
@@ -10,18 +9,20 @@ import numpy as np
 from gptjax.config import Config, TextDataConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import pairs, speech, texts
+from gptjax.data.batches import ALL, Batch
 from gptjax.data.pairs import PairData
 from gptjax.data.speech import SpeechData
-from gptjax.data.texts import ALL, Batch, TextData
+from gptjax.data.texts import TextData
 from gptjax.data.tokenizer import Tokenizer
 
 Data = TextData | PairData | SpeechData
 
 
 def load(config: Config, tok: Tokenizer | None = None) -> Data:
-    """Reads, or fetches, and tokenizes what the model of a configuration can learn from.
+    """Reads, or downloads, and tokenizes the data of a configuration.
 
-    With the tokenizer given, of the kind that the model wants, or one made as config.data says.
+    Uses `tok`, or makes the tokenizer that config.data names. Raises UserError for data that the
+    model cannot be trained on.
     """
     match config.model:
         case EncoderDecoderConfig():
@@ -34,15 +35,15 @@ def load(config: Config, tok: Tokenizer | None = None) -> Data:
 
 
 def training_batches(
-    data: Data, config: Config, steps: range, capacity: int, rows: slice = ALL
+    data: Data, config: Config, steps: range, steps_per_dispatch: int, rows: slice = ALL
 ) -> Batch:
-    """These rows of the batches of these steps, leaves (capacity, B, ...).
+    """These rows of the batches of these steps, leaves (steps_per_dispatch, B, ...).
 
-    Behind the steps follow zeros, which weigh nothing.
+    Fewer steps are padded with zeros. Those have loss weight zero.
     """
     batches = [data.batch(config, step, rows) for step in steps]
     stacked = {}
     for name, leaf in batches[0].items():
-        stacked[name] = np.zeros((capacity, *leaf.shape), leaf.dtype)
+        stacked[name] = np.zeros((steps_per_dispatch, *leaf.shape), leaf.dtype)
         np.stack([batch[name] for batch in batches], out=stacked[name][: len(batches)])
     return stacked

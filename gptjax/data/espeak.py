@@ -4,12 +4,10 @@
 nothing and its transcripts are right.
 """
 
-import ctypes
 import hashlib
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,34 +18,32 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.atomic import atomic_folder
 from gptjax.data.audio import SAMPLE_RATE
-from gptjax.errors import UserError, exit_codes, import_extra
+from gptjax.data.espeak_worker import NEEDS
+from gptjax.errors import UserError, import_extra
 
 LANGUAGES = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-029")
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4")
 VOICES = tuple(f"{language}+{variant}" for language in LANGUAGES for variant in VARIANTS)
 WORDS_PER_MINUTE = 120, 220
 PITCH = 30, 70
-"""On eSpeak's scale of 0 to 99, 50 being the voice's own."""
+"""On eSpeak's scale from 0 to 99; 50 is the voice's normal pitch."""
 CHUNK = 100
-"""Clips of one process. What eSpeak says depends on what it said before, so this is fixed."""
-NEEDS = "synthetic speech needs"
-
-# Of espeak-ng/speak_lib.h.
-_SYNCHRONOUS, _RATE, _PITCH, _UTF8, _CHARACTERS = 2, 1, 3, 1, 1
+"""Clips per process. It is fixed, because eSpeak's output depends on what it spoke before."""
 
 
 def make(
     texts: Sequence[str], n_clips: int, seed: int, folder: Path, n_workers: int | None = None
 ) -> Path:
-    """Speaks n_clips of these texts, and returns the manifest in the folder.
+    """Speaks n_clips of these texts; returns the manifest in the folder.
 
-    Every text once, in an order of its own, before any comes again; voice, rate and pitch of a
-    clip are a function of (seed, its number). The files are the same, to the byte, however many
-    workers make them. A folder that holds just this is left as it is. Raises UserError when the
-    library is missing, for a text that has no sound, and for a folder that holds something else.
+    All texts are spoken once, in random order, before any is repeated. Voice, rate and pitch of a
+    clip are a function of (seed, its number). The files are the same bytes for any number of
+    workers. A folder that already has exactly these clips is reused. Raises UserError if the
+    library is missing, a text makes no sound, or the folder holds something else.
     """
-    import_extra("espeakng_loader", NEEDS)  # missing? Better said here than by a worker
+    import_extra("espeakng_loader", NEEDS)  # reported here, not by a worker
     import_extra("soundfile", NEEDS)
     import_extra("soxr", NEEDS)
     if not texts or n_clips < 1:
@@ -61,25 +57,24 @@ def make(
             return manifest
         raise UserError(f"{folder} holds something else; remove it, or name another folder")
     rows = list(itertools.islice(_clips(texts, seed), n_clips))
-    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     try:
-        (part / "clips").mkdir(parents=True)
-        with ThreadPoolExecutor(n_workers or os.cpu_count() or 1) as pool:
-            for done in _in_order(pool, rows, part):
+        with (
+            atomic_folder(folder) as part,
+            ThreadPoolExecutor(n_workers or os.cpu_count() or 1) as pool,
+        ):
+            (part / "clips").mkdir()
+            for done in _speak(pool, rows, part):
                 _progress(done, n_clips)
-        lines = (json.dumps({k: row[k] for k in ("audio", "text", "speaker")}) for row in rows)
-        (part / manifest.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (part / "made.json").write_text(json.dumps(request) + "\n", encoding="utf-8")
-        part.rename(folder)
+            lines = (json.dumps({k: row[k] for k in ("audio", "text", "speaker")}) for row in rows)
+            (part / manifest.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (part / "made.json").write_text(json.dumps(request) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); name another") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return manifest
 
 
 def _made(folder: Path) -> Any:
-    """What was asked for when the folder was made; None if it was not made here."""
+    """The request that the folder was made for; None if `make` did not make it."""
     try:
         return json.loads((folder / "made.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,29 +82,27 @@ def _made(folder: Path) -> Any:
 
 
 def _clips(texts: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
-    """What is said in each clip, without end, and how."""
+    """Text, voice, rate and pitch of every clip; endless."""
     for epoch in itertools.count():
         order = np.random.default_rng((seed, epoch)).permutation(len(texts))
-        for place, of in enumerate(order.tolist()):
+        for place, i in enumerate(order.tolist()):
             number = epoch * len(texts) + place
             rng = np.random.default_rng((seed, 0, number))
             yield {
                 "audio": f"clips/{number:07d}.wav",
-                "text": texts[of],
+                "text": texts[i],
                 "speaker": VOICES[int(rng.integers(len(VOICES)))],
                 "rate": int(rng.integers(*WORDS_PER_MINUTE)),
                 "pitch": int(rng.integers(*PITCH)),
             }
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], folder: Path
-) -> Iterator[int]:
-    """Has the rows spoken by processes that live for a chunk each; yields how many are done."""
-    code = "from gptjax.data.espeak import _worker; _worker()"
+def _speak(pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], folder: Path) -> Iterator[int]:
+    """Speaks the rows in processes, one per chunk; yields the number of finished rows."""
+    code = "from gptjax.data.espeak_worker import main; main()"
 
     def speak(chunk: Sequence[dict[str, Any]]) -> None:
-        request = json.dumps({"folder": str(folder), "rows": chunk})
+        request = json.dumps({"folder": str(folder), "rate": SAMPLE_RATE, "rows": chunk})
         command = [sys.executable, "-c", code]
         worker = subprocess.run(command, input=request, capture_output=True, text=True)
         if worker.returncode:
@@ -131,51 +124,3 @@ def _progress(done: int, n_clips: int) -> None:
     if sys.stderr.isatty():
         end = "\n" if done == n_clips else ""
         print(f"\rspoken {done:,}/{n_clips:,}", end=end, file=sys.stderr, flush=True)
-
-
-def _worker() -> None:
-    """Speaks the rows of a request on stdin."""
-    with exit_codes():
-        request = json.load(sys.stdin)
-        soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
-        engine = Engine()
-        for row in request["rows"]:
-            samples_N = engine.speak(row["text"], row["speaker"], row["rate"], row["pitch"])
-            samples_N = soxr.resample(samples_N, engine.sample_rate, SAMPLE_RATE)
-            soundfile.write(Path(request["folder"]) / row["audio"], samples_N, SAMPLE_RATE)
-
-
-class Engine:
-    """The library, of which a process has one."""
-
-    def __init__(self) -> None:
-        loader = import_extra("espeakng_loader", NEEDS)
-        self._library = ctypes.CDLL(loader.get_library_path())
-        data = loader.get_data_path().encode()
-        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
-        self._pieces: list[bytes] = []
-        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
-        self._callback = kind(self._receive)  # the library keeps no reference
-        self._library.espeak_SetSynthCallback(self._callback)
-
-    def _receive(self, samples: int | None, n: int, _events: int | None) -> int:
-        if samples and n > 0:
-            self._pieces.append(ctypes.string_at(samples, 2 * n))
-        return 0  # go on
-
-    def speak(self, text: str, voice: str, rate: int, pitch: int) -> np.ndarray:
-        """int16 samples (N,). Raises UserError for an unknown voice and a text without sound."""
-        self._pieces.clear()
-        self._library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # or its noise tells the time
-        if self._library.espeak_SetVoiceByName(voice.encode()):
-            raise UserError(f"eSpeak has no voice {voice}")
-        self._library.espeak_SetParameter(_RATE, rate, 0)
-        self._library.espeak_SetParameter(_PITCH, pitch, 0)
-        content = text.encode()
-        self._library.espeak_Synth(
-            content, ctypes.c_size_t(len(content) + 1), 0, _CHARACTERS, 0, _UTF8, None, None
-        )
-        samples_N = np.frombuffer(b"".join(self._pieces), np.int16)
-        if not samples_N.any():
-            raise UserError(f"{text[:60]!r} has no sound; leave that line out")
-        return samples_N

@@ -1,11 +1,10 @@
 """Pairs of sequences as padded batches, each a pure function of (seed, step).
 
-A pair is a source and a target, in a file one a line with a TAB between them, or a word and a
-pronunciation in CMUdict. A source may have several targets, all of them right: they stay in one
-split. Pairs of like length share a batch, so that little of it is padding, which weighs nothing.
+A pair is a source and a target: a line of a TAB-separated file, or a word and a pronunciation of
+CMUdict. A source may have several correct targets; they stay in one split. A batch has pairs of
+similar length, so it has little padding. Padding has loss weight zero.
 """
 
-import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -16,24 +15,25 @@ import numpy as np
 
 from gptjax.config import Config
 from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
-from gptjax.data import datasets, tokenizer
-from gptjax.data.texts import ALL, TRAINING, Batch, read_text
+from gptjax.data import downloads, tokenizer
+from gptjax.data.batches import ALL, Batch, bucket_batch
+from gptjax.data.text_files import read_text
 from gptjax.data.tokenizer import PairTokenizer, TextTokenizer, Tokenizer
 from gptjax.errors import UserError
 
 Pairs = dict[str, list[str]]
-"""Sources and the targets of each."""
+"""The targets of every source."""
 
-# Where training pairs, ordered by length, are cut into buckets. Every bucket is a shape of batch,
-# and every shape compiles a train step.
+# Pairs are ordered by length and cut into buckets at these shares. There are few buckets, because
+# every bucket has its own batch shape, and every shape compiles a train step.
 BUCKET_ENDS = (0.6, 0.85, 0.97)
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Pairs of like length, padded to the longest: ids (N, S) and (N, T + 1), int32.
+    """N pairs of similar length, padded to the longest: ids (N, S) and (N, T + 1), int32.
 
-    A row of targets begins and ends with the boundary token; lengths count the second one.
+    A target starts and ends with the boundary token. Its length counts only the second one.
     """
 
     source_NS: np.ndarray
@@ -41,24 +41,24 @@ class Bucket:
     target_NT: np.ndarray
     target_length_N: np.ndarray
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """The batch of these rows; a row of -1 is padding."""
+    def batch(self, pairs_B: np.ndarray) -> Batch:
+        """The batch of these pairs. -1 is a row of padding."""
         n_source, n_target = self.source_NS.shape[1], self.target_NT.shape[1] - 1
-        weighs = np.arange(n_target) < self.target_length_N[rows, None]
+        counts_BT = np.arange(n_target) < self.target_length_N[pairs_B, None]
         return {
-            "source": self.source_NS[rows],
-            "source_mask": np.arange(n_source) < self.source_length_N[rows, None],
-            "tokens": self.target_NT[rows, :-1],
-            "targets": self.target_NT[rows, 1:],
-            "loss_weights": (weighs & (rows >= 0)[:, None]).astype(np.float32),
+            "source": self.source_NS[pairs_B],
+            "source_mask": np.arange(n_source) < self.source_length_N[pairs_B, None],
+            "tokens": self.target_NT[pairs_B, :-1],
+            "targets": self.target_NT[pairs_B, 1:],
+            "loss_weights": (counts_BT & (pairs_B >= 0)[:, None]).astype(np.float32),
         }
 
     def in_order(self, batch_size: int, rows: slice = ALL) -> Iterator[Batch]:
-        """Every pair once, in batches of one size, and of them these rows."""
+        """These rows of batches that hold every pair once."""
         n_pairs = len(self.source_NS)
         for first in range(0, n_pairs, batch_size):
-            pairs = np.arange(first, first + batch_size)[rows]
-            yield self.batch(np.where(pairs < n_pairs, pairs, -1))
+            pairs_B = np.arange(first, first + batch_size)[rows]
+            yield self.batch(np.where(pairs_B < n_pairs, pairs_B, -1))
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,16 @@ class PairData:
     val_buckets: tuple[Bucket, ...]
     tokenizer: PairTokenizer
     source: str
-    """Where it came from, for people."""
+    """Where the pairs came from, for messages."""
     sha256: str
     """Of the file's bytes: a run refuses to continue on other pairs."""
 
     one_shape = False
-    """Batches of different buckets cannot share a dispatch."""
+    """Buckets have different shapes, so a dispatch takes one step."""
 
     @property
     def sample_flags(self) -> str:
-        """What sample.py wants besides the run."""
+        """Extra options that `gptjax sample` needs."""
         return f' --source "{next(iter(self.val))}"'
 
     @property
@@ -94,25 +94,15 @@ class PairData:
         }
 
     def tokens_per_sequence(self, config: Config) -> float:
-        """Mean number of source and target tokens of a pair, the boundary among them."""
+        """Mean number of source and target tokens of a pair, including its final boundary."""
         lengths = [b.source_length_N + b.target_length_N for b in self.buckets]
         return float(np.concatenate(lengths).mean())
 
     def batch(self, config: Config, step: int, rows: slice = ALL) -> Batch:
-        """These rows of the training batch of a step, leaves (B, S) and (B, T).
-
-        An epoch takes every pair at least once, in an order of its own; the last batch of a
-        bucket is filled up with pairs of its first.
-        """
-        bucket, pairs = self._plan(config, step)
-        return self.buckets[bucket].batch(pairs[rows])
-
-    def _plan(self, config: Config, step: int) -> tuple[int, np.ndarray]:
-        """The bucket of a step's batch, and which of its pairs."""
-        batch_size = config.train.batch_size
+        """These rows of a step's training batch, leaves (B, S) and (B, T); see bucket_batch."""
         sizes = tuple(len(bucket.source_NS) for bucket in self.buckets)
-        epoch, number = divmod(step, sum(-(-size // batch_size) for size in sizes))
-        return epoch_batches(sizes, batch_size, config.seed, epoch)[number]
+        bucket, pairs_B = bucket_batch(sizes, config.train.batch_size, config.seed, step)
+        return self.buckets[bucket].batch(pairs_B[rows])
 
     def validation(self, config: Config, batch_size: int, rows: slice = ALL) -> Iterator[Batch]:
         """These rows of the batches of the validation split, leaves (1, B, S) and (1, B, T)."""
@@ -121,32 +111,18 @@ class PairData:
                 yield {name: leaf[None] for name, leaf in batch.items()}
 
 
-@functools.lru_cache(maxsize=2)
-def epoch_batches(
-    sizes: tuple[int, ...], batch_size: int, seed: int, epoch: int
-) -> list[tuple[int, np.ndarray]]:
-    """(bucket, rows) of every batch of an epoch, in their order."""
-    rng = np.random.default_rng((seed, TRAINING, epoch))
-    batches = []
-    for bucket, size in enumerate(sizes):
-        n_batches = -(-size // batch_size)
-        rows = np.resize(rng.permutation(size), (n_batches, batch_size))
-        batches += [(bucket, row) for row in rows]
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
 def load(config: Config, tok: Tokenizer | None = None) -> PairData:
-    """Reads, or fetches, splits and tokenizes the pairs that a configuration names.
+    """Reads, or downloads, splits and tokenizes the pairs that a configuration names.
 
-    config.data.val_fraction of the sources are held out for validation and as many for test.
-    Which ones depends on the sources alone, not on their order. The tokenizer is made of all pairs
-    unless it is given. Raises UserError for a file that is missing, empty or not of pairs, a split
-    without pairs, and a pair that is too long.
+    The validation and the test split get val_fraction of the sources each. The split depends on
+    the sources, not on their order. Uses `tok`, or makes a tokenizer from all pairs. Raises
+    UserError for a file that is missing, empty or has no pairs, for an empty split, and for a pair
+    that is too long.
     """
     model, c = config.model, config.data
     assert isinstance(model, EncoderDecoderConfig)
     assert isinstance(c, PairsDataConfig)
-    path = c.path or datasets.fetch("cmudict")
+    path = c.path or downloads.fetch("cmudict")
     text, sha256 = read_text(path)
     if path.suffix == ".dict":
         pairs = parse_cmudict(text, path, stress=c.name == "cmudict_stress")
@@ -162,7 +138,7 @@ def load(config: Config, tok: Tokenizer | None = None) -> PairData:
                 f"{source}: {len(pairs)} sources leave none for {name} at --data.val-fraction "
                 f"{c.val_fraction}; use more pairs or another share"
             )
-    # Those of the test split to learn now whether one is too long.
+    # Also for the test split: a pair that is too long is reported now.
     buckets, val_buckets, _ = (
         make_buckets(part, tok, model, config.train.batch_size, source)
         for part in (train, val, test)
@@ -171,18 +147,18 @@ def load(config: Config, tok: Tokenizer | None = None) -> PairData:
 
 
 def parse_cmudict(text: str, path: Path, stress: bool) -> Pairs:
-    """Words and pronunciations of CMUdict; without stress, phones lose their digit.
+    """Words and pronunciations of CMUdict. Without stress, phones lose their digit.
 
     Raises UserError for a word without phones.
     """
     pairs: Pairs = {}
     for number, line in enumerate(text.splitlines(), 1):
         word, *phones = line.partition("#")[0].split() or [""]
-        if not word or word.startswith(";;;"):  # an older edition's way to comment
+        if not word or word.startswith(";;;"):  # a comment in older editions
             continue
         if not phones or not all(phone.rstrip("012") for phone in phones):
             raise UserError(f"--data.path {path}, line {number}: {word!r} has no pronunciation")
-        word = re.sub(r"\(\d+\)$", "", word)  # the number of a variant
+        word = re.sub(r"\(\d+\)$", "", word)  # the number of a pronunciation
         target = " ".join(phones if stress else (phone.rstrip("012") for phone in phones))
         targets = pairs.setdefault(word, [])
         if target not in targets:
@@ -191,9 +167,9 @@ def parse_cmudict(text: str, path: Path, stress: bool) -> Pairs:
 
 
 def parse_tsv(text: str, path: Path) -> Pairs:
-    """Lines of source, TAB, target. Skips empty ones; raises UserError for any other."""
+    """Lines of source, TAB, target. Skips empty lines. Raises UserError for any other line."""
     pairs: Pairs = {}
-    for number, line in enumerate(text.split("\n"), 1):  # U+2028 and its like end no line
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines also splits at U+2028
         if not line.strip():
             continue
         source, *targets = (field.strip() for field in line.split("\t"))
@@ -209,9 +185,9 @@ def parse_tsv(text: str, path: Path) -> Pairs:
 
 
 def split(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs, Pairs]:
-    """Training, validation and test: `fraction` of the sources each for the last two.
+    """Training, validation and test pairs; the last two get `fraction` of the sources each.
 
-    In the order of the sources' hashes, so that a source stays where it is when others come.
+    Ordered by the hash of the source, so most sources stay in their split when others are added.
     """
     order = sorted(pairs, key=lambda source: hashlib.sha256(source.encode()).digest())
     n = round(fraction * len(order))
@@ -225,7 +201,7 @@ def _tokenizer(config: Config, pairs: Pairs) -> PairTokenizer:
     assert isinstance(c, PairsDataConfig)
 
     def trained_on(kind: str, texts: Iterable[str]) -> TextTokenizer:
-        between = "" if kind == "char" else "\n"  # the line break is no character of theirs
+        between = "" if kind == "char" else "\n"  # no text has a line break; it needs no token
         return tokenizer.train(kind, between.join(texts), c.vocab_size)
 
     targets = [target for several in pairs.values() for target in several]
@@ -239,9 +215,9 @@ def _tokenizer(config: Config, pairs: Pairs) -> PairTokenizer:
 def make_buckets(
     pairs: Pairs, tok: PairTokenizer, model: EncoderDecoderConfig, batch_size: int, name: str
 ) -> tuple[Bucket, ...]:
-    """All pairs, ordered by length, in buckets of at least batch_size where there are as many.
+    """All pairs, ordered by length, in buckets of batch_size or more (fewer if there is only one).
 
-    Raises UserError for a pair that does not fit the model.
+    Raises UserError for a pair that is longer than the model allows.
     """
     sources, targets = [], []
     for source, several in pairs.items():
@@ -266,14 +242,19 @@ def make_buckets(
     ends = [round(share * len(order)) for share in BUCKET_ENDS]
     ends = [end for end in ends if batch_size <= end <= len(order) - batch_size]
 
-    def padded(rows: list[np.ndarray], of: np.ndarray) -> np.ndarray:
-        ids = np.zeros((len(of), max(len(rows[i]) for i in of)), np.int32)
-        for to, i in enumerate(of):
-            ids[to, : len(rows[i])] = rows[i]
-        return ids
+    def padded(sequences: list[np.ndarray]) -> np.ndarray:
+        ids_NT = np.zeros((len(sequences), max(map(len, sequences))), np.int32)
+        for row, ids in zip(ids_NT, sequences, strict=True):
+            row[: len(ids)] = ids
+        return ids_NT
 
     return tuple(
-        Bucket(padded(sources, of), source_length[of], padded(targets, of), target_length[of])
-        for of in np.split(order, ends)
-        if of.size
+        Bucket(
+            padded([sources[i] for i in members]),
+            source_length[members],
+            padded([targets[i] for i in members]),
+            target_length[members],
+        )
+        for members in np.split(order, ends)
+        if members.size
     )

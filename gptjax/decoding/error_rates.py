@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.data.pairs import Pairs
-from gptjax.data.speech import Clip, Example
+from gptjax.data.recordings import Clip, Example
 from gptjax.data.tokenizer import TextTokenizer
 from gptjax.errors import import_extra
 

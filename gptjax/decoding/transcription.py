@@ -106,7 +106,7 @@ def longest_window(model: SpeechConfig, tok: SpeechTokenizer) -> int:
     """
     room = model.block_size - len(tok.start_ids)
     seconds = room / TOKENS_PER_SECOND.get(type(tok.target), SUBWORDS_PER_SECOND)
-    return min(model.source_block_size * 2 * HOP, int(seconds * SAMPLE_RATE))
+    return min(audio.longest_clip(model), int(seconds * SAMPLE_RATE))
 
 
 def windows(samples_N: np.ndarray, longest: int) -> list[tuple[int, int]]:

@@ -1,0 +1,180 @@
+"""Recordings and their transcripts: finding them, splitting them, reading them.
+
+Recordings come from a folder laid out like LibriSpeech or the Free Spoken Digit Dataset, or from a
+manifest: a .jsonl file of objects with `audio`, `text`, and optionally `speaker` and `split`.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gptjax.data import audio
+from gptjax.errors import UserError
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FSDD_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav")
+# The official test split of FSDD is takes 0 to 4. The validation split is our choice.
+FSDD_TEST, FSDD_VAL = range(5), range(5, 8)
+N_READERS = 4
+"""Threads that read sound files."""
+LAYOUTS = (
+    "name a manifest .jsonl of audio and text, a folder with LibriSpeech's *.trans.txt, or one "
+    "with files such as 7_jackson_3.wav"
+)
+
+
+class Clip(NamedTuple):
+    """A sound file, its transcript and its speaker; split is train, val, test or "" (undecided)."""
+
+    path: Path
+    text: str
+    speaker: str = ""
+    split: str = ""
+
+
+class Example(NamedTuple):
+    """Samples (N,) at 16 kHz, their transcript and their speaker."""
+
+    samples_N: np.ndarray
+    text: str
+    speaker: str
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(N_READERS)
+
+
+def read(clips: Sequence[Clip]) -> Iterator[np.ndarray]:
+    """The samples of clips, read by several threads."""
+    return _readers().map(audio.read, [clip.path for clip in clips])
+
+
+def read_examples(clips: Sequence[Clip]) -> Iterator[Example]:
+    """Each clip as an example. Reads a few clips ahead of the caller."""
+    for first in range(0, len(clips), 2 * N_READERS):
+        part = clips[first : first + 2 * N_READERS]
+        for clip, samples_N in zip(part, read(part), strict=True):
+            yield Example(samples_N, clip.text, clip.speaker)
+
+
+def split(
+    clips: Sequence[Clip], fraction: float, hold_out: str, source: str
+) -> tuple[tuple[Clip, ...], ...]:
+    """Training, validation and test clips. With `hold_out`, that speaker is the test split.
+
+    A clip without a split of its own gets one by the hash of its file name: a share of `fraction`
+    for validation and for test. Raises UserError if nobody is called `hold_out`.
+    """
+    if hold_out:
+        speakers = sorted({clip.speaker for clip in clips})
+        if hold_out not in speakers:
+            raise UserError(f"--data.hold-out {hold_out} is no speaker of {source}: {speakers}")
+    parts: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
+    for clip in clips:
+        where = clip.split
+        if not where:
+            share = int(hashlib.sha256(clip.path.name.encode()).hexdigest()[:8], 16) / 16**8
+            where = "test" if share < fraction else "val" if share < 2 * fraction else "train"
+        if hold_out and clip.speaker == hold_out:
+            where = "test"
+        elif hold_out and where == "test":
+            continue  # test clips of other speakers are never used
+        parts[where].append(clip)
+    return tuple(tuple(parts[name]) for name in ("train", "val", "test"))
+
+
+def find_clips(path: Path) -> list[Clip]:
+    """The clips of a manifest in its order, or of a folder in the order of their names.
+
+    Raises UserError if the path does not exist or has none of the known layouts.
+    """
+    if path.is_file() and path.suffix == ".jsonl":
+        clips = _manifest(path)
+    elif (path / "manifest.jsonl").is_file():
+        clips = _manifest(path / "manifest.jsonl")
+    elif path.is_dir():
+        clips = _librispeech(path) or _fsdd(path)
+    else:
+        what = "is no .jsonl" if path.exists() else "does not exist"
+        raise UserError(f"--data.path {path} {what}; {LAYOUTS}")
+    if not clips:
+        raise UserError(f"--data.path {path} has no clips; {LAYOUTS}")
+    return clips
+
+
+def _fsdd(folder: Path) -> list[Clip]:
+    clips = []
+    for path in sorted(folder.rglob("*.wav")):
+        if match := FSDD_NAME.fullmatch(path.name):
+            digit, speaker, take = int(match[1]), match[2], int(match[3])
+            where = "test" if take in FSDD_TEST else "val" if take in FSDD_VAL else "train"
+            clips.append(Clip(path, DIGITS[digit], speaker, where))
+    return clips
+
+
+def _librispeech(folder: Path) -> list[Clip]:
+    clips = []
+    for listing in sorted(folder.rglob("*.trans.txt")):
+        inside = listing.relative_to(folder).parts[:-1]
+        where = next((s for part in inside for s in [_subset(part)] if s), _subset(folder.name))
+        for number, line in enumerate(read_transcripts(listing).splitlines(), 1):
+            name, _, text = line.strip().partition(" ")
+            if not name:
+                continue
+            beside = (listing.parent / f"{name}{suffix}" for suffix in (".flac", ".wav"))
+            path = next((p for p in beside if p.is_file()), None)
+            if path is None or not text.strip():
+                what = "has no text" if path else f"has no {name}.flac beside it"
+                raise UserError(f"{listing}, line {number}: {line[:40]!r} {what}")
+            clips.append(Clip(path, text.strip(), name.partition("-")[0], where))
+    return clips
+
+
+def _subset(name: str) -> str:
+    """The split of a LibriSpeech folder such as train-clean-100, dev-other or test-clean."""
+    kind = {"train": "train", "dev": "val", "test": "test"}
+    return kind.get(name.partition("-")[0], "") if "-" in name else ""
+
+
+def _manifest(path: Path) -> list[Clip]:
+    clips = []
+    for number, line in enumerate(read_transcripts(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            sound, text = path.parent / row["audio"], row["text"].strip()
+            speaker, part = (row.get(name) or "" for name in ("speaker", "split"))
+            clip = Clip(sound, text, str(speaker), part)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{path}, line {number}: {line[:60]!r} is not "
+                '{"audio": "FILE", "text": "WORDS", "speaker": "NAME"}'
+            ) from None
+        wrong = ""
+        if not sound.is_file():
+            wrong = f"audio {row['audio']} is no file"
+        elif not text:
+            wrong = "text is empty"
+        elif clip.split not in ("", "train", "val", "test"):
+            wrong = f"split {clip.split} is none of train, val, test"
+        if wrong:
+            raise UserError(f"{path}, line {number}: {wrong}")
+        clips.append(clip)
+    return clips
+
+
+def read_transcripts(path: Path) -> str:
+    """The text of a UTF-8 file. Raises UserError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({error})") from None
