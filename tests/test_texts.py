@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,8 @@ from typing import Literal
 import numpy as np
 import pytest
 from conftest import Refused, check_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptjax.commands import prepare
 from gptjax.config import BigramConfig, Config, TextDataConfig, TrainConfig
@@ -92,27 +95,35 @@ def test_training_batches_stack_the_steps_and_pad_with_weight_zero(
     assert not stacked["loss_weights"][3:].any()
 
 
-def test_an_epoch_takes_every_window_once_and_the_next_cuts_and_orders_anew() -> None:
-    tokens = np.arange(103, dtype=np.uint16)
-    n_windows = 103 // 8 - 1
-    batches = [texts.epoch_batch(tokens, 8, 3, seed=5, step=step) for step in range(2 * n_windows)]
-    starts = np.concatenate([batch["tokens"][:, 0] for batch in batches])
-    epochs = starts.reshape(6, n_windows)
-    for epoch in epochs:
-        np.testing.assert_array_equal(np.diff(np.sort(epoch)), 8)
-        assert epoch.max() + 8 < len(tokens)
-    assert len({tuple(epoch) for epoch in epochs}) == 6
-    assert len({epoch.min() for epoch in epochs}) > 1
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 7), st.integers(1, 60), st.integers(0, 2**32))
+def test_an_epoch_takes_every_window_once(
+    block_size: int, batch_size: int, n_more: int, seed: int
+) -> None:
+    tokens = np.arange(block_size + n_more, dtype=np.uint16)
+    n_windows = max(1, len(tokens) // block_size - 1)
+    batches = [
+        texts.epoch_batch(tokens, block_size, batch_size, seed, step)
+        for step in range(2 * n_windows)
+    ]
     for batch in batches:
         np.testing.assert_array_equal(batch["targets"], batch["tokens"] + 1)
+    starts = np.concatenate([batch["tokens"][:, 0] for batch in batches])
+    for epoch in starts.reshape(2 * batch_size, n_windows):
+        np.testing.assert_array_equal(np.diff(np.sort(epoch)), block_size)
+        assert epoch.max() + block_size < len(tokens)
 
 
-@pytest.mark.parametrize("n_tokens", [9, 15, 16, 17, 24, 31])
-def test_epochs_of_a_text_hardly_longer_than_a_window(n_tokens: int) -> None:
-    """Windows stay inside, and over many epochs every token but the first is a target."""
-    batches = [texts.epoch_batch(np.arange(n_tokens), 8, 5, seed=1, step=s) for s in range(60)]
-    targets = np.concatenate([batch["targets"].ravel() for batch in batches])
-    assert set(targets) == set(range(1, n_tokens))
+def test_every_epoch_starts_at_another_place_in_another_order() -> None:
+    tokens = np.arange(103, dtype=np.uint16)
+    batches = [texts.epoch_batch(tokens, 8, 3, seed=5, step=step) for step in range(22)]
+    epochs = np.concatenate([batch["tokens"][:, 0] for batch in batches]).reshape(6, 11)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert len({epoch.min() for epoch in epochs}) > 1
+    # So over many epochs every token except the first is a target, even in the shortest text.
+    for n_tokens in (9, 15, 16, 17, 24, 31):
+        steps = [texts.epoch_batch(np.arange(n_tokens), 8, 5, seed=1, step=s) for s in range(60)]
+        assert {target for s in steps for target in s["targets"].flat} == set(range(1, n_tokens))
 
 
 @pytest.mark.parametrize("windows", ["random", "epochs"])
@@ -148,25 +159,23 @@ def joined(groups: Iterable[Batch], name: str) -> np.ndarray:
     return np.concatenate([group[name].ravel() for group in groups])
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 8])
-@pytest.mark.parametrize("batch_size", [1, 3, 4])
-@pytest.mark.parametrize("length", [2, 9, 10, 33, 64, 65, 97, 101, 193, 194])
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(2, 200))
 def test_the_whole_split_counts_every_token_but_the_first_once(
-    monkeypatch: pytest.MonkeyPatch, block_size: int, batch_size: int, length: int
+    block_size: int, batch_size: int, length: int
 ) -> None:
-    monkeypatch.setattr(texts, "EVALUATION_TOKENS", 70)  # so that most lengths need several groups
     tokens = np.arange(length, dtype=np.uint16)
-    groups = list(texts.whole_split(tokens, block_size, batch_size))
-    counted = joined(groups, "loss_weights") == 1
-    targets = joined(groups, "targets")[counted]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "EVALUATION_TOKENS", 70)  # so that most lengths need several groups
+        groups = list(texts.whole_split(tokens, block_size, batch_size))
+    weights = joined(groups, "loss_weights")
+    assert set(weights) <= {0, 1}
+    targets = joined(groups, "targets")[weights == 1]
     assert sorted(targets.tolist()) == list(range(1, length))
-    np.testing.assert_array_equal(joined(groups, "tokens")[counted], targets - 1)
-    assert not joined(groups, "loss_weights")[~counted].any()
-    # One shape, so one executable.
-    shapes = {group["tokens"].shape for group in groups}
-    assert len(shapes) == 1
-    assert shapes.pop()[1:] == (batch_size, block_size)
-    # No group may weigh nothing: that would be work for nothing.
+    np.testing.assert_array_equal(joined(groups, "tokens")[weights == 1], targets - 1)
+    # One shape, so one executable; and no group is all padding.
+    (shape,) = {group["tokens"].shape for group in groups}
+    assert shape[1:] == (batch_size, block_size)
     assert all(group["loss_weights"].any() for group in groups)
 
 
@@ -211,36 +220,34 @@ def test_the_shortest_text_that_works() -> None:
 # --- token files
 
 
-@pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 16, 1000])
-@pytest.mark.parametrize("kind", ["char", "word", "byte", "bpe"])
-def test_prepare_equals_encoding_all_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, piece: int
-) -> None:
+@settings(deadline=None, max_examples=50)
+@given(
+    st.sampled_from(["char", "word", "byte", "bpe"]),
+    st.integers(1, 20),
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), max_size=3),
+)
+def test_prepare_equals_encoding_all_at_once(kind: Kind, piece: int, more: list[str]) -> None:
     """Pieces of a few bytes cut through characters, words and blank lines."""
-    monkeypatch.setattr(text_files, "PIECE_BYTES", piece)
-    corpus = [TEXT, "€" * 9, "\n \n" + TEXT[:40]]
-    files = []
-    for i, text in enumerate(corpus):
-        files.append(tmp_path / f"{i}.txt")
-        files[-1].write_bytes(text.encode())
+    # Each file ends in a line break, so no word goes on in the next file.
+    corpus = [TEXT, *(text.lstrip("\ufeff") + "\n" for text in more), "\n \n" + TEXT[:40]]
     whole = "".join(corpus)
-    out = tmp_path / "out"
-    token_files.prepare(tuple(files), out, kind, vocab_size=300, val_fraction=0.25)
-
-    tok = tokenizer.train(kind, whole, 300)
-    prepared = texts.load(TextDataConfig(path=out), block_size=8)
-    assert prepared.tokenizer.to_dict() == tok.to_dict()
-    # Files are encoded one by one: a token does not reach from one into the next.
-    ids = np.concatenate([tok.encode(text) for text in corpus])
-    np.testing.assert_array_equal(np.concatenate([prepared.train, prepared.val]), ids)
-    assert len(prepared.train) == int(len(ids) * 0.75)
-    assert prepared.sha256 == hashlib.sha256(whole.encode()).hexdigest()
-    assert {path.name for path in out.iterdir()} == {
-        "train.bin",
-        "val.bin",
-        "tokenizer.json",
-        "prepared.json",
-    }
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "PIECE_BYTES", piece)
+        files = [Path(folder) / f"{i}.txt" for i in range(len(corpus))]
+        for path, text in zip(files, corpus, strict=True):
+            path.write_bytes(text.encode())
+        out = Path(folder) / "out"
+        token_files.prepare(files, out, kind, vocab_size=300, val_fraction=0.25)
+        tok = tokenizer.train(kind, whole, 300)
+        prepared = texts.load(TextDataConfig(path=out), block_size=8)
+        assert prepared.tokenizer.to_dict() == tok.to_dict()
+        # Files are encoded one by one: no token reaches from one file into the next.
+        ids = np.concatenate([tok.encode(text) for text in corpus])
+        np.testing.assert_array_equal(np.concatenate([prepared.train, prepared.val]), ids)
+        assert len(prepared.train) == int(len(ids) * 0.75)
+        assert prepared.sha256 == hashlib.sha256(whole.encode()).hexdigest()
+        names = {"train.bin", "val.bin", "tokenizer.json", "prepared.json"}
+        assert {path.name for path in out.iterdir()} == names
 
 
 def test_token_files_are_memory_mapped_and_batched_like_text(
@@ -270,7 +277,6 @@ def test_prepare_drops_byte_order_marks_as_a_text_file_does(
     assert prepared.tokenizer.decode([*prepared.train, *prepared.val]) == TEXT * 2
 
 
-@pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 1000])
 @pytest.mark.parametrize("kind", ["char", "byte"])  # found before, and in the middle of, writing
 @pytest.mark.parametrize(
     ("raw", "offset", "byte"),
@@ -284,19 +290,20 @@ def test_prepare_drops_byte_order_marks_as_a_text_file_does(
 def test_the_offset_of_a_byte_that_is_not_utf8_is_exact(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    piece: int,
     kind: Kind,
     raw: bytes,
     offset: int,
     byte: str,
 ) -> None:
-    monkeypatch.setattr(text_files, "PIECE_BYTES", piece)
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
     good.write_text("€ fine\n", encoding="utf-8")
     bad.write_bytes(raw)
-    with pytest.raises(UserError, match=f"bad.txt is not UTF-8: byte 0x{byte} at offset {offset};"):
-        token_files.prepare((good, bad), tmp_path / "out", kind)
-    assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "bad.txt"}
+    message = f"bad.txt is not UTF-8: byte 0x{byte} at offset {offset};"
+    for piece in (1, 2, 3, 4, 5, 1000):
+        monkeypatch.setattr(text_files, "PIECE_BYTES", piece)
+        with pytest.raises(UserError, match=message):
+            token_files.prepare((good, bad), tmp_path / "out", kind)
+        assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "bad.txt"}
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])

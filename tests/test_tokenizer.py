@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import requests
 import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptjax.data import tokenizer
 from gptjax.data.tokenizer import (
@@ -15,6 +17,7 @@ from gptjax.data.tokenizer import (
     ByteTokenizer,
     CharTokenizer,
     GPT2Tokenizer,
+    TextTokenizer,
     Tokenizer,
 )
 from gptjax.errors import UserError
@@ -33,43 +36,55 @@ def fake_gpt2(name: str) -> tiktoken.Encoding:
     )
 
 
-@pytest.fixture(params=["char", "byte", "gpt2", "bpe"])
-def trained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
-    """A tokenizer of each kind, made as train.py makes it."""
-    monkeypatch.setattr(tiktoken, "get_encoding", fake_gpt2)
-    return tokenizer.train(request.param, TEXT, vocab_size=300)
+KINDS = ("char", "byte", "gpt2", "bpe")
 
 
-def test_decode_inverts_encode(trained: Tokenizer) -> None:
-    ids = trained.encode(TEXT)
-    assert ids.dtype == np.int32
-    assert ids.ndim == 1
-    assert ids.min() >= 0
-    assert ids.max() < trained.vocab_size
-    assert trained.decode(ids) == TEXT
-    assert trained.decode(ids.tolist()) == TEXT
+def train(kind: str, text: str) -> TextTokenizer:
+    """A tokenizer as train.py makes it; GPT-2's with a table of single bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiktoken, "get_encoding", fake_gpt2)
+        return tokenizer.train(kind, text, vocab_size=300)
 
 
-def test_the_empty_text_has_no_tokens(trained: Tokenizer) -> None:
-    ids = trained.encode("")
-    assert ids.shape == (0,)
-    assert ids.dtype == np.int32
-    assert trained.decode(ids) == ""
+def again(tok: TextTokenizer) -> Tokenizer:
+    """The tokenizer after a round trip through JSON."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiktoken, "get_encoding", fake_gpt2)
+        return tokenizer.from_dict(json.loads(json.dumps(tok.to_dict())))
 
 
-def test_json_round_trip(trained: Tokenizer) -> None:
-    again = tokenizer.from_dict(json.loads(json.dumps(trained.to_dict())))
-    assert type(again) is type(trained)
-    assert again.vocab_size == trained.vocab_size
-    assert again.start == trained.start
-    np.testing.assert_array_equal(again.encode(TEXT), trained.encode(TEXT))
-    assert again.to_dict() == trained.to_dict()
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1))  # no lone surrogates
+def test_any_text_survives_encode_decode_and_json(kind: str, text: str) -> None:
+    tok = train(kind, TEXT + text)
+    saved = again(tok)
+    assert type(saved) is type(tok)
+    assert saved.to_dict() == tok.to_dict()
+    assert (saved.vocab_size, saved.start) == (tok.vocab_size, tok.start)
+    for part in (text, TEXT, ""):
+        ids = tok.encode(part)
+        assert ids.dtype == np.int32
+        assert ids.ndim == 1
+        assert ((ids >= 0) & (ids < tok.vocab_size)).all()
+        assert tok.decode(ids) == tok.decode(ids.tolist()) == part
+        np.testing.assert_array_equal(saved.encode(part), ids)
+    assert tok.encode("").size == 0
 
 
-def test_the_start_token_is_documented(trained: Tokenizer) -> None:
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_words_survive_encode_decode_and_json(text: str) -> None:
+    tok = train("word", text)
+    assert tok.decode(tok.encode(text)) == " ".join(text.split())
+    assert again(tok).to_dict() == tok.to_dict()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_start_token_is_documented(kind: str) -> None:
     # A line break for characters, bytes and our own BPE; GPT-2 has a token of its own for it.
-    text = "<|endoftext|>" if isinstance(trained, GPT2Tokenizer) else "\n"
-    assert trained.decode([trained.start]) == text
+    tok = train(kind, TEXT)
+    assert tok.decode([tok.start]) == ("<|endoftext|>" if kind == "gpt2" else "\n")
 
 
 def test_characters_are_numbered_in_code_point_order() -> None:

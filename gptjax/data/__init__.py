@@ -1,1 +1,1 @@
-"""Texts, pairs and recordings as batches that are pure functions of (seed, step)."""
+"""Texts, pairs and speech as batches that are pure functions of (seed, step)."""

@@ -1,8 +1,8 @@
 """Text to token ids and back: characters, words, bytes, GPT-2's BPE, a BPE trained on the text.
 
-A tokenizer has `vocab_size`, `start` (the token that stands for an empty prompt),
-`encode(text) -> int32 ids (N,)`, `decode(ids) -> text` and `to_dict()`, which `from_dict`
-inverts. Saved as JSON, never pickled.
+A tokenizer has `vocab_size`, `start` (the token used for an empty prompt),
+`encode(text) -> int32 ids (N,)`, `decode(ids) -> text`, and `to_dict()`, which `from_dict`
+inverts. It is saved as JSON, never pickled.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from gptjax.errors import UserError, import_extra
 
 
 class CharTokenizer:
-    """One token per distinct character, in code-point order, as the seed has it."""
+    """One token per distinct character, in code-point order, as in the original PyTorch GPT."""
 
     def __init__(self, characters: str):
         self.characters = characters
@@ -50,7 +50,7 @@ class CharTokenizer:
 
 
 class WordTokenizer:
-    """One token per distinct word; words are what blanks and line breaks part."""
+    """One token per distinct word. Words are separated by whitespace."""
 
     start = 0
 
@@ -64,7 +64,7 @@ class WordTokenizer:
         return cls(sorted(set(text.split())))
 
     def encode(self, text: str) -> np.ndarray:
-        """Raises UserError for the first word that is not in the vocabulary."""
+        """Raises UserError for a word that is not in the vocabulary."""
         try:
             return np.array([self._ids[word] for word in text.split()], np.int32)
         except KeyError as error:
@@ -97,13 +97,13 @@ class ByteTokenizer:
 
 
 class GPT2Tokenizer:
-    """GPT-2's byte-pair encoding, by tiktoken (which fetches its 1 MB table once)."""
+    """GPT-2's byte-pair encoding, by tiktoken, which downloads its 1 MB table once."""
 
     def __init__(self) -> None:
         tiktoken = import_extra("tiktoken", "--data.tokenizer gpt2 needs")
         try:
             self._encoding = tiktoken.get_encoding("gpt2")
-        except (OSError, ValueError) as error:  # no answer, or one with another checksum
+        except (OSError, ValueError) as error:  # no network, or a file with another checksum
             raise UserError(
                 f"--data.tokenizer gpt2 could not fetch its table ({type(error).__name__}); set "
                 "TIKTOKEN_CACHE_DIR to a folder that has it, or use --data.tokenizer bpe"
@@ -118,7 +118,7 @@ class GPT2Tokenizer:
         return self._encoding.decode([int(i) for i in ids])
 
     def token_bytes(self) -> list[bytes]:
-        """The bytes of every token but the last, which is <|endoftext|>, in their order."""
+        """The bytes of every token in the order of ids, without the last one, <|endoftext|>."""
         return [self._encoding.decode_single_token_bytes(i) for i in range(self.start)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,15 +128,15 @@ class GPT2Tokenizer:
 class BPETokenizer:
     """Byte-level byte-pair encoding trained on a text, by Hugging Face tokenizers.
 
-    Or any tokenizer of that package that others made, whose special tokens are no part of a text;
-    its model may have more rows than it has tokens, and a token of its own to start with.
+    Also any imported tokenizer of that package. Its special tokens are not part of a text. Its
+    model may have more embeddings than tokens (vocab_size), and its own start token (start).
     """
 
     def __init__(self, model_json: str, vocab_size: int | None = None, start: int | None = None):
         self._tokenizer = import_extra(
             "tokenizers", "--data.tokenizer bpe needs"
         ).Tokenizer.from_str(model_json)
-        # Which a file may ask for, and which would cut a text short or fill it up in silence.
+        # A file may switch these on. They would silently cut or pad a text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.vocab_size = vocab_size or self._tokenizer.get_vocab_size()
@@ -152,7 +152,7 @@ class BPETokenizer:
         return cls(trainer.to_str())
 
     def encode(self, text: str) -> np.ndarray:
-        """Raises UserError for what no token stands for; where each byte has one, there is none."""
+        """Raises UserError for text without a token. A byte-level BPE has one for every text."""
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:
@@ -171,7 +171,7 @@ class BPETokenizer:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its name, None if there is none."""
+        """The id of the token with this name, or None."""
         return self._tokenizer.token_to_id(token)
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,18 +183,21 @@ TextTokenizer = CharTokenizer | WordTokenizer | ByteTokenizer | GPT2Tokenizer | 
 
 
 class PairTokenizer:
-    """A tokenizer for sources, one for targets, and the boundary that starts and ends a target."""
+    """A tokenizer for sources, one for targets, and the boundary token.
+
+    The boundary is the first and last token of every target.
+    """
 
     def __init__(self, source: TextTokenizer, target: TextTokenizer):
         self.source, self.target = source, target
         self.boundary = self.end = target.vocab_size
         self.start_ids = (self.boundary,)
         self.vocab_size = target.vocab_size + 1
-        # With one table of embeddings both sides have the target's number of rows.
+        # A shared embedding table has the target's number of rows, including the boundary.
         self.source_vocab_size = max(source.vocab_size, source is target and self.vocab_size)
 
     def encode_source(self, text: str, longest: int) -> np.ndarray:
-        """Raises UserError for a source that is empty, too long, or of unknown tokens."""
+        """Raises UserError for a source that is empty, too long, or has unknown tokens."""
         try:
             ids = self.source.encode(text)
         except UnicodeEncodeError as error:
@@ -213,9 +216,9 @@ class PairTokenizer:
 
 
 class SpeechTokenizer:
-    """A tokenizer for transcripts, the tokens in front of every one, and the token that ends it.
+    """A tokenizer for transcripts, the tokens before each transcript, and the token after it.
 
-    Both are one new token unless they are given, as with Whisper's vocabulary, which has its own.
+    By default, one new token does both. Whisper's vocabulary has its own tokens for this.
     """
 
     def __init__(
@@ -244,7 +247,7 @@ Tokenizer = TextTokenizer | PairTokenizer | SpeechTokenizer
 
 
 def train(kind: str, text: str, vocab_size: int) -> TextTokenizer:
-    """The tokenizer of this kind for this text: "char", "word", "byte", "gpt2" or "bpe"."""
+    """A tokenizer of a kind, "char", "word", "byte", "gpt2" or "bpe", for this text."""
     match kind:
         case "char":
             return CharTokenizer.train(text)
@@ -260,7 +263,7 @@ def train(kind: str, text: str, vocab_size: int) -> TextTokenizer:
 
 
 def from_dict(saved: dict[str, Any]) -> Tokenizer:
-    """Inverts `to_dict`."""
+    """Inverts `to_dict`. Raises UserError for anything else."""
     match saved:
         case {"type": "pair", "source": dict(source), "target": target}:
             one = text_tokenizer(source)
@@ -271,7 +274,7 @@ def from_dict(saved: dict[str, Any]) -> Tokenizer:
 
 
 def text_tokenizer(saved: dict[str, Any]) -> TextTokenizer:
-    """The same for one that is no pair."""
+    """Inverts `to_dict` of a text tokenizer."""
     match saved:
         case {"type": "char", "characters": characters}:
             return CharTokenizer(characters)
