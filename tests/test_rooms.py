@@ -107,4 +107,4 @@ def test_circles_and_imports_are_found() -> None:
     """The tests above can fail."""
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != ""
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == ""
-    assert {"data.texts", "command_line"} <= imports("commands.prepare")
+    assert {"command_line", "commands.sample_text"} <= imports("commands.sample")
