@@ -14,6 +14,7 @@ import jax
 from benchmarks.race import flops_per_token
 from gptjax import models
 from gptjax.config import GPTConfig
+from gptjax.scale import memory as memory_of
 
 # Of an H100 SXM and an H200: dense bfloat16 (half of the data sheet's figure, which is "with
 # sparsity"), one direction of NVLink, of one 400 Gb/s InfiniBand port, of PCIe 5.0 x16.
@@ -107,21 +108,15 @@ class Layout:
         return f"{self.data}x{self.fsdp}x{self.model}"
 
 
-def activation_bytes(model: GPTConfig, n_model: int = 1, remat: bool = False) -> float:
-    """What one sequence leaves for the backward pass, in bfloat16, of the blocks.
-
-    T D (12 + 34 / model) + 6 H T^2 / model bytes of a block: the estimate of gptjax/memory.py.
-    With remat only the inputs of all blocks stay, and the rest of the one that is computed again.
-    """
-    t, d = model.block_size, model.n_embd
-    block = t * d * (12 + 34 / n_model) + 6 * model.n_head * t * t / n_model
-    return block + model.n_layer * 2 * t * d if remat else model.n_layer * block
+def activation_bytes(size: Size, n_model: int = 1, remat: bool = False) -> float:
+    """What the blocks keep of one sequence for the backward pass, in bfloat16."""
+    t = size.model.block_size
+    return t * memory_of.activation_bytes(size.model, t, AT_WORK, n_model, remat)
 
 
 def logits_bytes(size: Size, n_model: int = 1) -> float:
-    """Of one sequence, three float32 arrays; divided where model divides the vocabulary."""
-    whole = 3 * 4 * size.model.block_size * size.vocab_size
-    return whole / n_model if size.vocab_size % n_model == 0 else whole
+    """Of one sequence."""
+    return size.model.block_size * memory_of.logits_bytes(size.vocab_size, n_model)
 
 
 def memory(size: Size, layout: Layout) -> float:
@@ -135,7 +130,7 @@ def memory(size: Size, layout: Layout) -> float:
         outside = n_parameters - size.model.n_layer * block
         at_work = AT_WORK * (outside + 2 * block)
     sequences = size.batch_size / (layout.data * layout.fsdp * layout.n_micro)
-    blocks = activation_bytes(size.model, layout.model, layout.remat)
+    blocks = activation_bytes(size, layout.model, layout.remat)
     return state + at_work / layout.model + sequences * (blocks + logits_bytes(size, layout.model))
 
 
@@ -277,8 +272,8 @@ def memory_table() -> str:
             f"{c.n_layer} x {c.n_embd}, {c.block_size}",
             f"{n_parameters / 1e6:,.1f} M",
             gigabytes(STATE * n_parameters),
-            gigabytes(activation_bytes(c)),
-            gigabytes(activation_bytes(c, remat=True)),
+            gigabytes(activation_bytes(size)),
+            gigabytes(activation_bytes(size, remat=True)),
             gigabytes(logits_bytes(size)),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -162,7 +162,7 @@ def test_processes_that_differ_are_refused(what: str, config: Path, tmp_path: Pa
     printed = pair.printed(0) + pair.printed(1)
     assert 2 in codes, printed
     assert 0 not in codes, printed
-    differs = rf"error: process . has {what} .*, process . has .*; start all of them alike"
+    differs = rf"error: process . has {what} .*, process . has .*; start all of them with the same"
     assert re.search(differs, printed), printed
 
 
@@ -179,7 +179,7 @@ train.main({flags})
         [sys.executable, "-c", alone], env=environment(1), capture_output=True, text=True
     )
     assert done.returncode == 2, done.stderr
-    assert "error: the processes do not find one another" in done.stderr.splitlines()[-1]
+    assert "error: the processes do not find each other" in done.stderr.splitlines()[-1]
 
 
 def wait_for_steps(pair: Pair, seconds: float = 200) -> None:

@@ -1,17 +1,16 @@
-"""How much memory training will take on each device, before anything is compiled."""
+"""How much memory training needs on each device, estimated before anything is compiled."""
 
 import contextlib
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from gptjax.config import Config, GPTConfig
 from gptjax.errors import UserError
-from gptjax.models import Model
 from gptjax.scale import devices, sharding
 from gptjax.scale.mesh import n_row_groups
 
@@ -21,60 +20,84 @@ LESS = (
 )
 
 
-def estimate(
-    config: Config, model: Model, state: Any, micro_batch_size: int, tokens_per_sequence: float
-) -> tuple[int, int]:
-    """Bytes on each device of the training state, and about how many more a step works in.
+class Sized(Protocol):
+    """What an estimate needs of a model."""
 
-    state: shapes with their shardings. The second sum is of the gradients, of the weights in use,
-    of what the backward pass wants of every block (all of it, or with remat what enters the block
-    and all of one), and of the logits.
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+def estimate(
+    config: Config, model: Sized, state: Any, micro_batch_size: int, tokens_per_sequence: float
+) -> tuple[int, int]:
+    """(bytes of the training state, bytes that a step needs besides) on each device.
+
+    state: shapes with their shardings. A step needs gradients, weights in the model's dtype, what
+    the backward pass reads of every block, and the logits.
     """
     mesh = jax.tree.leaves(state)[0].sharding.mesh
     gradients = sharding.bytes_per_device(state.params)
     if micro_batch_size < config.train.batch_size:
-        gradients *= 2  # those of a micro-batch, and the sum
+        gradients *= 2  # those of one micro-batch, and their sum
     n_tokens = micro_batch_size / n_row_groups(mesh) * tokens_per_sequence
-    logits = 3 * 4 * n_tokens * model.vocab_size  # float32: themselves, their softmax, its gradient
-    c, n_model = config.model, mesh.shape["model"]
-    blocks = 0.0
-    if isinstance(c, GPTConfig):
-        itemsize = np.dtype(model.dtype).itemsize
-        n_blocks = c.n_layer + getattr(c, "n_encoder_layer", 0)
-        # Both norms, the residual stream and sums into it; heads and hidden values are shared out.
-        inside = 6 * c.n_embd + (5 * c.n_embd + 3 * c.hidden_width) / n_model
-        inside += 3 * c.n_head * min(c.block_size, tokens_per_sequence) / n_model
-        kept = n_blocks * inside
-        if config.train.remat:
-            kept = n_blocks * c.n_embd + inside
-        blocks = itemsize * n_tokens * kept
-    work = gradients + _weights_in_use(state.params, model) + logits + blocks
+    n_model, itemsize = mesh.shape["model"], np.dtype(model.dtype).itemsize
+    work = gradients + _weights_in_use(state.params, itemsize)
+    work += n_tokens * logits_bytes(model.vocab_size, n_model)
+    if isinstance(config.model, GPTConfig):
+        work += n_tokens * activation_bytes(
+            config.model, tokens_per_sequence, itemsize, n_model, config.train.remat
+        )
     return sharding.bytes_per_device(state), int(work)
 
 
-def _weights_in_use(params: Any, model: Model) -> float:
-    """Bytes of the copies that a device computes with, next to its part of the float32 ones.
+def logits_bytes(vocab_size: int, n_model: int = 1) -> float:
+    """Bytes for each token of the logits, their softmax and their gradient, in float32.
 
-    All of them in bfloat16; or where fsdp gathers them, those of two blocks and what is in none.
+    The model axis splits them if it divides the vocabulary.
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    mesh, itemsize = leaves[0][1].sharding.mesh, np.dtype(model.dtype).itemsize
+    return 3 * 4 * vocab_size / (n_model if vocab_size % n_model == 0 else 1)
+
+
+def activation_bytes(
+    c: GPTConfig, length: float, itemsize: int, n_model: int = 1, remat: bool = False
+) -> float:
+    """Bytes for each token that the forward pass of all blocks keeps for the backward pass.
+
+    length: tokens of a sequence. remat keeps the input of every block, and the rest of one.
+    """
+    n_blocks = c.n_layer + getattr(c, "n_encoder_layer", 0)
+    # Two norms, the residual stream and what is added to it are whole on every device. The model
+    # axis splits heads (query, key, value, output), hidden values and attention weights.
+    block = 6 * c.n_embd + (5 * c.n_embd + 3 * c.hidden_width) / n_model
+    block += 3 * c.n_head * min(c.block_size, length) / n_model
+    return itemsize * (n_blocks * c.n_embd + block if remat else n_blocks * block)
+
+
+def _weights_in_use(params: Any, itemsize: int) -> float:
+    """Bytes of the copies of weights that a device computes with.
+
+    All of them in bfloat16. With fsdp: those of two blocks, and of what is in no block.
+    """
+    arrays = sharding.by_path(params)
+    mesh = next(iter(arrays.values())).sharding.mesh
     blocks: dict[str, int] = {}
-    for path, leaf in leaves:
-        block = re.search(r"^(.*\.)?block_\d+\.", sharding.path_of(path))
+    for path, array in arrays.items():
+        block = re.search(r"^(.*\.)?block_\d+\.", path)
         name = block[0] if block else ""
-        blocks[name] = blocks.get(name, 0) + leaf.size
+        blocks[name] = blocks.get(name, 0) + array.size
     n_parameters = sum(blocks.values())
     if mesh.shape["fsdp"] > 1:
         outside = blocks.pop("", 0)
         n_parameters = outside + sum(sorted(blocks.values())[-2:])
-    elif itemsize == 4:  # those at rest will do
+    elif itemsize == 4:  # the parameters themselves are float32
         return 0
     return itemsize * n_parameters / mesh.shape["model"]
 
 
 def limit() -> int:
-    """Bytes that a device may use."""
+    """Bytes of memory that a device may use."""
     device = jax.local_devices()[0]
     if stats := device.memory_stats():
         return int(stats.get("bytes_limit", 0))
@@ -83,9 +106,9 @@ def limit() -> int:
 
 
 def describe(
-    config: Config, model: Model, state: Any, micro_batch_size: int, tokens_per_sequence: float
+    config: Config, model: Sized, state: Any, micro_batch_size: int, tokens_per_sequence: float
 ) -> str:
-    """The estimate in words, with advice where it does not fit."""
+    """The estimate in words, with advice if it does not fit."""
     held, work = estimate(config, model, state, micro_batch_size, tokens_per_sequence)
     text = f"memory of each device: {_size(held)} of state, about {_size(work)} to work in"
     if held + work > limit():
@@ -95,7 +118,7 @@ def describe(
 
 @contextlib.contextmanager
 def advice() -> Iterator[None]:
-    """Turns what JAX raises when memory runs out into a UserError that says what to change."""
+    """Turns JAX's error for lack of memory into a UserError that says what to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

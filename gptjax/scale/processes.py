@@ -1,9 +1,9 @@
-"""Several processes that train one run together: how they start, agree and fail.
+"""Several processes that train one run: how they start, decide, fail and end.
 
-JAX's own runtime does the work: jax.distributed finds the others and watches that they are alive,
-gloo (on CPUs) or NCCL (on GPUs) moves arrays, orbax writes one checkpoint of all. Every process
-runs the same program; whatever it decides by itself (how long a dispatch may be, whether a signal
-came) it asks the others about first, or their collectives would no longer meet.
+JAX's runtime does the work: jax.distributed connects the processes and sends heartbeats, gloo (on
+CPUs) or NCCL (on GPUs) moves arrays, orbax writes one checkpoint for all. Every process runs the
+same program. A decision that depends on local facts (the measured speed, a signal) is made with
+`all_reduce_max`: if the processes decided differently, their collectives would wait forever.
 """
 
 import concurrent.futures
@@ -22,62 +22,66 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax._src import distributed  # nothing public says who is alive
+from jax._src import distributed  # no public function tells which processes are alive
 from jax.experimental import multihost_utils
 
 from gptjax.errors import Interrupted, UserError, exit_codes
 from gptjax.scale import devices
 
-# A process that was not heard of for so long is dead to the others; process 0, which they ask
-# about one another, a little sooner, or JAX would end them before they can say why.
-HEARTBEAT_SECONDS, ANSWER_SECONDS = 12, 8
+# A process without a heartbeat for this long counts as dead.
+HEARTBEAT_SECONDS = 12
+# Process 0, which runs the coordination service, counts as dead after this time without an answer.
+# Less than the above: else JAX ends the others before they can print which process was lost.
+ANSWER_SECONDS = 8
 # How long a process waits for the others to start.
 START_SECONDS = 300
 
 
 def is_first() -> bool:
-    """Whether this process prints, plots and writes what is not a checkpoint."""
+    """Whether this is process 0, which alone prints, plots and writes files besides checkpoints."""
     return distributed.global_state.process_id == 0  # jax.process_index would start the device
 
 
 def several() -> bool:
+    """Whether this process is one of several."""
     return distributed.global_state.num_processes > 1
 
 
 def all_reduce_max(*values: float) -> tuple[float, ...]:
-    """The largest of what each process says, for every value; all have to ask."""
+    """Element-wise maximum over processes. Collective: call it on every process."""
     if not several():
         return values
     every_PN = multihost_utils.process_allgather(np.array(values, np.float32))
     return tuple(np.asarray(every_PN).max(0).tolist())
 
 
-def barrier(what: str) -> None:
-    """Returns when every process is here."""
+def barrier(name: str) -> None:
+    """Returns when every process has called it. Collective. name: the same on every process."""
     if several():
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)
 
 
-def check_same(what: str, knobs: dict[str, Any]) -> None:
-    """Raises UserError where another process has other knobs, of a kind; all have to ask.
+def check_same(name: str, fields: dict[str, Any]) -> None:
+    """Raises UserError if another process has a different value of a field. Collective.
 
-    They would wait for each other forever, or train a model that neither of them describes.
+    Processes with different options wait for each other forever, or train a model that no
+    config.json describes. name: of this check, the same on every process.
     """
     if not several():
         return
     client, me = distributed.global_state.client, distributed.global_state.process_id
     assert client is not None
-    ours = {name: str(value) for name, value in knobs.items()}
-    key = f"gptjax/{what}"
+    ours = {field: str(value) for field, value in fields.items()}
+    key = f"gptjax/{name}"
     client.key_value_set(f"{key}/{me}", json.dumps(ours))
     for process in range(distributed.global_state.num_processes):
         theirs = client.blocking_key_value_get(f"{key}/{process}", START_SECONDS * 1000)
         theirs = json.loads(theirs)
-        for name in ours:
-            if theirs[name] != ours[name]:
+        for field in ours:
+            if theirs[field] != ours[field]:
                 raise UserError(
-                    f"process {process} has {name} {theirs[name]}, process {me} has {ours[name]}; "
-                    "start all of them alike"
+                    f"process {process} has {field} {theirs[field]}, process {me} has "
+                    f"{ours[field]}; start all of them with the same options"
                 )
 
 
@@ -90,11 +94,11 @@ def in_cluster() -> bool:
 
 @contextlib.contextmanager
 def distributed_session(coordinator: str, n_processes: int, process: int) -> Iterator[None]:
-    """Joins the other processes, if there are any, and leaves them: the last thing a program does.
+    """Connects this process with the others, if there are any, for the length of the block.
 
-    All but the first end in here. A process that fails ends at once, with the exit code of its
-    error and without waiting for the others, which cannot come; they end when they miss it.
-    Raises UserError when it cannot start.
+    The block must be the last thing that a program does: all processes but the first exit at its
+    end. A process that fails exits at once with the code of its error, and the others exit when
+    its heartbeats stop. Raises UserError if the processes do not find each other.
     """
     if not (coordinator or in_cluster()):
         yield
@@ -104,25 +108,26 @@ def distributed_session(coordinator: str, n_processes: int, process: int) -> Ite
     try:
         devices.require_backend()
         here = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
-        check_same("devices", {"devices": here})  # JAX wants as many of each
+        check_same("devices", {"devices": here})  # JAX needs the same number on each process
         yield
-    except Interrupted as interrupt:  # all of them, at the same step
+    except Interrupted as interrupt:  # on all processes, at the same step
         interrupted = interrupt
     except BaseException as error:
         _end(error)
     barrier("the end")
     if not is_first():
         _exit(128 + interrupted.signum if interrupted else 0)
-    time.sleep(1)  # process 0 leaves last: those whose connection to it breaks would call it lost
+    # Process 0 leaves last. If it left first, the others would report it as lost.
+    time.sleep(1)
     jax.distributed.shutdown()
     if interrupted:
         raise interrupted
 
 
 def _start(coordinator: str, n_processes: int, process: int) -> None:
-    # Its handler of SIGTERM would replace ours, which tells the others by `all_reduce_max`.
+    # JAX's handler of SIGTERM would replace StopSignal, which informs the other processes.
     jax.config.update("jax_enable_preemption_service", False)
-    # Else JAX aborts at once where a process is missed, and our _watch could not say which one.
+    # Without this, JAX aborts before _watch_all can print which process was lost.
     jax.config.update("jax_enable_recoverability", True)
     explicit = {}
     if coordinator:
@@ -133,20 +138,22 @@ def _start(coordinator: str, n_processes: int, process: int) -> None:
             "process_id": process,
             "cluster_detection_method": "deactivate",
         }
-        if host == "localhost" or host.startswith("127."):  # else to every address of the machine
+        if host == "localhost" or host.startswith("127."):  # by default it binds every address
             explicit["coordinator_bind_address"] = coordinator
-    where = f"at {coordinator}" if coordinator else "as the cluster says"
-    print(f"waiting for the other processes, {where}", file=sys.stderr, flush=True)
-    alone = f"the processes do not find one another, {where}"
-    fix = "give all of them the same --coordinator HOST:PORT, and --processes, and each "
-    fix += "its --process"
+    where = f"at {coordinator}" if coordinator else "at the address from the cluster"
+    print(f"waiting for the other processes {where}", file=sys.stderr, flush=True)
+    alone = f"the processes do not find each other {where}"
+    fix = (
+        "give all of them the same --coordinator HOST:PORT and --processes, and each its --process"
+    )
 
-    def last_words() -> None:  # JAX's runtime aborts where nobody comes
-        print(f"error: {alone}, within {START_SECONDS} s; {fix}", file=sys.stderr, flush=True)
+    def print_timeout() -> None:  # JAX's runtime aborts if the others do not start
+        print(f"error: {alone} within {START_SECONDS} s; {fix}", file=sys.stderr, flush=True)
         os._exit(2)
 
-    _on_abort(last_words)
-    # There is nothing to save yet, and no Python runs that could hear a signal.
+    _on_abort(print_timeout)
+    # A signal ends the process here: there is nothing to save yet, and initialize() blocks, so a
+    # Python handler would not run.
     before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         jax.distributed.initialize(
@@ -164,70 +171,68 @@ def _start(coordinator: str, n_processes: int, process: int) -> None:
         threading.Thread(target=_watch_all, daemon=True).start()
     if not is_first():
         threading.Thread(target=_watch_process_0, daemon=True).start()
-        _say_if_process_0_is_gone()
+        _report_lost_process_0()
 
 
 def _watch_all() -> None:
-    """Ends this process when another one is gone: no collective with it will ever return."""
+    """Ends this process when another one is lost: no collective with it will ever return."""
     client, everyone = distributed.global_state.client, range(jax.process_count())
     assert client is not None
-    with contextlib.suppress(Exception):  # the run has ended, or process 0 has
+    with contextlib.suppress(Exception):  # the run has ended, or process 0 is lost
         while True:
-            # Returns when all have asked, or else have been dead for HEARTBEAT_SECONDS.
+            # Returns when every process has called it or been dead for HEARTBEAT_SECONDS.
             alive = client.get_live_nodes([*everyone])
-            if gone := [process for process in everyone if process not in alive]:
-                _lost(gone)
+            if lost := [process for process in everyone if process not in alive]:
+                _exit_after_loss(lost)
             time.sleep(1)
 
 
 def _watch_process_0() -> None:
-    """Ends this process when the one that answers for all is there, but does not answer."""
+    """Ends this process when process 0 still runs but does not answer."""
     client = distributed.global_state.client
     assert client is not None
-    asking = concurrent.futures.ThreadPoolExecutor(1)
+    executor = concurrent.futures.ThreadPoolExecutor(1)
     while True:
-        answer = asking.submit(client.key_value_try_get, "anything")
+        answer = executor.submit(client.key_value_try_get, "anything")
         try:
-            answer.exception(ANSWER_SECONDS)  # that there is no such key is an answer
+            answer.exception(ANSWER_SECONDS)  # "no such key" is an answer as well
         except concurrent.futures.TimeoutError:
-            _lost([0])
+            _exit_after_loss([0])
         time.sleep(1)
 
 
-def _say_if_process_0_is_gone() -> None:
-    """Has JAX's runtime, which aborts without process 0, say so in a line."""
+def _report_lost_process_0() -> None:
+    """Prints one line when JAX's runtime aborts because process 0 has exited."""
     host, _, port = (distributed.global_state.coordinator_address or "").rpartition(":")
 
-    def last_words() -> None:
+    def check_process_0() -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
         except OSError:
-            _lost([0])  # else something else is wrong: back to abort()
+            _exit_after_loss([0])  # if it does answer, the abort has another reason and goes on
 
-    _on_abort(last_words)
+    _on_abort(check_process_0)
 
 
-def _on_abort(last_words: Callable[[], None] | None) -> None:
-    """Calls a function where JAX's runtime calls abort(), or none.
+def _on_abort(function: Callable[[], None] | None) -> None:
+    """Sets the function that runs when JAX's runtime calls abort(). None removes it.
 
-    It does so in a thread of its own, where Python's own signal handlers never run.
+    The runtime aborts in a thread of its own, where handlers of the signal module do not run.
     """
     global _handler
-    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(
-        lambda signum: last_words() if last_words else None
-    )
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda signum: function() if function else None)
     ctypes.CDLL(None).signal(signal.SIGABRT, _handler)
 
 
 _handler: object = None
-"""What C has the address of must stay in memory."""
+"""C holds the address of this function, so it must not be garbage-collected."""
 
 
-def _lost(gone: list[int]) -> NoReturn:
-    names = ", ".join(map(str, gone))
+def _exit_after_loss(lost: list[int]) -> NoReturn:
+    names = ", ".join(map(str, lost))
     print(
         f"error: process {jax.process_index()} lost process {names} of {jax.process_count()}, "
-        "which ended or hangs (see what it printed); start all of them again, and they continue "
+        "which ended or hangs (see its output); start all processes again, and they continue "
         "from the last checkpoint",
         file=sys.stderr,
         flush=True,
@@ -236,9 +241,10 @@ def _lost(gone: list[int]) -> NoReturn:
 
 
 def _end(error: BaseException) -> None:
-    """Says what is wrong and ends this process, in spite of collectives that still wait."""
+    """Prints the error and exits, even if a collective still waits."""
     if several() and isinstance(error, jax.errors.JaxRuntimeError):
-        # A collective that broke, perhaps: then _watch_all soon knows who is gone, and ends us.
+        # Probably a collective broke because a process was lost. _watch_all then exits with a
+        # better message while we wait here.
         time.sleep(2 * ANSWER_SECONDS)
     code = 1
     try:
@@ -252,7 +258,7 @@ def _end(error: BaseException) -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    """Ends this process without asking the others, which sys.exit would wait for."""
+    """Exits without waiting for the other processes, as sys.exit would."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
