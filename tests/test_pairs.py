@@ -11,9 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from conftest import check_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gptjax.config import Config, GPTConfig, TrainConfig
-from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
+from gptjax import config_checks
+from gptjax.config import BigramConfig, Config, GPTConfig, ModelConfig, TrainConfig
+from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig, SpeechConfig
+from gptjax.config_json import DATA_OF_MODEL
 from gptjax.data import dataset as data
 from gptjax.data import downloads, pairs
 from gptjax.data.batches import Batch
@@ -167,13 +171,14 @@ def test_a_file_without_pairs_is_refused(text: str) -> None:
 # --- splitting
 
 
-@pytest.mark.parametrize(("n", "fraction", "n_held_out"), [(100, 0.1, 10), (37, 0.2, 7)])
-def test_the_splits_share_no_source_and_have_their_sizes(
-    n: int, fraction: float, n_held_out: int
-) -> None:
+@settings(deadline=None)
+@given(st.integers(0, 150), st.floats(0, 0.5))
+def test_the_splits_share_no_source_and_have_their_sizes(n: int, fraction: float) -> None:
     all_pairs = random_pairs(n)
     splits = pairs.split(all_pairs, fraction)
-    assert [len(part) for part in splits] == [n - 2 * n_held_out, n_held_out, n_held_out]
+    n_test = round(fraction * n)
+    n_val = min(n_test, n - n_test)
+    assert [len(part) for part in splits] == [n - n_test - n_val, n_val, n_test]
     # Every source once, and with every target that it has.
     assert sum(map(listed, splits), Counter()) == listed(all_pairs)
     assert len({source for part in splits for source in part}) == n
@@ -464,28 +469,16 @@ def test_shared_embeddings_share_the_vocabulary(tmp_path: Path) -> None:
     assert tok.source.encode("abcde").tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("name", "model", "words"),
-    [
-        ("tinyshakespeare", MODEL, "--data.name tinyshakespeare is a text"),
-        ("cmudict", GPTConfig(), "--data.name cmudict is pairs"),
-        ("cmudict_stress", GPTConfig(), "--data.name cmudict_stress is pairs"),
-    ],
-)
-def test_the_data_of_another_model_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    name: Literal["tinyshakespeare", "cmudict", "cmudict_stress"],
-    model: GPTConfig,
-    words: str,
-) -> None:
-    def fetch(name: str) -> Path:
-        raise AssertionError(f"{name} was fetched")
-
-    monkeypatch.setattr(downloads, "fetch", fetch)
-    with pytest.raises(UserError) as caught:
-        data.load(Config(model, PairsDataConfig(name=name)))
-    assert words in str(caught.value)
-    assert "--data.path" in str(caught.value)
+@pytest.mark.parametrize("model", [MODEL, GPTConfig(), BigramConfig(), SpeechConfig()])
+def test_the_data_of_another_model_is_refused(model: ModelConfig) -> None:
+    wanted = DATA_OF_MODEL[type(model)]
+    config_checks.check_kinds(Config(model, wanted()))
+    for other in {*DATA_OF_MODEL.values()} - {wanted}:
+        with pytest.raises(UserError) as caught:
+            config_checks.check_kinds(Config(model, other()))
+        message = str(caught.value)
+        assert message.startswith(f"a {type(model).__name__} needs data={wanted.__name__}(")
+        assert message.endswith(f"this config has {other.__name__}")
 
 
 @pytest.mark.parametrize("stress", [True, False])

@@ -1,4 +1,4 @@
-"""Speech as data: splits, strings, batches that repeat, and folders that are refused."""
+"""Speech as data: splits, strings, reproducible batches, and folders that are refused."""
 
 import dataclasses
 import io
@@ -84,7 +84,7 @@ def test_a_batch_is_a_function_of_seed_and_step(folder: Path, string_clips: int)
 
 
 @pytest.mark.parametrize("string_clips", [1, 3])
-def test_the_rows_of_a_batch_say_what_is_said(folder: Path, string_clips: int) -> None:
+def test_rows_hold_the_transcripts_between_end_tokens(folder: Path, string_clips: int) -> None:
     config = make_config(folder, string_clips=string_clips)
     dataset = speech.load(config)
     batch = dataset.batch(config, 2)
@@ -105,7 +105,8 @@ def test_the_rows_of_a_batch_say_what_is_said(folder: Path, string_clips: int) -
 
 @pytest.mark.parametrize("string_clips", [1, 3])
 def test_a_part_of_a_batch_is_what_it_is_of_the_whole(folder: Path, string_clips: int) -> None:
-    config = make_config(folder, string_clips=string_clips, **VARIED)
+    # Both parts have two rows, so they share their executables.
+    config = make_config(folder, batch_size=4, string_clips=string_clips, **VARIED)
     check_rows(speech.load(config), config)
 
 
@@ -131,7 +132,7 @@ def test_every_clip_comes_once_an_epoch(folder: Path, monkeypatch: pytest.Monkey
         assert set(counted.values()) == {1}
 
 
-def test_speed_noise_and_masks_change_what_is_heard_and_not_what_is_said(folder: Path) -> None:
+def test_augmentation_changes_the_sound_and_not_the_text(folder: Path) -> None:
     plain = make_config(folder)
     batch = speech.load(plain).batch(plain, 0)
     for name, value in VARIED.items():
@@ -219,7 +220,7 @@ def test_strings_are_made_of_their_own_split_alone(tmp_path: Path) -> None:
     dataset = speech.load(config)
     target = dataset.tokenizer.target
 
-    def said(batches: list[dict[str, np.ndarray]]) -> set[str]:
+    def words(batches: list[dict[str, np.ndarray]]) -> set[str]:
         rows = [
             (t, w > 0)
             for b in batches
@@ -227,16 +228,16 @@ def test_strings_are_made_of_their_own_split_alone(tmp_path: Path) -> None:
         ]
         return {word for t, w in rows for word in target.decode(t[w][:-1]).split()}
 
-    assert said([dataset.batch(config, step) for step in range(6)]) == {"one"}
+    assert words([dataset.batch(config, step) for step in range(6)]) == {"one"}
     groups = dataset.validation(config, 4)
     split = [{k: v[i] for k, v in g.items()} for g in groups for i in range(len(g["targets"]))]
-    assert said(split) == {"two"}
+    assert words(split) == {"two"}
     assert {w for s in dataset.test_strings(MODEL) for w in s.text.split()} == {"three"}
     with pytest.raises(UserError):
         target.encode("three")
 
 
-def test_between_two_words_lies_a_pause(tmp_path: Path) -> None:
+def test_two_words_are_separated_by_a_pause(tmp_path: Path) -> None:
     clips = [Clip(tmp_path / tone(tmp_path / "a.wav", 0.2), "one", "x", "train")]
     pool = strings.Strings(clips, 4)
     for seed in range(10):
@@ -272,7 +273,7 @@ def tone(path: Path, seconds: float = 0.3) -> str:
     return path.name
 
 
-def test_a_manifest_says_what_is_said_by_whom_and_where_it_belongs(tmp_path: Path) -> None:
+def test_a_manifest_gives_text_speaker_and_split(tmp_path: Path) -> None:
     rows = [
         {"audio": tone(tmp_path / f"{i}.flac"), "text": f"word {i}", "speaker": "a", "split": s}
         for i, s in enumerate(("train", "train", "val", "test"))
@@ -350,8 +351,6 @@ def test_a_folder_without_clips_and_a_path_that_is_not_there_are_refused(tmp_pat
         load(tmp_path / "a.txt")
     with pytest.raises(UserError, match=r"--data\.path"):
         load(None, name="librispeech")
-    with pytest.raises(UserError, match="tinyshakespeare is no speech"):
-        load(None, name="tinyshakespeare")
 
 
 @pytest.mark.parametrize(
@@ -381,7 +380,7 @@ def test_every_depth_gives_the_same_samples(tmp_path: Path, subtype: str) -> Non
     assert audio.duration(tmp_path / "a.wav") == 0.5
 
 
-def test_a_wav_that_breaks_off_is_heard_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_truncated_wav_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     whole = (tmp_path / tone(tmp_path / "a.wav")).read_bytes()
     expected_N = audio.read(tmp_path / "a.wav")
     n_kept = len(expected_N) // 2
@@ -392,7 +391,7 @@ def test_a_wav_that_breaks_off_is_heard_as_far_as_it_goes(tmp_path: Path) -> Non
         audio.read(tmp_path / "a.wav")
 
 
-def test_what_comes_on_stdin_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_stdin_name_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (b"", b"no sound"):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
         with pytest.raises(UserError, match=r"^stdin cannot be read as sound"):
@@ -440,7 +439,7 @@ def test_a_run_finds_its_data_from_any_folder(
         "config = Config(SpeechConfig(), SpeechDataConfig())\n"
     )
     arguments = ["--config", str(tmp_path / "tiny.py"), "--data.path", folder.name]
-    parsed = command_line.parse(arguments)
+    parsed, _ = command_line.parse(arguments)
     assert parsed.data.path == folder
     assert config_json.from_json(config_json.to_json(parsed)).data.path == folder
 
