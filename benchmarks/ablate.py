@@ -43,7 +43,8 @@ def config_of(ladder: Ladder, rung: str, steps: int, seed: int = SEEDS[0]) -> Co
         options += one.options.split()
         if one.name == rung:
             break
-    return parse([*options, "--train.max-steps", str(steps), "--seed", str(seed)])
+    config, _ = parse([*options, "--train.max-steps", str(steps), "--seed", str(seed)])
+    return config
 
 
 # --- measuring

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError("--rounds and --tokens must be at least 1")
         if importlib.util.find_spec("torch") is None:
             raise UserError("PyTorch is not installed; pip install -e '.[torch]'")
-        config = parse(rest)
+        config, _ = parse(rest)
         if isinstance(config.model, EncoderDecoderConfig | SpeechConfig):
             raise UserError(
                 "this compares language models; tests/test_encoder_decoder.py holds an "

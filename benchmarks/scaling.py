@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
                 record = simulate()
                 shown = simulated_table(record)
             case part:
-                record = measure(parse(rest), arguments.axis, weak=part == "weak")
+                record = measure(parse(rest)[0], arguments.axis, weak=part == "weak")
                 shown = measured_table(record)
         record["command"] = "python -m benchmarks.scaling " + " ".join(argv)
         if arguments.json:

@@ -656,9 +656,9 @@ def test_a_run_that_is_stopped_ends_as_if_it_had_not_been(
 @pytest.mark.parametrize(
     ("config", "name", "says"),
     [
-        ("configs/digits_cpu.py", "tinyshakespeare", "tinyshakespeare is no speech"),
-        ("configs/gpt_cpu.py", "fsdd", "fsdd is speech"),
-        ("configs/g2p_cpu.py", "fsdd", "fsdd is speech"),
+        ("configs/digits_cpu.py", "tinyshakespeare", "invalid choice 'tinyshakespeare'"),
+        ("configs/gpt_cpu.py", "fsdd", "Unrecognized options: --data.name"),
+        ("configs/g2p_cpu.py", "fsdd", "invalid choice 'fsdd'"),
         ("configs/librispeech.py", "librispeech", "name that with --data.path"),
         ("configs/digits_cpu.py", "fsdd --data.path /nowhere", "/nowhere does not exist"),
         ("configs/digits_cpu.py", "fsdd --data.noise 2", "--data.noise is 2.0"),
