@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ablate, decode, h100, ladders, parity, plan, quality, race, scaling
+from benchmarks import ablate, decode, h100, ladders, parity, plan, quality, race, scaling, verdicts
 from benchmarks import task_tables as tasks
 from benchmarks.records import FOLDER, load, measured_on, read, shown
 
@@ -57,7 +57,16 @@ def benchmarks_md() -> str:
         "# Benchmarks",
         "",
         "Made by `python -m benchmarks.tables` from the JSON in [benchmarks/](benchmarks/); do not "
-        "edit. Each JSON names its command, date, hardware and versions.",
+        "edit. Each JSON names its command, date, hardware and versions. To measure on your "
+        "machine:",
+        "",
+        "```",
+        "pip install -e '.[torch]'",
+        "python -m benchmarks.compare parity --config configs/gpt.py   # is it the same?",
+        "python -m benchmarks.compare race --config configs/gpt.py     # ms/step of training",
+        "python -m benchmarks.compare sample --config configs/gpt.py   # tokens/s of sampling",
+        "python -m benchmarks.compare train --config configs/gpt.py    # val_loss by time",
+        "```",
         "",
         "## What the configurations reach",
         "",
@@ -181,28 +190,14 @@ def recipe_md() -> str:
     return "\n".join([*lines, ladders.HOW_IT_WAS_CHOSEN])
 
 
-def headline() -> str:
-    """The race of configs/gpt.py with dropout, and one line for each of the other races."""
-    record = read("race-gpt-gpu") or load("race-gpt-cpu")
-    lines = [shown(race.race_table(record, record["races"][-1])), "", measured_on(record), ""]
-    lines += ["Every race:", ""]
-    for name, what in RACES.items():
-        for one in (read(name) or {"races": []})["races"]:
-            lines.append(f"- {what}, dropout {one['dropout']:g}: {race.verdict(one)}")
-    return "\n".join(lines)
-
-
 def readme(text: str) -> str:
     """README.md with the text between its markers replaced."""
     sample = load("expected-gpt_cpu")["sample"].strip().splitlines()[:14]
-    learning = load("quality-cpu")
     parts = {
         "sample": "\n".join(["```", *sample, "```"]),
         "expected": tasks.expected_table("docs/benchmarks.md#on-an-h100"),
         "h100": f"{h100.verdict()}: [measurements](docs/benchmarks.md#on-an-h100).",
-        "race": headline(),
-        "writing": shown(decode.table(read("decode-gpu") or load("decode-cpu"))),
-        "learning": f"{quality.table(learning)}\n\n{measured_on(learning)}",
+        "race": verdicts.verdicts(),
         "g2p": f"{tasks.g2p_table()}\n\n{tasks.PUBLISHED}",
         "digits": tasks.digits_table(),
         "quant": f"Of {tasks.CARDS['gpt_cpu_wide']}:\n\n{tasks.card('gpt_cpu_wide')}",

@@ -1,8 +1,8 @@
-"""Seconds, to see that everything works. Not a model of anything.
+"""A tiny GPT that trains in seconds, to check that everything works.
 
     python train.py --config configs/debug.py
 
-A CPU: about 15 seconds, most of it compiling. Ends near val_loss 2.5.
+About 15 seconds on a CPU, most of them compiling. Ends near val_loss 2.5.
 """
 
 from gptjax.config import Config, GPTConfig, OptimConfig, TrainConfig

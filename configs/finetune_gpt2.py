@@ -1,11 +1,11 @@
-"""Fine-tunes GPT-2 (124 M parameters), or another of its sizes, on a text of your own.
+"""Fine-tunes GPT-2 (124 M parameters) on your own text.
 
     gptjax import gpt2 gpt2/ --out runs/gpt2
     python train.py --config configs/finetune_gpt2.py --data.path my.txt
 
-gpt2/ is a folder as Hugging Face saves it. Another size of GPT-2 wants other numbers below, which
-train.py names. Made for one GPU; a starting point, not measured yet. Step 0 is evaluated, so the
-first val_loss is GPT-2's own on that text.
+gpt2/ is a folder in Hugging Face's format. For another size of GPT-2 change the numbers below; the
+error message of train.py lists them. A starting point for one GPU, not measured yet. The first
+val_loss is GPT-2's own on your text, because step 0 is evaluated.
 """
 
 from pathlib import Path

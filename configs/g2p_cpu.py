@@ -1,10 +1,11 @@
 """Spelling to pronunciation: an encoder-decoder for a laptop without a GPU, on CMUdict.
 
     python train.py --config configs/g2p_cpu.py
+    gptjax evaluate runs/g2p_cpu
 
-Two CPU cores: eight to ten minutes, six epochs. Ends near val_loss 0.162; on the test split near a
-word error rate of 27 % and a phoneme error rate of 6.4 % (gptjax evaluate runs/g2p_cpu).
-Dropout made the validation split worse: six epochs are too few to learn words by heart.
+Eight to ten minutes on two CPU cores, six epochs. Ends near val_loss 0.162, and on the test split
+near a word error rate of 27 % and a phoneme error rate of 6.4 %. No dropout: it made the validation
+loss worse, because six epochs are too few to overfit.
 """
 
 from gptjax.config import Config, OptimConfig, TrainConfig

@@ -1,9 +1,9 @@
-"""The seed's GPT: 6 layers, 6 heads, width 384, block 256, dropout 0.2; 10.8 M parameters.
+"""The original PyTorch GPT, 10.8 M parameters: 6 layers, 6 heads, width 384, block 256.
 
     python train.py --config configs/gpt.py
 
-Meant for a GPU (on a CPU, take configs/gpt_cpu.py). The seed's best validation loss is 1.4994,
-at step 3,500, in its 200-batch protocol (val_loss_sampled).
+For one GPU. On a CPU use configs/gpt_cpu.py. The original's best validation loss is 1.4994 at step
+3,500, a mean over 200 random batches (val_loss_sampled).
 """
 
 from gptjax.config import Config, GPTConfig, OptimConfig, TrainConfig

@@ -1,15 +1,18 @@
-"""GPT-2's smallest, 124,439,808 parameters, on a corpus of billions of tokens: for eight GPUs.
+"""GPT-2's smallest size, 124,439,808 parameters, on billions of tokens, for eight GPUs.
 
     gptjax prepare --out tokens --tokenizer gpt2 --val-fraction 0.0005 *.txt
     python train.py --config configs/gpt2_124m.py --data.path tokens
 
-Not measured. By arithmetic 570,000 steps, 299 billion tokens of 854 MFLOP each, take eight H100s 9
-hours at their peak, so about a day if they reach 35 to 40 % of it; 16 sequences are about 34 GB on
-each GPU. The loss to expect is 2.85, which nanoGPT reports of OpenWebText (9 billion tokens) with
-this schedule, no biases, and batches of 480 (https://github.com/karpathy/nanoGPT, "reproducing
-GPT-2"); 512 sequences are what 8 to 512 GPUs share evenly. Several machines: deploy/slurm.sbatch,
-deploy/k8s-jobset.yaml. With less memory, or more than 128 GPUs, set --train.micro-batch-size, which
-is of all GPUs together. Wants the extra bpe.
+Needs the extra bpe. Not measured. By arithmetic, 570,000 steps are 299 billion tokens of 854 MFLOP
+each. Eight H100s at their peak need 9 hours for that, and about a day at 35 to 40 % of it. 16
+sequences need about 34 GB on each GPU.
+
+Expect a loss of 2.85. nanoGPT reports it for OpenWebText (9 billion tokens) with this schedule,
+without biases, and batches of 480 (https://github.com/karpathy/nanoGPT, "reproducing GPT-2"). The
+batch here is 512, because 8 to 512 GPUs share it evenly.
+
+Several machines: deploy/slurm.sbatch, deploy/k8s-jobset.yaml. With less memory, or more than 128
+GPUs, set --train.micro-batch-size. It counts the sequences of all GPUs together.
 """
 
 from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TextDataConfig, TrainConfig

@@ -1,9 +1,10 @@
-"""The seed's size in as few steps as possible: 6 layers, 6 heads, width 384, block 256.
+"""The size of the original PyTorch GPT in as few steps as possible: 6 layers, 6 heads, width 384.
 
     python train.py --config configs/gpt_fast.py
 
-One GPU. Aims below the seed's best, 1.4994, in 500 steps instead of 3,500. Not measured on a GPU
-yet; the recipe is that of configs/gpt_cpu_10min.py.
+For one GPU. The recipe is that of configs/gpt_cpu_10min.py. On an H100 its val_loss passed the
+original's best (1.4994, at step 3,500) between steps 200 and 300, was lowest at step 300 (1.4545),
+and rose to 1.4891 at step 500.
 """
 
 from gptjax.config import Config, GPTConfig, OptimConfig, TextDataConfig, TrainConfig

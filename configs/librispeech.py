@@ -2,9 +2,9 @@
 
     python train.py --config configs/librispeech.py --data.path LibriSpeech
 
-One GPU or several, which share the batch. Wants the extras speech and bpe. Folders that are called
-train-*, dev-* and test-* are the three splits. A starting point, not measured yet: the test suite
-runs its path end to end on a folder of minutes.
+For one GPU or several, which share the batch. Needs the extras speech and bpe. Folders named
+train-*, dev-* and test-* are the three splits. A starting point, not measured yet. A test runs it
+end to end on a small folder.
 """
 
 from gptjax.config import Config, OptimConfig, TrainConfig
