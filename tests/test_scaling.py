@@ -55,6 +55,19 @@ def test_remat_and_micro_batches_save_memory():
     assert plan.memory(GPT2, plan.Layout(8, 1, 1, remat=True)) < plain
 
 
+def test_the_estimate_of_memory_is_that_of_the_compiled_step():
+    """XLA counts the arrays of a step exactly, and what it allocates to work in, on one device."""
+    size = plan.Size("small", plan.gpt2(2, 4, 64, 64), 1024, 32)
+    compiled, state = scaling.compile_step(size, plan.Layout(1, 1, 1, n_micro=2))
+    model = models.GPT(size.model, size.vocab_size)
+    config = Config(size.model, train=TrainConfig(batch_size=32))
+    held, work = memory.estimate(config, model, state, 16, 64)
+    in_xla = compiled.memory_analysis()
+    batch = 3 * 4 * 32 * 64 + 4  # tokens, targets, weights; the number of steps
+    assert in_xla.argument_size_in_bytes == held + batch
+    assert in_xla.temp_size_in_bytes == pytest.approx(work, rel=0.25)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
 def test_the_plan_and_train_py_agree_on_memory(shape):
     """But for what is rounded to whole shards."""

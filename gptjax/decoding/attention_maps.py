@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from gptjax.atomic import atomic_file
 from gptjax.data import audio
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.tokenizer import SpeechTokenizer
@@ -113,6 +114,5 @@ def draw_speech(
 
 def _save(figure: Figure, path: Path) -> None:
     """Writes a picture whole or not at all: to another name first."""
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format=path.suffix.removeprefix("."))
-    part.replace(path)
+    with atomic_file(path) as part:
+        figure.savefig(part, format=path.suffix.removeprefix("."))
