@@ -26,7 +26,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def test_the_same_bytes_whoever_makes_them(tmp_path: Path) -> None:
+def test_the_files_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     espeak.make(TEXTS, 10, 1, tmp_path / "a", n_workers=1)
     espeak.make(TEXTS, 10, 1, tmp_path / "b", n_workers=3)
     espeak.make(TEXTS, 10, 2, tmp_path / "c")
@@ -37,7 +37,7 @@ def test_the_same_bytes_whoever_makes_them(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part*"))
 
 
-def test_the_manifest_says_what_is_said_and_the_sound_is_as_long(tmp_path: Path) -> None:
+def test_the_manifest_has_all_texts_and_long_texts_sound_longer(tmp_path: Path) -> None:
     clips = recordings.find_clips(espeak.make(TEXTS, 12, 1, tmp_path / "a"))
     for epoch in range(3):
         assert {clip.text for clip in clips[4 * epoch : 4 * epoch + 4]} == set(TEXTS)
@@ -85,8 +85,8 @@ def test_it_is_a_source_of_training_data(tmp_path: Path, monkeypatch: pytest.Mon
     assert first.sha256 == again.sha256
     batch = first.batch(config, 0)
     assert batch["source"].shape[0] == 4
-    said = first.tokenizer.target.decode(batch["targets"][0][batch["loss_weights"][0] > 0][:-1])
-    assert said in TEXTS
+    text = first.tokenizer.target.decode(batch["targets"][0][batch["loss_weights"][0] > 0][:-1])
+    assert text in TEXTS
 
 
 @pytest.mark.parametrize(
