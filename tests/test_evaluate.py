@@ -444,7 +444,10 @@ def test_a_bad_source_does_not_end_a_conversation(
         ("--source ab --attention .", ["--attention . must end in"]),
         ("--source abcdabcda", ["the source 'abcdabcda' has 9 tokens; the model reads 1 to 8"]),
         ("--source ab --attention x.bmp", ["--attention x.bmp must end in .png, .svg or .pdf"]),
-        ("--source ab --attention /no/x.png", ["--attention /no/x.png must be a file in an existing"]),
+        (
+            "--source ab --attention /no/x.png",
+            ["--attention /no/x.png must be a file in an existing"],
+        ),
         ("--interactive --attention x.png", ["--attention draws one source, not 0"]),
         ("--source ab --step 3", ["--step 3 is not there; ", " has best, latest, 4, 8"]),
         ("--sorce ab", ["--sorce", "--source"]),
