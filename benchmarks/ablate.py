@@ -1,12 +1,12 @@
-"""The recipe, one idea at a time: a ladder from the seed's configuration up to configs/gpt_cpu.py.
+"""The recipe, one idea at a time, from the original configuration to configs/gpt_cpu.py.
 
     python -m benchmarks.ablate cpu --json docs/benchmarks/ablate-cpu.json
 
-Each rung is the one below and one idea, in options of train.py. Every rung is trained with three
-seeds for equal steps, and again for as many steps as fit the seconds that the top rung takes for
-its own. Milliseconds per step are measured first, in rounds in which the rungs take turns. Losses
-do not depend on the time a run takes, so the runs then share the machine, one CPU core each. Runs
-that the JSON file holds are not repeated: a ladder that was interrupted goes on.
+Each rung of the ladder adds one idea, in options of train.py, to the rung below. Every rung is
+trained with three seeds for equal steps, and again for equal seconds: those of the top rung.
+Milliseconds per step are measured first, in rounds in which the rungs take turns. Losses do not
+depend on speed, so the trainings then run in parallel, one per CPU core. Runs that are in the JSON
+file already are not repeated, so an interrupted ladder continues.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def config_of(ladder: Ladder, rung: str, steps: int, seed: int = SEEDS[0]) -> Co
 
 
 def load(ladder: Ladder, config: Config) -> texts.TextData:
-    """The text, cut to the ladder's share."""
+    """The text, with the ladder's share of the training split."""
     text = data.load(config)
     return dataclasses.replace(text, train=text.train[: round(ladder.text_share * len(text.train))])
 
@@ -61,7 +61,7 @@ def milliseconds(ladder: Ladder, rungs: dict[str, Config]) -> dict[str, list[flo
     texts = {name: load(ladder, config) for name, config in rungs.items()}
     runs = {name: quality.gptjax_trainer(c, texts[name])[0] for name, c in rungs.items()}
     found: dict[str, list[float]] = {name: [] for name in rungs}
-    for number in range(-1, ROUNDS):  # the first compiles
+    for number in range(-1, ROUNDS):  # round -1 compiles
         for name, config in rungs.items():
             seconds = quality.train(config, texts[name], runs[name], STEPS_PER_ROUND)
             if number >= 0:
@@ -77,21 +77,21 @@ def final_losses(ladder: Ladder, config: Config) -> dict[str, float]:
     return quality.losses(text, mean_loss)
 
 
-def take_a_core(cores: Any) -> None:
-    """Keeps this process to one core, before JAX starts its threads."""
+def pin_to_one_core(cores: Any) -> None:
+    """Limits this process to one core; called before JAX starts its threads."""
     os.sched_setaffinity(0, {cores.get()})
 
 
 def train_all(
     ladder: Ladder, wanted: list[tuple[dict[str, Any], Config]]
 ) -> Iterator[dict[str, Any]]:
-    """The results of runs, each with the losses it ended at, as they come in."""
+    """The results of the runs with their final losses, in the order in which they end."""
     context = multiprocessing.get_context("spawn")
     cores: Any = context.Queue()
     for core in os.sched_getaffinity(0):
         cores.put(core)
-    # One core each: two runs on two cores take less time than one after the other on both.
-    sharing = {"initializer": take_a_core, "initargs": (cores,)} if devices.on_cpu() else {}
+    # Two runs on one core each take less time than one after the other on both cores.
+    sharing = {"initializer": pin_to_one_core, "initargs": (cores,)} if devices.on_cpu() else {}
     n_workers = cores.qsize() if devices.on_cpu() else 1
     with ProcessPoolExecutor(n_workers, context, **sharing) as pool:
         futures = {pool.submit(final_losses, ladder, config): result for result, config in wanted}
@@ -100,7 +100,7 @@ def train_all(
 
 
 def options(ladder: Ladder) -> dict[str, Any]:
-    """All that decides what a ladder's runs are."""
+    """Everything that the results of a ladder depend on, except the number of steps."""
     rungs = {rung.name: rung.options for rung in ladder.rungs}
     return {"base": ladder.base, "text_share": ladder.text_share, "rungs": rungs}
 
@@ -116,7 +116,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def lengths(record: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """For every rung, how many steps are equal steps, and how many are equal seconds."""
+    """For every rung, its number of steps in the two comparisons: equal steps, equal seconds."""
     ms = {name: statistics.median(of) for name, of in record["milliseconds"].items()}
     top = ms[list(ms)[-1]]
     return {
@@ -126,7 +126,7 @@ def lengths(record: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def missing(record: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """The runs (rung, steps, seed) that a record does not hold yet."""
+    """The runs (rung, steps, seed) that a record still lacks."""
     done = {(run["rung"], run["steps"], run["seed"]) for run in record["runs"]}
     wanted = [
         (name, n_steps, seed)
@@ -138,7 +138,7 @@ def missing(record: dict[str, Any]) -> list[tuple[str, int, int]]:
 
 
 def measure(which: str, path: Path, steps: int | None) -> dict[str, Any]:
-    """Measures what the JSON file at `path` does not hold yet; writes it after every run.
+    """Measures what the JSON file at `path` lacks; writes it after every run.
 
     Raises UserError if the file holds another ladder or another number of steps.
     """
@@ -248,7 +248,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 
 def ideas(which: str) -> str:
-    """Two sentences for every rung, and the options that switch it on."""
+    """Each rung's options and explanation."""
     ladder = LADDERS[which]
     lines = []
     for rung in ladder.rungs:
@@ -264,8 +264,8 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("ladder", choices=LADDERS)
-    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--steps", type=int, help="of every rung; by default the ladder's own")
+    parser.add_argument("--json", type=Path, required=True, help="file for the figures")
+    parser.add_argument("--steps", type=int, help="steps of every rung; default: the ladder's own")
     arguments = parser.parse_args()
     with exit_codes():
         if arguments.steps is not None and arguments.steps < 1:

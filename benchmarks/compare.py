@@ -1,12 +1,12 @@
-"""gptjax and PyTorch, side by side: first that both compute the same, then how fast.
+"""Compares gptjax with PyTorch: do both compute the same, and how fast are they?
 
     python -m benchmarks.compare parity --config configs/gpt.py
     python -m benchmarks.compare race   --config configs/gpt.py --train.batch-size 16
     python -m benchmarks.compare train  --config configs/gpt.py --recipe configs/gpt_cpu.py ...
     python -m benchmarks.compare sample --config configs/gpt.py
 
-Options of train.py override the config. --json FILE keeps the figures (a plot goes next to it).
-parity exits with 1 if a difference is larger than it may be. Needs the torch extra.
+Options of train.py override the config. --json FILE keeps the figures, with a plot next to it.
+parity exits with 1 if a difference exceeds its bound. Needs pip install -e '.[torch]'.
 """
 
 import argparse
@@ -33,10 +33,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--json", type=Path, help="file to write the figures to")
-    parser.add_argument("--rounds", type=int, default=5, help="of race and sample")
-    parser.add_argument("--tokens", type=int, default=256, help="of sample, for each sequence")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of race and sample")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens per sequence of sample")
     parser.add_argument(
-        "--recipe", type=Path, action="append", default=[], help="of train: one more curve"
+        "--recipe",
+        type=Path,
+        action="append",
+        default=[],
+        help="for train: one more config, a curve of gptjax alone",
     )
     arguments, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     with exit_codes():
@@ -47,11 +51,11 @@ def main(argv: list[str] | None = None) -> None:
         config, _ = parse(rest)
         if isinstance(config.model, EncoderDecoderConfig | SpeechConfig):
             raise UserError(
-                "this compares language models; tests/test_encoder_decoder.py holds an "
-                "encoder-decoder against torch.nn.Transformer"
+                "this compares language models only; tests/test_encoder_decoder.py compares an "
+                "encoder-decoder with torch.nn.Transformer"
             )
         for recipe in arguments.recipe:
-            check(load_file(recipe))  # refused now rather than after the measuring
+            check(load_file(recipe))  # refused before anything is measured
         if arguments.json:
             check_writable(arguments.json)
         part = importlib.import_module(f"benchmarks.{PARTS[arguments.part]}")

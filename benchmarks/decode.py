@@ -1,13 +1,12 @@
-"""Tokens per second of sampling: gptjax, PyTorch without a cache, Hugging Face with one.
+"""Tokens per second of sampling: gptjax, PyTorch without a KV cache, Hugging Face with one.
 
-All have random weights of the same sizes and continue a prompt of one token, drawing from the
-distribution at temperature 1.
+All have random weights of the same sizes and continue a prompt of one token at temperature 1. Run
+it by `python -m benchmarks.compare sample`.
 """
 
 import argparse
 import functools
 import json
-import sys
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ VOCAB_SIZE = 65  # tiny-Shakespeare's
 BATCH_SIZES = (1, 32)
 COMPETITORS = {
     "gptjax": "gptjax, KV cache",
-    "seed": "PyTorch, seed style, no cache",
+    "original": "PyTorch, original style, no cache",
     "tuned": "PyTorch, tuned, no cache",
     "transformers": "Hugging Face GPT-2, KV cache",
 }
@@ -32,15 +31,15 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import torch_gpt
 
     if not isinstance(config.model, GPTConfig):
-        raise UserError("the sampling race is of GPTs; name another --config")
+        raise UserError("sampling is measured of GPTs; name the --config of one")
     if arguments.tokens >= config.model.block_size:
-        # The tokens that Hugging Face's GPT-2, with learned positions, can make without a slide.
+        # Hugging Face's GPT-2 has learned positions, so it cannot go past block_size.
         arguments.tokens = config.model.block_size - 1
     if arguments.tokens < 1:
         raise UserError("--model.block-size is 1, but the race needs at least 2")
     sides = dict(COMPETITORS)
-    if not torch_gpt.is_seed_style(config.model):
-        del sides["seed"]
+    if not torch_gpt.is_original_style(config.model):
+        del sides["original"]
     races = []
     for batch_size in BATCH_SIZES:
         competitors = [
@@ -80,7 +79,7 @@ def serve_gptjax(config: Config, batch_size: int, n_tokens: int) -> None:
 
 
 def torch_device() -> tuple[str, Any]:
-    """Device and dtype of the PyTorch side: those that gptjax chooses there."""
+    """Device and dtype for PyTorch: the same that gptjax chooses."""
     import torch
 
     return ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
@@ -93,7 +92,7 @@ def serve_uncached(config: Config, batch_size: int, n_tokens: int, style: str) -
 
     assert isinstance(config.model, GPTConfig)
     device, dtype = torch_device()
-    kind = torch_gpt.SeedGPT if style == "seed" else torch_gpt.TunedGPT
+    kind = torch_gpt.OriginalGPT if style == "original" else torch_gpt.TunedGPT
     model = kind(config.model, VOCAB_SIZE).to(device, dtype).eval()
     prompt = torch.zeros((batch_size, 1), dtype=torch.long, device=device)
 
@@ -144,7 +143,7 @@ def serve_transformers(config: Config, batch_size: int, n_tokens: int) -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Tokens per second of every competitor; * marks what was too slow to be measured twice."""
+    """Tokens per second of every competitor; * marks those too slow to be measured twice."""
     races = record["races"]
     lines = [
         f"Tokens per second, {record['tokens']} tokens after a prompt of one:",
@@ -171,12 +170,12 @@ def cell(record: dict[str, Any], race: dict[str, Any], row: dict[str, Any]) -> s
 
 SERVERS = {
     "gptjax": serve_gptjax,
-    "seed": functools.partial(serve_uncached, style="seed"),
+    "original": functools.partial(serve_uncached, style="original"),
     "tuned": functools.partial(serve_uncached, style="tuned"),
     "transformers": serve_transformers,
 }
 
 if __name__ == "__main__":
-    spec = json.loads(sys.argv[1])
+    spec = rounds.competitor(__doc__ or "")
     run_config = config_json.from_json(spec["config"])
     SERVERS[spec["side"]](run_config, spec["batch_size"], spec["tokens"])

@@ -1,4 +1,4 @@
-"""What a figure was measured on: goes into every JSON."""
+"""Describes the machine and the versions, for every JSON of a measurement."""
 
 import os
 import platform

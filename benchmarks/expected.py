@@ -1,16 +1,16 @@
-"""Runs the shipped configurations and records what they reach: docs/benchmarks/expected-*.json.
+"""Trains the shipped configurations and writes docs/benchmarks/expected-PART.json.
 
     python -m benchmarks.expected bigram gpt_cpu gpt_first_steps g2p_cpu digits_cpu
 
-Each part is a training run of its own process, so that its wall-clock includes starting Python,
-compiling, evaluating and plotting: what a user waits for. What was trained on pairs is also
-measured on its test split, and draws what it looks at for one word; so is speech, which $FSDD
-names a folder of if it shall not be fetched. digits_cpu-without-NAME never hears a speaker whom it
-is then tested on. gpt_first_steps is the start of
-configs/gpt.py, all that a CPU can do of it: two evaluations and 20 steps, next to the same steps
-of the PyTorch original (extra: torch) on the same batches, from its own initial weights.
+Each part is trained in its own process, so its seconds are what a user waits for: they include
+starting Python, compiling, evaluating and plotting. Models of pairs and of speech are also measured
+on their test splits, with a picture of cross-attention. $FSDD names a folder of recordings, which
+are fetched otherwise. digits_cpu-without-NAME is trained without that speaker and tested on them.
+gpt_first_steps is two evaluations and 20 steps of configs/gpt.py, next to the same steps of the
+original PyTorch GPT on the same batches (needs the torch extra).
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -62,7 +62,7 @@ BEAM = 4
 ATTENTION_PROMPT = "ROMEO:\nWhat is the matter"
 ATTENTION_WORD = "philharmonic"
 ATTENTION_STRING = 7
-"""Number of the test string whose picture is drawn."""
+"""Index of the test string that is drawn."""
 
 
 def run(name: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def run(name: str) -> dict[str, Any]:
     if samples:
         record["sample"] = samples[-1].read_text()
     if isinstance(model, SpeechConfig):
-        record |= hear(folder)
+        record |= measure_speech(folder)
     if isinstance(model, EncoderDecoderConfig):
         for beam in (1, BEAM):
             record[f"test_beam_{beam}"] = evaluate(Evaluate(folder, beam=beam))
@@ -111,14 +111,14 @@ def run(name: str) -> dict[str, Any]:
 
 
 def draw_attention(folder: Path, *what: str) -> str:
-    """Makes FOLDER/attention.png; returns what sample.py printed meanwhile."""
+    """Writes FOLDER/attention.png; returns what sample.py printed."""
     command = [sys.executable, "sample.py", str(folder), *what, "--attention"]
     command.append(str(folder / "attention.png"))
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def hear(folder: Path) -> dict[str, Any]:
-    """Measures a speech run on its test split, and draws how it hears one string of that."""
+def measure_speech(folder: Path) -> dict[str, Any]:
+    """Error rates on the test split, and the transcript and picture of one test string."""
     import soundfile
 
     config = read_config(folder)
@@ -127,12 +127,13 @@ def hear(folder: Path) -> dict[str, Any]:
     string = dataset.test_strings(config.model)[ATTENTION_STRING]
     sound = folder / "string.wav"
     soundfile.write(sound, string.samples_N, SAMPLE_RATE)
-    heard = draw_attention(folder, "--audio", str(sound))
-    return {"test": evaluate(Evaluate(folder)), "said": string.text, "heard": heard}
+    hypothesis = draw_attention(folder, "--audio", str(sound))
+    errors = evaluate(Evaluate(folder))
+    return {"test": errors, "reference": string.text, "hypothesis": hypothesis}
 
 
 def torch_first_steps() -> dict[str, Any]:
-    """Train losses of the first 20 steps of the original, on the batches that gptjax sees."""
+    """Train losses of the first 20 steps of the original, on the same batches as gptjax."""
     import torch
 
     from benchmarks import torch_gpt
@@ -145,7 +146,7 @@ def torch_first_steps() -> dict[str, Any]:
     assert isinstance(config.model, GPTConfig)
     text = data.load(config)
     torch.manual_seed(config.seed)
-    model = torch_gpt.SeedGPT(config.model, text.tokenizer.vocab_size)
+    model = torch_gpt.OriginalGPT(config.model, text.tokenizer.vocab_size)
     trainer = torch_gpt.Trainer(model, config.optim, fused=False)
     losses = {}
     for step in range(20):
@@ -156,10 +157,14 @@ def torch_first_steps() -> dict[str, Any]:
     return {"torch": torch.__version__, "torch_train_loss": losses}
 
 
-def main(parts: list[str]) -> None:
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown or not parts:
-        sys.exit(f"usage: python -m benchmarks.expected PART...; parts are {', '.join(PARTS)}")
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.expected",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    parts = parser.parse_args(argv).parts
     FOLDER.mkdir(parents=True, exist_ok=True)
     for part in parts:
         record = run(part)

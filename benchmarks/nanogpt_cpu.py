@@ -1,9 +1,9 @@
-"""nanoGPT's published configuration for a CPU: what a laptop run takes in PyTorch.
+"""nanoGPT's published configuration for a CPU, the reference for a laptop run in PyTorch.
 
     python -m benchmarks.compare train --config benchmarks/nanogpt_cpu.py
 
-Its README gives val 1.88. Three things differ here: PyTorch's default initialisation, an output
-head with weights of its own, and GELU in its tanh form.
+nanoGPT's README gives a validation loss of 1.88. Three things differ here: the initialisation is
+PyTorch's default, the output head has its own weights, and GELU has its tanh form.
 """
 
 from gptjax.config import Config, GPTConfig, OptimConfig, TrainConfig

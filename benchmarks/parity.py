@@ -1,7 +1,8 @@
-"""Do gptjax and PyTorch compute the same? One initialisation, copied; the same batches.
+"""Do gptjax and PyTorch compute the same, from the same weights on the same batches?
 
-Dropout off, float32. Differences are relative: the largest difference of two arrays over the
-largest absolute value in them. Both PyTorch twins are compared where both exist.
+In float32 without dropout. Differences are relative: the largest difference of two arrays, divided
+by the largest absolute value. gptjax is compared with the tuned PyTorch GPT and, where the
+configuration allows, with the original. Run it by `python -m benchmarks.compare parity`.
 """
 
 import argparse
@@ -26,8 +27,8 @@ from gptjax.errors import UserError
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-3
 N_STEPS = 100
-# The derivative of ReLU jumps at 0. Two ways to add up a sum may differ by this much, and fall on
-# different sides of it: both are right, and their gradients differ visibly.
+# The derivative of ReLU jumps at 0. Rounding differs by this much between two orders of summation,
+# so an input this close to 0 may get either derivative, and both gradients are right.
 KINK = 4e-7
 
 
@@ -39,22 +40,22 @@ def twins(config: BigramConfig | GPTConfig, params: Any, vocab_size: int) -> dic
     else:
         made = {"tuned": torch_gpt.TunedGPT(config, vocab_size)}
         weights = {"tuned": torch_gpt.tuned_weights(params)}
-        if torch_gpt.is_seed_style(config):
-            made["seed style"] = torch_gpt.SeedGPT(config, vocab_size)
-            weights["seed style"] = torch_gpt.seed_weights(params, config)
+        if torch_gpt.is_original_style(config):
+            made["original style"] = torch_gpt.OriginalGPT(config, vocab_size)
+            weights["original style"] = torch_gpt.original_weights(params, config)
     for name, twin in made.items():
         twin.load_state_dict(weights[name])
     return made
 
 
 def weights_of(name: str, config: BigramConfig | GPTConfig, tree: Any) -> dict[str, torch.Tensor]:
-    """A gptjax pytree of parameters, or of their gradients, as the twin of this name has it."""
+    """A gptjax pytree of parameters or gradients as a state_dict of the twin of this name."""
     if name == "bigram":
         return torch_gpt.bigram_weights(tree)
     assert isinstance(config, GPTConfig)
     if name == "tuned":
         return torch_gpt.tuned_weights(tree)
-    return torch_gpt.seed_weights(tree, config)
+    return torch_gpt.original_weights(tree, config)
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -63,13 +64,13 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def initial(model: models.Model, seed: int) -> Any:
-    """Initial parameters, those that start at zero random: behind zeros there is no gradient."""
+    """Initial parameters; those that start at zero are random, because zeros stop gradients."""
     rng = np.random.default_rng(seed)
 
-    def some(p: jax.Array) -> jax.Array:
+    def nonzero(p: jax.Array) -> jax.Array:
         return p if p.any() else jnp.asarray(rng.normal(0, 0.05, p.shape), p.dtype)
 
-    return jax.tree.map(some, models.init(model, seed))
+    return jax.tree.map(nonzero, models.init(model, seed))
 
 
 def logits_and_gradients(
@@ -107,7 +108,7 @@ def logits_and_gradients(
 
 
 def batch_off_the_kink(config: Config, vocab_size: int, tokens: np.ndarray) -> tuple[Batch, int]:
-    """The first batch, of one sequence, that has no ReLU input at its kink, and its number."""
+    """(batch, number): the first batch, of one sequence, without a ReLU input at its kink."""
     has_kink = isinstance(config.model, GPTConfig) and config.model.activation == "relu"
     nearest: list[float] = []
     twin = None
@@ -133,7 +134,7 @@ def batch_off_the_kink(config: Config, vocab_size: int, tokens: np.ndarray) -> t
 def loss_curves(
     config: Config, text: texts.TextData, n_steps: int = N_STEPS
 ) -> dict[str, list[float]]:
-    """Train losses of the same steps on the same batches, by gptjax and by each twin."""
+    """Train losses of gptjax and of each twin, of the same steps on the same batches."""
     vocab_size = text.tokenizer.vocab_size
     model = models.build(config.model, vocab_size)
     params = jax.device_get(models.init(model, config.seed))
@@ -141,7 +142,7 @@ def loss_curves(
     batches = data.training_batches(text, config, range(n_steps), n_steps)
     batch_size = config.train.batch_size
     train_steps = training.make_train_steps(model, optimizer, batch_size, config.seed)
-    # The state is donated: a copy leaves the parameters for the twins.
+    # train_steps donates the state, so it gets a copy; the twins need the parameters as well.
     state = training.init_state(jax.tree.map(jax.numpy.array, params), optimizer)
     _, metrics = train_steps(state, batches, n_steps)
     curves = {"gptjax": np.asarray(metrics.loss).tolist()}
@@ -160,10 +161,10 @@ def loss_curves(
 
 
 def same_greedy_text(config: GPTConfig, vocab_size: int, n_tokens: int, seed: int) -> bool:
-    """A seed-style state_dict, loaded into gptjax, continues a prompt as PyTorch does."""
+    """Whether gptjax continues a prompt as the original does whose state_dict it loaded."""
     torch.manual_seed(seed)
-    twin = torch_gpt.SeedGPT(config, vocab_size).eval()
-    loaded, params = torch_gpt.params_from_seed(twin.state_dict())
+    twin = torch_gpt.OriginalGPT(config, vocab_size).eval()
+    loaded, params = torch_gpt.params_from_original(twin.state_dict())
     prompt = np.zeros((1, 1), np.int32)
     ours = sampling.complete(
         models.GPT(loaded, vocab_size), params, prompt, n_tokens, sampler=Sampler(temperature=0)
@@ -207,7 +208,7 @@ def measure(config: Config, arguments: argparse.Namespace | None = None) -> dict
             row["logits"] <= LOGITS and row["gradients"] <= GRADIENTS and row["losses"] <= LOSSES
             for row in rows
         )
-        if isinstance(config.model, GPTConfig) and torch_gpt.is_seed_style(config.model):
+        if isinstance(config.model, GPTConfig) and torch_gpt.is_original_style(config.model):
             same = same_greedy_text(config.model, vocab_size, block_size - 1, config.seed)
             record["same_greedy_text"] = same
             passed = passed and same
@@ -227,7 +228,10 @@ def table(record: dict[str, Any]) -> str:
         )
     if "same_greedy_text" in record:
         same = "the same" if record["same_greedy_text"] else "ANOTHER"
-        lines += ["", f"A seed-style state_dict, loaded into gptjax, writes {same} greedy text."]
+        lines += [
+            "",
+            f"A state_dict of the original, loaded into gptjax, writes {same} greedy text.",
+        ]
     lines += ["", "passed" if record["passed"] else "FAILED"]
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
-"""Validation loss against steps and against seconds: gptjax and PyTorch, from one initialisation.
+"""Validation loss by steps and by seconds: gptjax and PyTorch from the same initial weights.
 
-Both train the same configuration on the same batches, from the same weights; PyTorch's twin is the
-tuned one, compiled on a GPU. Seconds are those of training, compiling included, evaluation not.
-Further configurations (--recipe) join as curves of gptjax alone.
+Both train the same configuration on the same batches. PyTorch runs the tuned GPT, compiled on a
+GPU. Seconds include compiling and exclude evaluation. Every --recipe adds a curve of gptjax. Run
+it by `python -m benchmarks.compare train`.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from gptjax.scale import devices
 
 Curve = dict[str, Any]
 Run = Callable[[Batch, range], None]
-"""run(batches, steps) trains on the first len(steps) of batches, leaves (K, B, T), and waits."""
+"""run(batches, steps) trains on the first len(steps) batches, leaves (K, B, T), and waits."""
 MeanLoss = Callable[[np.ndarray], float]
-"""Exact, over windows side by side of these tokens."""
+"""The exact mean loss over these tokens, in adjacent windows."""
 
 
 def losses(text: texts.TextData, mean_loss: MeanLoss) -> dict[str, float]:
-    """On the whole validation split and on its halves: recipes are chosen by the first alone."""
+    """On the whole validation split and on its halves; recipes are chosen by the first half."""
     middle = len(text.val) // 2
     return {
         "val_loss": mean_loss(text.val),
@@ -63,8 +63,7 @@ def follow(
 ) -> Curve:
     """Steps, seconds and losses at every evaluation of a training.
 
-    `seconds` are those of training: setting up and compiling included, evaluation not;
-    `wall_seconds` are all.
+    `seconds` include set-up and compiling and exclude evaluation; `wall_seconds` include all.
     """
     c = config.train
     curve: Curve = {"step": []}
@@ -107,7 +106,7 @@ def gptjax_trainer(config: Config, text: texts.TextData) -> tuple[Run, MeanLoss]
 
 
 def torch_trainer(config: Config, weights: dict[str, Any]) -> tuple[Run, MeanLoss]:
-    """Trains and evaluates the tuned twin, from these weights."""
+    """Trains and evaluates the tuned PyTorch GPT, from these weights."""
     import torch
 
     from benchmarks import torch_gpt
@@ -140,7 +139,7 @@ def torch_trainer(config: Config, weights: dict[str, Any]) -> tuple[Run, MeanLos
 
 
 def evaluate_torch(model: Any, tokens: np.ndarray, block_size: int) -> float:
-    """Mean loss of a torch.nn.Module over the whole split, as gptjax's."""
+    """Mean loss of a PyTorch model over the whole split, computed as gptjax does."""
     import torch
 
     device = next(model.parameters()).device
@@ -165,7 +164,7 @@ def evaluate_torch(model: Any, tokens: np.ndarray, block_size: int) -> float:
 def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """The curves, by name."""
     if isinstance(config.model, BigramConfig):
-        raise UserError("time to quality is of GPTs; name another --config")
+        raise UserError("time to quality is measured of GPTs; name the --config of one")
     from benchmarks import torch_gpt
 
     text = data.load(config)

@@ -1,28 +1,27 @@
-"""Milliseconds per training step of gptjax and of PyTorch in every way that makes it fast.
+"""Milliseconds per training step of gptjax and of PyTorch in its fastest forms.
 
-Each competitor trains the same model on the same text with batches of the same shape, from random
-weights of its own, everything included that training includes: cutting batches, forward,
-backward, AdamW. Not included: evaluation, checkpoints, compiling (its own column).
+Each competitor trains the same model on the same text with batches of the same shape, from its own
+random weights. Making batches, forward, backward and AdamW are timed; evaluation and checkpoints
+are not; compiling has its own column. Run it by `python -m benchmarks.compare race`.
 """
 
 import argparse
 import dataclasses
 import json
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks import environment, rounds
 from gptjax import config_json
 from gptjax.config import BigramConfig, Config, GPTConfig
 from gptjax.data import dataset as data
+from gptjax.data.prefetch import prefetch
 from gptjax.errors import UserError
 
 # name, side, style, compile mode, dtype
 COMPETITORS = [
     ("gptjax float32", "gptjax", "", None, "float32"),
     ("gptjax bfloat16", "gptjax", "", None, "bfloat16"),
-    ("PyTorch, seed style", "torch", "seed", None, "float32"),
+    ("PyTorch, original style", "torch", "original", None, "float32"),
     ("PyTorch, tuned", "torch", "tuned", None, "float32"),
     ("PyTorch, tuned, compiled", "torch", "tuned", "default", "float32"),
     ("PyTorch, tuned, CUDA graphs", "torch", "tuned", "reduce-overhead", "float32"),
@@ -33,12 +32,12 @@ COMPETITORS = [
 
 
 def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Two races, without dropout and with the config's own (or the seed's 0.2 if it has none)."""
+    """Two races: without dropout, and with the config's (0.2, the original's, if it has none)."""
     if isinstance(config.model, BigramConfig):
-        raise UserError("the race is of GPTs; a bigram's step is over before it can be timed")
+        raise UserError("a bigram's step is too short to be timed; race a GPT, for example gpt.py")
     if config.optim.name != "adamw":
         raise UserError("the PyTorch twin trains with AdamW; add --optim.name adamw")
-    # Fetched once, and refused here if it must be.
+    # Fetches the text once, before competitors start; bad input is refused here.
     text = data.load(config)
     import torch
 
@@ -55,7 +54,7 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         text_json = config_json.to_json(dataclasses.replace(config, model=model))
         competitors = []
         for name, side, style, mode, dtype in COMPETITORS:
-            if style == "seed" and not torch_gpt.is_seed_style(model):
+            if style == "original" and not torch_gpt.is_original_style(model):
                 continue
             if mode == "reduce-overhead" and not torch.cuda.is_available():
                 continue
@@ -67,16 +66,16 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def flops_per_token(config: GPTConfig, vocab_size: int) -> int:
-    """Of forward and backward: 6 per parameter of a matmul, 12 T D per layer for attention.
+    """Of forward and backward: 6 per parameter of a matmul, and 12 T D per layer for attention.
 
-    The convention of Chowdhery et al. 2022 (PaLM), appendix B: causality is not subtracted.
+    As in Chowdhery et al. 2022 (PaLM), appendix B, which counts masked scores, too.
     """
     d = config.n_embd
     matmuls = config.n_layer * 12 * d * d + vocab_size * d
     return 6 * matmuls + 12 * config.n_layer * config.block_size * d
 
 
-# --- a competitor, in its own process
+# --- one competitor, in its own process
 
 
 def serve_gptjax(config: Config, dtype: str) -> None:
@@ -98,33 +97,26 @@ def serve_gptjax(config: Config, dtype: str) -> None:
     state = training.init_state(models.init(model, config.seed), optimizer)
     state = jax.device_put(state, sharding.shardings(state, mesh))
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed, mesh)
-    # As train.py: what an accelerator runs is compiled for whole dispatches.
     n_params = models.count(state.params)
     capacity = devices.steps_per_dispatch(n_params, c.batch_size * config.model.block_size)
+    # As in training: an accelerator's program is compiled for whole dispatches.
     quantum = 1 if devices.on_cpu() else capacity
-    feeder = ThreadPoolExecutor(1)
     step = 0
 
     def load_batches(steps: range) -> Any:
         batches = data.training_batches(text, config, steps, capacity)
-        return put(batches, c.batch_size, mesh)
+        return len(steps), put(batches, c.batch_size, mesh)
 
     def run(n_steps: int) -> None:
         nonlocal state, step
-        groups = [
-            range(i, min(i + capacity, step + n_steps))
-            for i in range(step, step + n_steps, capacity)
-        ]
-        following = feeder.submit(load_batches, groups[0])
-        for i, group in enumerate(groups):
-            batches = following.result()
-            if i + 1 < len(groups):
-                following = feeder.submit(load_batches, groups[i + 1])
-            state, metrics = train_steps(state, batches, len(group))
+        last = step + n_steps
+        groups = [range(i, min(i + capacity, last)) for i in range(step, last, capacity)]
+        for n, batches in prefetch(load_batches, groups):
+            state, metrics = train_steps(state, batches, n)
         jax.block_until_ready(metrics.loss)
-        step += n_steps
+        step = last
 
-    rounds.serve(run, max(quantum, 1), quantum, lambda: devices.matmul_rate(jnp.dtype(dtype), 2048))
+    rounds.serve(run, quantum, quantum, lambda: devices.matmul_rate(jnp.dtype(dtype), 2048))
 
 
 def serve_torch(config: Config, style: str, mode: str | None, dtype: str) -> None:
@@ -138,7 +130,7 @@ def serve_torch(config: Config, style: str, mode: str | None, dtype: str) -> Non
         torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX does by default
     text = data.load(config)
     torch.manual_seed(config.seed)
-    kind = torch_gpt.SeedGPT if style == "seed" else torch_gpt.TunedGPT
+    kind = torch_gpt.OriginalGPT if style == "original" else torch_gpt.TunedGPT
     model = kind(config.model, text.tokenizer.vocab_size).to(device)
     torch_dtype = getattr(torch, dtype)
     trainer = torch_gpt.Trainer(model, config.optim, style == "tuned", mode, torch_dtype)
@@ -161,7 +153,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def race_table(record: dict[str, Any], race: dict[str, Any]) -> str:
-    """One row per competitor, and who won."""
+    """One row per competitor, and the winner."""
     c = record["config"]
     tokens = c["train"]["batch_size"] * c["model"]["block_size"]
     best = fastest(race, "PyTorch")
@@ -205,7 +197,7 @@ def verdict(race: dict[str, Any]) -> str:
 
 
 def sentence(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> str:
-    """Which of two rows is the faster."""
+    """The faster of two rows, and by how much."""
     if ours is None or theirs is None:
         return "One side failed."
     ratio = theirs["median"] / ours["median"]
@@ -216,7 +208,7 @@ def sentence(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    spec = json.loads(sys.argv[1])
+    spec = rounds.competitor(__doc__ or "")
     run_config = config_json.from_json(spec["config"])
     if spec["side"] == "gptjax":
         serve_gptjax(run_config, spec["dtype"])

@@ -1,7 +1,7 @@
-"""Competitors in processes of their own, measured in turn: a slow minute hits all of them.
+"""Measures competitors in turns, each in its own process, so a slow minute affects all of them.
 
-A competitor is served by `serve` in a child process, which waits (and computes nothing) until it
-is asked. `race` starts them one after the other, warms each up, and then asks each in every round.
+`race` starts one child process per competitor, warms it up, and then times each of them in every
+round. The child calls `serve`, which computes nothing until it is asked.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from typing import IO, Any
 
 # A round of one competitor takes about this long.
 SECONDS_PER_TURN = 2.0
-# A competitor that needs more seconds for a single unit takes part in the first round only.
+# A competitor that needs more seconds for one unit is timed in the first round only.
 SLOW = 90.0
 CHILD = {
-    # Competitors share a GPU: none may take it whole.
+    # Competitors share a GPU, so none may reserve all of its memory.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -35,13 +35,13 @@ def serve(
     quantum: int = 1,
     rate: Callable[[], float] = lambda: 0.0,
 ) -> None:
-    """Answers a parent on stdin. run(n) does n units and waits for the device.
+    """Answers the requests of the parent process on stdin.
 
-    quantum: n is a multiple of it. rate: floating-point operations per second of a matmul, for
-    those who want to know.
+    run(n) does n units of work and waits for the device; n is a multiple of `quantum`. rate()
+    measures the floating-point operations per second of a matmul.
     """
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the libraries print goes to stderr
+    os.dup2(2, 1)  # what libraries print goes to stderr
 
     def reply(**fields: Any) -> None:
         print(json.dumps(fields), file=replies, flush=True)
@@ -64,8 +64,16 @@ def serve(
             reply(peak_bytes=peak_bytes())
 
 
+def competitor(about: str) -> dict[str, Any]:
+    """The competitor that `race` passes as the first argument; without one, prints `about`."""
+    if len(sys.argv) != 2 or not sys.argv[1].startswith("{"):
+        print(about.strip())
+        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+    return json.loads(sys.argv[1])
+
+
 def peak_bytes() -> int:
-    """The most memory this process has held: on the GPU if it uses one, else in RAM."""
+    """Peak memory of this process: on the GPU if it uses one, else in RAM."""
     if "torch" in sys.modules:
         import torch
 
@@ -77,7 +85,7 @@ def peak_bytes() -> int:
         statistics_ = jax.local_devices()[0].memory_stats()
         if statistics_:
             return statistics_["peak_bytes_in_use"]
-    # Not getrusage: its maximum goes on counting what the parent held when it started this one.
+    # Not getrusage: its maximum includes what the parent held when it started this process.
     status = Path("/proc/self/status")
     if status.exists():
         (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
@@ -86,9 +94,9 @@ def peak_bytes() -> int:
 
 
 def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
-    """Runs `python -m module COMPETITOR-as-JSON` for each, in turn, and returns a row for each.
+    """Runs `python -m module JSON` for each competitor and returns one row for each.
 
-    A competitor that fails keeps its row, with the last line of what it said as `error`.
+    A competitor that fails keeps its row, with the last line that it printed as `error`.
     """
     children, rows, logs = [], [], {}
     with contextlib.ExitStack() as closing:
@@ -120,7 +128,7 @@ def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[di
                 }
                 children.append((child, row))
             else:
-                row["error"] = last_words(child, log)
+                row["error"] = last_line(child, log)
             print(f"{row['name']}: {row.get('error', 'ready')}", file=sys.stderr, flush=True)
             rows.append(row)
         rates = []
@@ -130,7 +138,7 @@ def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[di
                     continue
                 reply = ask(child, {"run": row["units_per_turn"]})
                 if reply is None:
-                    row["error"] = last_words(child, logs[child.pid])
+                    row["error"] = last_line(child, logs[child.pid])
                     print(f"{row['name']}: {row['error']}", file=sys.stderr, flush=True)
                 else:
                     row["seconds_per_unit"].append(reply["seconds"] / row["units_per_turn"])
@@ -159,9 +167,9 @@ def ask(child: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any]
     return json.loads(line) if line else None
 
 
-def last_words(child: subprocess.Popen[str], log: IO[str]) -> str:
-    """Why a child died: the last line that it said, or its exit code."""
+def last_line(child: subprocess.Popen[str], log: IO[str]) -> str:
+    """The last line that a dead child printed, or its exit code."""
     child.wait()
     log.seek(0)
-    said = log.read().strip().splitlines()
-    return said[-1] if said else f"exit code {child.returncode}"
+    lines = log.read().strip().splitlines()
+    return lines[-1] if lines else f"exit code {child.returncode}"

@@ -1,12 +1,12 @@
-"""The same GPT in PyTorch, twice: as one writes it to learn, and as one writes it for speed.
+"""The same GPT in PyTorch, written for learning (OriginalGPT) and for speed (TunedGPT).
 
-SeedGPT is what gptjax reimplements: attention heads in a Python list, a masked softmax, PyTorch's
-default initialisation. Its parameters carry the names that this style of model usually has
-(`blocks.0.sa.heads.0.key.weight`), so that a checkpoint of the original loads. TunedGPT is the
-strongest PyTorch that we know how to write, with every option of GPTConfig: one matmul for
-queries, keys and values, fused attention, and made for torch.compile. Weights go both ways:
-`seed_weights`, `tuned_weights` and `bigram_weights` turn gptjax parameters into a state_dict,
-`params_from_seed` turns the state_dict of a SeedGPT into gptjax parameters.
+OriginalGPT is the project that gptjax reimplements: attention heads in a Python list, a masked
+softmax, PyTorch's default initialisation. Its parameters have the original names
+(`blocks.0.sa.heads.0.key.weight`), so a checkpoint of the original can be loaded. TunedGPT is the
+fastest PyTorch that we can write, with every option of GPTConfig: one matmul for queries, keys and
+values, fused attention, ready for torch.compile. `original_weights`, `tuned_weights` and
+`bigram_weights` turn gptjax parameters into a state_dict; `params_from_original` turns a
+state_dict of OriginalGPT into gptjax parameters.
 """
 
 import re
@@ -34,7 +34,7 @@ class TorchBigram(nn.Module):
         return self.token_embedding_table(tokens)
 
 
-# --- seed style
+# --- the original
 
 
 class Head(nn.Module):
@@ -60,7 +60,7 @@ class Head(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Heads one after the other, side by side in the result: (B, T, D) -> (B, T, D)."""
+    """Computes the heads one by one and concatenates them: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
-class SeedBlock(nn.Module):
+class OriginalBlock(nn.Module):
     """Attention and MLP, each normalised before and added to the residual stream."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -103,7 +103,7 @@ class SeedBlock(nn.Module):
         return x + self.ffwd(self.ln2(x))
 
 
-class SeedGPT(nn.Module):
+class OriginalGPT(nn.Module):
     """tokens (B, T) -> logits (B, T, V).
 
     Raises UserError for options of GPTConfig that the original does not have.
@@ -111,11 +111,13 @@ class SeedGPT(nn.Module):
 
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__()
-        if not is_seed_style(config):
-            raise UserError("the seed's GPT has none of the newer options of --model; leave them")
+        if not is_original_style(config):
+            raise UserError(
+                "OriginalGPT has only the sizes and dropout of --model; leave out the rest"
+            )
         self.token_embedding_table = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
-        self.blocks = nn.Sequential(*[SeedBlock(config) for _ in range(config.n_layer)])
+        self.blocks = nn.Sequential(*[OriginalBlock(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, vocab_size)
 
@@ -125,8 +127,8 @@ class SeedGPT(nn.Module):
         return self.lm_head(self.ln_f(self.blocks(x)))
 
 
-def is_seed_style(config: GPTConfig) -> bool:
-    """Whether a configuration differs from the seed's in nothing but sizes and dropout."""
+def is_original_style(config: GPTConfig) -> bool:
+    """Whether a configuration differs from the original's in sizes and dropout alone."""
     sizes = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
     return config == GPTConfig(**{name: getattr(config, name) for name in sizes})
 
@@ -167,7 +169,7 @@ class TunedBlock(nn.Module):
         self.attention_output = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
         self.gated = c.activation == "swiglu"
         n_hidden = c.hidden_width
-        # A gate stands behind the hidden values, so that one matmul makes both.
+        # One matmul computes hidden values and gate, in this order.
         self.mlp_hidden = nn.Linear(c.n_embd, n_hidden * (1 + self.gated), bias=c.bias)
         self.mlp_output = nn.Linear(n_hidden, c.n_embd, bias=c.bias)
         if c.short_conv:
@@ -269,7 +271,7 @@ def adamw(model: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.Ada
 
 
 class Trainer:
-    """A PyTorch training loop at its best: everything stays on the device, nothing waits for it.
+    """A fast PyTorch training loop: everything stays on the device, nothing waits for it.
 
     compile_mode: None is eager, "default" is torch.compile, "reduce-overhead" adds CUDA graphs.
     dtype: bfloat16 runs forward and backward under autocast; weights stay float32.
@@ -309,7 +311,7 @@ class Trainer:
 
 
 def random_windows(text: Tensor, block_size: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Tokens and targets, (B, T) each, cut out of a text that lies on the device."""
+    """Tokens and targets, (B, T) each, from random places of a text on the device."""
     starts = torch.randint(len(text) - block_size, (batch_size, 1), device=text.device)
     windows = text[starts + torch.arange(block_size + 1, device=text.device)]
     return windows[:, :-1], windows[:, 1:]
@@ -319,7 +321,7 @@ def random_windows(text: Tensor, block_size: int, batch_size: int) -> tuple[Tens
 def generate(
     model: nn.Module, tokens: Tensor, n_tokens: int, block_size: int, greedy: bool
 ) -> Tensor:
-    """Continues (B, T) by n_tokens, reading the whole window again for each: (B, T + n_tokens)."""
+    """Continues (B, T) by n_tokens without a cache: (B, T + n_tokens)."""
     for _ in range(n_tokens):
         logits = model(tokens[:, -block_size:])[:, -1]
         if greedy:
@@ -345,7 +347,7 @@ def matmul_rate(dtype: torch.dtype, device: str, size: int = 2048) -> float:
     return 2 * size**3 * n_matmuls / min(seconds)
 
 
-# --- weights, both ways
+# --- conversion of weights
 
 
 def tensors(arrays: dict[str, Any]) -> dict[str, Tensor]:
@@ -358,7 +360,7 @@ def bigram_weights(params: Any) -> dict[str, Tensor]:
 
 
 def affine(torch_name: str, params: Any) -> dict[str, Any]:
-    """A Linear or a Norm: PyTorch keeps W as (out, in) and calls a gain a weight."""
+    """A Linear or a Norm: PyTorch stores W as (out, in) and calls a norm's gain a weight."""
     weight = params["kernel"].T if "kernel" in params else params["scale"]
     bias = {f"{torch_name}.bias": params["bias"]} if "bias" in params else {}
     return {f"{torch_name}.weight": weight, **bias}
@@ -394,8 +396,8 @@ def tuned_weights(params: Any) -> dict[str, Tensor]:
     return tensors(arrays)
 
 
-def seed_weights(params: Any, config: GPTConfig) -> dict[str, Tensor]:
-    """gptjax parameters of a GPT -> state_dict of a SeedGPT."""
+def original_weights(params: Any, config: GPTConfig) -> dict[str, Tensor]:
+    """gptjax parameters of a GPT -> state_dict of an OriginalGPT."""
     arrays = {
         "token_embedding_table.weight": params["token_embedding"]["table"],
         "position_embedding_table.weight": params["position_embedding"]["table"],
@@ -417,17 +419,17 @@ def seed_weights(params: Any, config: GPTConfig) -> dict[str, Tensor]:
     return tensors(arrays)
 
 
-def params_from_seed(state_dict: dict[str, Tensor]) -> tuple[GPTConfig, Any]:
-    """The state_dict of a SeedGPT -> its configuration (dropout aside) and gptjax parameters.
+def params_from_original(state_dict: dict[str, Tensor]) -> tuple[GPTConfig, Any]:
+    """The state_dict of an OriginalGPT -> its configuration (without dropout), gptjax parameters.
 
-    Raises UserError when a weight is missing or one is left over.
+    Raises UserError for a missing or an unknown weight.
     """
     left = {name: t.detach().float().numpy() for name, t in state_dict.items()}
     left = {name: a for name, a in left.items() if not name.endswith(".tril")}
 
     def take(name: str) -> np.ndarray:
         if name not in left:
-            raise UserError(f"the state_dict has no {name}; is it of the seed's GPT?")
+            raise UserError(f"the state_dict has no {name}; is it of the original GPT?")
         return left.pop(name)
 
     def linear(name: str) -> dict[str, np.ndarray]:
@@ -459,6 +461,8 @@ def params_from_seed(state_dict: dict[str, Tensor]) -> tuple[GPTConfig, Any]:
             "mlp_norm": norm(f"{at}.ln2"),
         }
     if left:
-        raise UserError(f"the state_dict has {next(iter(left))}, which the seed's GPT has not")
+        raise UserError(
+            f"the state_dict has {next(iter(left))}, which the original GPT does not have"
+        )
     block_size, n_embd = params["position_embedding"]["table"].shape
     return GPTConfig(n_layer, n_head, n_embd, block_size), params

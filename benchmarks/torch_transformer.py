@@ -1,4 +1,4 @@
-"""gptjax's EncoderDecoder as PyTorch has it: torch.nn.Transformer, with embeddings and a head."""
+"""gptjax's EncoderDecoder in PyTorch: torch.nn.Transformer with embeddings and a head."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from gptjax.config_encoders import EncoderDecoderConfig
 class TorchEncoderDecoder(nn.Module):
     """tokens (B, T), source (B, S), source_mask (B, S) -> logits (B, T, V).
 
-    Knows the options that torch.nn.Transformer knows: learned positions, layer normalisation,
+    Has the options of torch.nn.Transformer: learned positions, layer normalisation,
     ReLU, biases, no dropout.
     """
 
@@ -81,7 +81,7 @@ def weights(params: Any) -> dict[str, Tensor]:
 
 
 def _attention(at: str, params: Any) -> dict[str, Any]:
-    """PyTorch's queries, keys and values have biases: zeros."""
+    """PyTorch's queries, keys and values have biases, which are zero here."""
     qkv = [np.asarray(params[name]["kernel"]).T for name in ("query", "key", "value")]
     return {
         f"{at}.in_proj_weight": np.concatenate(qkv),

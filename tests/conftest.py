@@ -30,7 +30,12 @@ from gptjax.data.texts import TextData
 # would keep the others waiting at the end.
 LONGEST = (
     *("test_processes.py", "test_layouts.py", "test_end_to_end.py", "test_quantize.py"),
-    *("test_benchmarks.py", "test_transcribe.py", "test_encoder_decoder.py", "test_scaling.py"),
+    *(
+        "test_benchmarks.py",
+        "test_speech_commands.py",
+        "test_encoder_decoder.py",
+        "test_scaling.py",
+    ),
     *("test_search.py", "test_evaluate.py", "test_training.py", "test_export.py"),
 )
 

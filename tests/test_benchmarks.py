@@ -79,23 +79,23 @@ def test_parity_fails_when_a_weight_differs(monkeypatch):
     batch, _ = parity.batch_off_the_kink(config_of(TINY), VOCAB_SIZE, TOKENS)
     rows = {r["twin"]: r for r in parity.logits_and_gradients(TINY, VOCAB_SIZE, batch, seed=1)}
     assert rows["tuned"]["logits"] > parity.LOGITS
-    assert rows["seed style"]["logits"] <= parity.LOGITS
+    assert rows["original style"]["logits"] <= parity.LOGITS
 
 
-def test_a_seeds_state_dict_writes_the_same_greedy_text():
+def test_a_state_dict_of_the_original_writes_the_same_greedy_text():
     assert parity.same_greedy_text(TINY, VOCAB_SIZE, n_tokens=TINY.block_size - 1, seed=5)
 
 
 def test_weights_survive_the_way_there_and_back():
     params = jax.device_get(models.init(models.GPT(TINY, VOCAB_SIZE), seed=1))
-    config, back = torch_gpt.params_from_seed(torch_gpt.seed_weights(params, TINY))
+    config, back = torch_gpt.params_from_original(torch_gpt.original_weights(params, TINY))
     assert dataclasses.replace(config, dropout=TINY.dropout) == TINY
     jax.tree.map(np.testing.assert_array_equal, params, back)
 
 
 @pytest.mark.parametrize("change", ["missing", "extra"])
 def test_a_foreign_state_dict_is_refused_by_name(change):
-    weights = torch_gpt.SeedGPT(TINY, VOCAB_SIZE).state_dict()
+    weights = torch_gpt.OriginalGPT(TINY, VOCAB_SIZE).state_dict()
     if change == "missing":
         del weights["blocks.1.ln2.bias"]
         name = "blocks.1.ln2.bias"
@@ -103,10 +103,10 @@ def test_a_foreign_state_dict_is_refused_by_name(change):
         weights["blocks.0.rotary.weight"] = torch.zeros(3)
         name = "blocks.0.rotary.weight"
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        torch_gpt.params_from_seed(weights)
+        torch_gpt.params_from_original(weights)
 
 
-def test_flops_per_token_of_the_seeds_gpt():
+def test_flops_per_token_of_the_original_gpt():
     assert race.flops_per_token(GPTConfig(), 65) == pytest.approx(70.9e6, rel=1e-3)
 
 
@@ -126,7 +126,7 @@ def test_a_tiny_race_measures_every_competitor(tmp_path, monkeypatch):
             assert "error" not in row
             assert len(row["seconds_per_unit"]) == 2
             assert min(row["median"], row["peak_bytes"], row["matmul_rate"]) > 0
-    assert "PyTorch, seed style" in race.table(record)
+    assert "PyTorch, original style" in race.table(record)
 
 
 DIES_LATER = """
@@ -191,10 +191,10 @@ def test_the_command_writes_figures_and_a_plot(tmp_path):
 
 
 @pytest.mark.parametrize(("which", "shipped"), [("cpu", "gpt_cpu"), ("gpu", "gpt_fast")])
-def test_a_ladder_leads_from_the_seed_to_the_shipped_configuration(which, shipped):
+def test_a_ladder_leads_from_the_original_to_the_shipped_configuration(which, shipped):
     ladder = ladders.LADDERS[which]
     bottom, top = (ablate.config_of(ladder, ladder.rungs[i].name, steps=100) for i in (0, -1))
-    assert torch_gpt.is_seed_style(bottom.model)
+    assert torch_gpt.is_original_style(bottom.model)
     target = load_file(ROOT / "configs" / f"{shipped}.py")
     assert (top.model, top.data, top.optim) == (target.model, target.data, target.optim)
     assert top.train.batch_size == target.train.batch_size
