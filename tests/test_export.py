@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from conftest import MODERN, Refused
 from flax.traverse_util import flatten_dict
+from hugging_face import EXTRA, apply, run_import, torch, transformers
+from hugging_face import load as load_run
 
 from gptjax import config_json, models
 from gptjax.commands import export
-from gptjax.commands.import_model import main as import_main
 from gptjax.config import BigramConfig, Config, GPTConfig, ModelConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import tokenizer
@@ -26,13 +27,8 @@ from gptjax.interop import huggingface, stablehlo
 from gptjax.quantization.quant_array import Format, dequantize_params, quantize_params
 from gptjax.runs import checkpoints, run_directory
 
-EXTRA = "an extra: pip install -e '.[test]'"
-torch = pytest.importorskip("torch", reason=EXTRA)
 tiktoken = pytest.importorskip("tiktoken", reason=EXTRA)
 safetensors_numpy = pytest.importorskip("safetensors.numpy", reason=EXTRA)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of the package about itself
-    transformers = pytest.importorskip("transformers", reason=EXTRA)
 
 TEXT = "First:\n\n  Speak, naïve friend.\tÜber 12 €? \U0001f600\r\nAll's [UNK] well.  \n" * 3
 CHAR = CharTokenizer("\n abcdefghijklmnopqr")
@@ -77,9 +73,8 @@ def run_export(run: Path, to: str, out: Path) -> Path:
 
 def load(run: Path) -> tuple[Any, Any, Any]:
     """(model, parameters, tokenizer) of a run, the parameters in float32."""
-    tok = run_directory.read_tokenizer(run)
-    model = models.build(run_directory.read_config(run).model, tok)
-    return model, dequantize_params(checkpoints.load_params(run, model)[1]), tok
+    model, params, tok = load_run(run)
+    return model, dequantize_params(params), tok
 
 
 def some_tokens(vocab_size: int, shape: tuple[int, int]) -> np.ndarray:
@@ -88,7 +83,7 @@ def some_tokens(vocab_size: int, shape: tuple[int, int]) -> np.ndarray:
 
 def logits_of(model: Any, params: Any, *inputs: np.ndarray) -> np.ndarray:
     source = dict(zip(("source", "source_mask"), inputs[1:], strict=False))
-    return np.asarray(jax.jit(model.apply)({"params": params}, inputs[0], **source)[0])
+    return np.asarray(apply(model, {"params": params}, inputs[0], **source)[0])
 
 
 def load_hf(folder: Path) -> tuple[Any, Any]:
@@ -213,7 +208,7 @@ def test_a_run_comes_back_from_hugging_face_bit_for_bit(tmp_path: Path) -> None:
     tok = tokenizer.train("bpe", TEXT, vocab_size=280)
     run = make_run(tmp_path / "run", GPT2_LIKE, tok)
     folder = run_export(run, "hf", tmp_path / "hf")
-    import_main(["gpt2", str(folder), "--out", str(tmp_path / "again")])
+    run_import("gpt2", folder, tmp_path / "again")
     model, params, tok = load(run)
     model_again, params_again, tok_again = load(tmp_path / "again")
     assert model_again.config == model.config
@@ -227,7 +222,7 @@ def test_a_run_comes_back_from_hugging_face_bit_for_bit(tmp_path: Path) -> None:
 def test_a_run_of_characters_comes_back_to_the_same_logits_and_text(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", SEED, CHAR)
     folder = run_export(run, "hf", tmp_path / "hf")
-    import_main(["gpt2", str(folder), "--out", str(tmp_path / "again")])
+    run_import("gpt2", folder, tmp_path / "again")
     model, params, tok = load(run)
     model_again, params_again, tok_again = load(tmp_path / "again")
     tokens_BT = some_tokens(tok.vocab_size, (3, 24))
@@ -341,6 +336,7 @@ assert not any(name.split(".")[0] in ("gptjax", "flax") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_programs_run_in_a_process_without_gptjax(tmp_path: Path) -> None:
     expected = {}
     for name, (config, tok) in EVERY_MODEL.items():

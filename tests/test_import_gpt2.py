@@ -1,12 +1,11 @@
 """A GPT-2 checkpoint as a run: the same numbers and text, and a place to start training from."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,19 @@ import jax
 import numpy as np
 import pytest
 from conftest import Refused
+from hugging_face import (
+    EXTRA,
+    apply,
+    load,
+    randomise,
+    reconfigure,
+    relative,
+    rewrite,
+    run_import,
+    save,
+    torch,
+    transformers,
+)
 
 from gptjax import evaluation, models, train
 from gptjax.command_line import parse
@@ -35,13 +47,7 @@ from gptjax.runs import init_from as finetune
 from gptjax.runs.plots import read_metrics
 from gptjax.scale.sharding import with_sharding
 
-EXTRA = "an extra: pip install -e '.[test]'"
-torch = pytest.importorskip("torch", reason=EXTRA)
-safetensors_torch = pytest.importorskip("safetensors.torch", reason=EXTRA)
 tokenizers = pytest.importorskip("tokenizers", reason=EXTRA)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of the package about itself
-    transformers = pytest.importorskip("transformers", reason=EXTRA)
 
 REPO = Path(__file__).parents[1]
 TEXT = "the cat sat on the mat, the dog sat on the log\n" * 40
@@ -49,6 +55,7 @@ SIZES = {"n-layer": "2", "n-head": "4", "n-embd": "32", "block-size": "32"}
 MODEL_FLAGS = [word for name, size in SIZES.items() for word in (f"--model.{name}", size)]
 
 
+@functools.cache
 def make_tokenizer() -> Any:
     """A byte-level BPE with the one special token of GPT-2's."""
     tok = tokenizers.ByteLevelBPETokenizer()
@@ -63,35 +70,7 @@ def make_gpt2(**fields: Any) -> Any:
     end = tok.token_to_id("<|endoftext|>")
     sizes = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 32}
     sizes |= {"vocab_size": tok.get_vocab_size() + 3, "bos_token_id": end, "eos_token_id": end}
-    twin = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**sizes, **fields})).eval()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            scale = 0.05 if parameter.ndim == 1 else 0.2
-            noise = scale * torch.randn(parameter.shape, generator=generator)
-            is_gain = "ln_" in name and name.endswith("weight")
-            parameter.copy_(1 + noise if is_gain else noise)
-    return twin
-
-
-def save(twin: Any, folder: Path, **options: Any) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the package about itself
-        twin.save_pretrained(folder, **options)
-    make_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def run_import(folder: Path, out: Path) -> Path:
-    import_model.main(["gpt2", str(folder), "--out", str(out)])
-    return out
-
-
-def load(run: Path) -> tuple[Any, Any, Any]:
-    """(model, parameters, tokenizer) of a run, as sample.py loads it."""
-    tok = run_directory.read_tokenizer(run)
-    model = models.build(run_directory.read_config(run).model, tok)
-    return model, checkpoints.load_params(run, model)[1], tok
+    return randomise(transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**sizes, **fields})))
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +80,12 @@ def twin() -> Any:
 
 @pytest.fixture(scope="module")
 def saved(twin: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(twin, tmp_path_factory.mktemp("gpt2") / "hf")
+    return save(twin, tmp_path_factory.mktemp("gpt2") / "hf", make_tokenizer())
 
 
 @pytest.fixture(scope="module")
 def imported(saved: Path) -> Path:
-    return run_import(saved, saved.parent / "run")
+    return run_import("gpt2", saved, saved.parent / "run")
 
 
 @pytest.fixture
@@ -115,28 +94,14 @@ def copied(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "hf"))
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes the dict of tensors."""
-    path = folder / "model.safetensors"
-    tensors = {name: t.clone() for name, t in safetensors_torch.load_file(path).items()}
-    change(tensors)
-    safetensors_torch.save_file(tensors, path)
-
-
-def reconfigure(folder: Path, **fields: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
 def difference(twin: Any, run: Path) -> float:
     """The largest of logits, as a share of the largest of them."""
     model, params, tok = load(run)
     tokens_BT = np.random.default_rng(1).integers(0, tok.vocab_size, (2, 32)).astype(np.int32)
     with torch.no_grad():
-        theirs = twin(torch.from_numpy(tokens_BT).long()).logits.float().numpy()
-    ours, _ = jax.jit(model.apply)({"params": params}, tokens_BT)
-    assert ours.shape == theirs.shape
-    found = float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+        theirs = twin(torch.from_numpy(tokens_BT).long()).logits
+    ours, _ = apply(model, {"params": params}, tokens_BT)
+    found = relative(ours, theirs)
     print(f"relative difference of logits {found:.2g}")
     return found
 
@@ -155,7 +120,7 @@ def difference(twin: Any, run: Path) -> float:
 )
 def test_logits_equal_hugging_faces(fields: dict[str, Any], tmp_path: Path) -> None:
     twin = make_gpt2(**fields)
-    run = run_import(save(twin, tmp_path / "hf"), tmp_path / "run")
+    run = run_import("gpt2", save(twin, tmp_path / "hf", make_tokenizer()), tmp_path / "run")
     assert difference(twin, run) <= 1e-5
     if "tie_word_embeddings" in fields:
         assert not load(run)[1]["head"]["bias"].any()
@@ -169,7 +134,7 @@ def test_the_comparison_tells_one_changed_tensor(
     twin: Any, copied: Path, tmp_path: Path, name: str
 ) -> None:
     rewrite(copied, lambda tensors: tensors[f"transformer.{name}"].flatten()[:16].add_(0.1))
-    assert difference(twin, run_import(copied, tmp_path / "run")) > 1e-4
+    assert difference(twin, run_import("gpt2", copied, tmp_path / "run")) > 1e-4
 
 
 def test_the_oldest_form_of_a_checkpoint(twin: Any, copied: Path, tmp_path: Path) -> None:
@@ -177,7 +142,7 @@ def test_the_oldest_form_of_a_checkpoint(twin: Any, copied: Path, tmp_path: Path
 
     And in halves and shards, as others are.
     """
-    expected = load(run_import(copied, tmp_path / "new"))
+    expected = load(run_import("gpt2", copied, tmp_path / "new"))
 
     def as_of_old(tensors: dict[str, Any]) -> None:
         for name in list(tensors):
@@ -191,7 +156,7 @@ def test_the_oldest_form_of_a_checkpoint(twin: Any, copied: Path, tmp_path: Path
     make_tokenizer().save_model(str(copied))
     vocab = json.loads((copied / "vocab.json").read_text())
     (copied / "vocab.json").write_text(json.dumps({**vocab, "<|endoftext|>": len(vocab)}))
-    model, params, tok = load(run_import(copied, tmp_path / "old"))
+    model, params, tok = load(run_import("gpt2", copied, tmp_path / "old"))
     assert model == expected[0]
     jax.tree.map(np.testing.assert_array_equal, params, expected[1])
     text = TEXT[:60] + "Zebra €\n\n  <|endoftext|>the"
@@ -199,11 +164,12 @@ def test_the_oldest_form_of_a_checkpoint(twin: Any, copied: Path, tmp_path: Path
     assert tok.start == expected[2].start
     assert tok.vocab_size == expected[2].vocab_size
 
-    halves = save(make_gpt2().to(torch.bfloat16), tmp_path / "halves", max_shard_size="30KB")
+    bfloat16 = make_gpt2().to(torch.bfloat16)
+    halves = save(bfloat16, tmp_path / "halves", make_tokenizer(), max_shard_size="30KB")
     assert len(list(halves.glob("model-*.safetensors"))) > 1
-    params = load(run_import(halves, tmp_path / "of halves"))[1]
+    params = load(run_import("gpt2", halves, tmp_path / "of halves"))[1]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
-    assert difference(make_gpt2().to(torch.bfloat16).float(), tmp_path / "of halves") <= 1e-5
+    assert difference(bfloat16.float(), tmp_path / "of halves") <= 1e-5
 
 
 def test_greedy_text_equals_hugging_faces_generate(
@@ -328,6 +294,7 @@ def run_train(config_file: Path, run: Path, *flags: object) -> dict[int, float]:
     return {m["step"]: m["val_loss"] for m in metrics if "val_loss" in m}
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_imported_loss_and_lowers_it(
     imported: Path, config_file: Path, tmp_path: Path
 ) -> None:
@@ -466,6 +433,7 @@ def shell(*command: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_commands_make_a_run_that_sample_py_writes_with(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     said = shell("-m", "gptjax", "import", "gpt2", saved, "--out", out)

@@ -1,5 +1,6 @@
 """Imported weights: what Hugging Face computes with them, gptjax computes; the rest is refused."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -13,6 +14,19 @@ import jax
 import numpy as np
 import pytest
 from conftest import Refused
+from hugging_face import (
+    EXTRA,
+    apply,
+    load,
+    randomise,
+    reconfigure,
+    relative,
+    rewrite,
+    safetensors_torch,
+    save,
+    torch,
+    transformers,
+)
 
 from gptjax import models, speech_recognizer, train
 from gptjax.commands import import_model, sample
@@ -21,16 +35,10 @@ from gptjax.data import audio
 from gptjax.decoding import beam_search
 from gptjax.errors import UserError
 from gptjax.interop import whisper
-from gptjax.runs import checkpoints, run_directory
+from gptjax.runs import checkpoints
 
-EXTRA = "an extra: pip install -e '.[test]'"
-torch = pytest.importorskip("torch", reason=EXTRA)
-safetensors_torch = pytest.importorskip("safetensors.torch", reason=EXTRA)
 soundfile = pytest.importorskip("soundfile", reason=EXTRA)
 tokenizers = pytest.importorskip("tokenizers", reason=EXTRA)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of the package about itself
-    transformers = pytest.importorskip("transformers", reason=EXTRA)
 from tokenizers import decoders, pre_tokenizers, processors, trainers  # noqa: E402
 
 REPO = Path(__file__).parents[1]
@@ -41,6 +49,7 @@ TIME_STAMPS = [f"<|{i / 50:.2f}|>" for i in range(3)]
 TEXT = "zero one two three four five six seven eight nine ten\n" * 20
 
 
+@functools.cache
 def make_tokenizer() -> Any:
     """A byte-level BPE with the special tokens, and the prefix, of Whisper's."""
     tok = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -80,39 +89,13 @@ def make_whisper(**fields: Any) -> Any:
     tokens |= {"bos_token_id": end, "suppress_tokens": None, "begin_suppress_tokens": None}
     config = transformers.WhisperConfig(**{**sizes, **tokens, **fields})
     config._attn_implementation = "eager"
-    twin = transformers.WhisperForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            if name != "model.encoder.embed_positions.weight":
-                # Weights large enough that greedy choices are far from ties.
-                scale = 0.05 if parameter.ndim == 1 else 0.2
-                noise = scale * torch.randn(parameter.shape, generator=generator)
-                is_gain = "norm" in name and name.endswith("weight")
-                parameter.copy_(1 + noise if is_gain else noise)
-    return twin
-
-
-def save(twin: Any, folder: Path, **options: Any) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the package about itself
-        twin.save_pretrained(folder, **options)
-    make_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
+    twin = transformers.WhisperForConditionalGeneration(config)
+    return randomise(twin, fixed="model.encoder.embed_positions.weight")
 
 
 def run_import(folder: Path, out: Path, language: str = "en") -> Path:
     import_model.import_model(import_model.Whisper(folder, out, language))
     return out
-
-
-def load(run: Path) -> tuple[models.SpeechRecognizer, Any, Any]:
-    """(model, parameters, tokenizer) of a run, as sample.py loads it."""
-    tok = run_directory.read_tokenizer(run)
-    model = models.build(run_directory.read_config(run).model, tok)
-    step, params = checkpoints.load_params(run, model)
-    assert step == 0
-    return model, params, tok
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +105,7 @@ def twin() -> Any:
 
 @pytest.fixture(scope="module")
 def saved(twin: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(twin, tmp_path_factory.mktemp("whisper") / "hf")
+    return save(twin, tmp_path_factory.mktemp("whisper") / "hf", make_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -155,15 +138,9 @@ def differences(twin: Any, run: Path) -> tuple[float, float]:
         )
     mask_BT = np.ones(mel_BTM.shape[:2], bool)
     encoder = speech_recognizer.SpeechEncoder(model.config)
-    states_BSD = jax.jit(encoder.apply)({"params": params["encoder"]}, mel_BTM, mask_BT)
-    apply = jax.jit(model.apply)
-    logits_BTV, _ = apply({"params": params}, tokens_BT, source=mel_BTM, source_mask=mask_BT)
-
-    def relative(ours: Any, of_them: Any) -> float:
-        expected = of_them.float().numpy()
-        assert ours.shape == expected.shape
-        return float(np.abs(np.asarray(ours) - expected).max() / np.abs(expected).max())
-
+    states_BSD = apply(encoder, {"params": params["encoder"]}, mel_BTM, mask_BT)
+    inputs_of_both = {"source": mel_BTM, "source_mask": mask_BT}
+    logits_BTV, _ = apply(model, {"params": params}, tokens_BT, **inputs_of_both)
     found = (
         relative(states_BSD, theirs.encoder_last_hidden_state),
         relative(logits_BTV, theirs.logits),
@@ -203,14 +180,14 @@ def test_the_comparison_tells_one_changed_tensor(
 
 def test_128_mel_bands_as_large_v3_has(tmp_path: Path) -> None:
     twin = make_whisper(num_mel_bins=128)
-    run = run_import(save(twin, tmp_path / "hf"), tmp_path / "run")
+    run = run_import(save(twin, tmp_path / "hf", make_tokenizer()), tmp_path / "run")
     assert max(differences(twin, run)) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves_become_float32(dtype: str, tmp_path: Path) -> None:
     twin = make_whisper().to(getattr(torch, dtype))
-    run = run_import(save(twin, tmp_path / "hf"), tmp_path / "run")
+    run = run_import(save(twin, tmp_path / "hf", make_tokenizer()), tmp_path / "run")
     assert {leaf.dtype for leaf in jax.tree.leaves(load(run)[1])} == {np.dtype("float32")}
     twin = twin.float()
     width, n = twin.config.d_model, twin.config.max_source_positions
@@ -220,7 +197,7 @@ def test_halves_become_float32(dtype: str, tmp_path: Path) -> None:
 
 
 def test_shards_and_a_written_out_head(twin: Any, tmp_path: Path) -> None:
-    folder = save(twin, tmp_path / "hf", max_shard_size="100KB")
+    folder = save(twin, tmp_path / "hf", make_tokenizer(), max_shard_size="100KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     first = sorted(folder.glob("model-*.safetensors"))[0]
     tensors = safetensors_torch.load_file(first)
@@ -331,19 +308,6 @@ def test_text_goes_through_the_vocabulary_without_special_tokens(imported: Path)
 # --- what is refused
 
 
-def rewrite(folder: Path, change: Any) -> None:
-    """Changes the dict of tensors."""
-    path = folder / "model.safetensors"
-    tensors = {name: t.clone() for name, t in safetensors_torch.load_file(path).items()}
-    change(tensors)
-    safetensors_torch.save_file(tensors, path)
-
-
-def reconfigure(folder: Path, **fields: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
 def refusal(folder: Path, out: Path, language: str = "en") -> str:
     """The line that refuses, after which nothing is left."""
     before = set(out.parent.iterdir())
@@ -441,6 +405,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
 # --- from a shell
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_run_that_sample_py_hears_with(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
