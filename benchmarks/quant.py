@@ -1,13 +1,13 @@
-"""Quantization: the cards of trained runs, and decoding speed at the seed's size and GPT-2's.
+"""Quantization: the cards of trained runs, and decoding speed at the size of gpt.py and of GPT-2.
 
     python -m benchmarks.quant card gpt_cpu gpt_cpu_wide g2p_cpu digits_cpu
     python -m benchmarks.quant kept gpt_cpu gpt_cpu_wide
     python -m benchmarks.quant decode seed --tag cpu
 
-A card is of a run that `python -m benchmarks.expected NAME` left; runs on pairs and on speech are
-measured on their test split, too. Decoding is of random weights, in interleaved rounds within one
-process, next to Google's qwix (pip install qwix), whose quantized kernels work only in a Linear
-that calls lax.dot_general and casts nothing: such a one is put in the place of ours for it.
+A card needs a run that `python -m benchmarks.expected NAME` made. Runs on pairs and on speech are
+also measured on their test split. Decoding uses random weights, in interleaved rounds within one
+process. It is compared with Google's qwix (pip install qwix). The quantized kernels of qwix work
+only in a Linear that calls lax.dot_general and casts nothing, so qwix gets PlainLinear.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from jax import Array, lax
 
 from benchmarks import environment
 from benchmarks.expected import RUNS
-from gptjax import attention, evaluation, layers, models
+from gptjax import attention, evaluation, gpt, layers, models
 from gptjax.command_line import load_file
 from gptjax.commands.evaluate import Evaluate, evaluate
 from gptjax.commands.quantize import Quantize, quantize
@@ -46,26 +46,14 @@ FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
 QAT_STEPS = {"gpt_cpu": 400, "gpt_cpu_wide": 400, "g2p_cpu": 400, "digits_cpu": 50}
 SIZES = {
     "seed": (load_file(Path("configs/gpt.py")).model, 65),
-    "gpt2": (
-        GPTConfig(
-            n_layer=12,
-            n_head=12,
-            n_embd=768,
-            block_size=1024,
-            dropout=0.0,
-            activation="gelu_tanh",
-            attention_bias=True,
-            tie_embeddings=True,
-        ),
-        50_257,
-    ),
+    "gpt2": (load_file(Path("configs/gpt2_124m.py")).model, 50_257),
     "tiny": (GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32), 65),
 }
-"""Of decoding: model and vocabulary."""
+"""What decoding is measured with: model and vocabulary size."""
 
 
 def card(name: str) -> dict[str, Any]:
-    """The card of a trained run with quantization-aware training, and what int8 mistakes."""
+    """The card of a trained run with quantization-aware training, and the test errors of int8."""
     run, made = RUNS / name, RUNS.parent / "quant"
     config = run_directory.read_config(run)
     shutil.rmtree(made / name, ignore_errors=True)
@@ -96,7 +84,7 @@ KEPT: dict[str, Callable[[str, Any], bool]] = {
 
 
 def kept(name: str) -> dict[str, Any]:
-    """What each kind of parameter costs and saves: validation loss and size without rounding it."""
+    """Validation loss and size if one kind of parameter stays float32."""
     config = run_directory.read_config(RUNS / name)
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
@@ -127,7 +115,7 @@ def kept(name: str) -> dict[str, Any]:
 
 
 class PlainLinear(nn.Module):
-    """layers.Linear, as qwix can intercept it."""
+    """layers.Linear in a form that qwix can intercept."""
 
     features: int
     bias: bool = True
@@ -148,13 +136,13 @@ def plain_linear() -> Iterator[None]:
     with (
         mock.patch.object(layers, "Linear", PlainLinear),
         mock.patch.object(attention, "Linear", PlainLinear),
-        mock.patch.object(models, "Linear", PlainLinear),
+        mock.patch.object(gpt, "Linear", PlainLinear),
     ):
         yield
 
 
 def with_qwix(model: Any, params: Any) -> tuple[Any, Any]:
-    """(model, parameters), the kernels of blocks int8 by qwix; its embeddings cannot be."""
+    """(model, parameters) with the kernels of blocks as int8 by qwix, which leaves embeddings."""
     import qwix
 
     rule = qwix.QuantizationRule(module_path=".*block_.*", weight_qtype=jnp.int8)
@@ -165,7 +153,7 @@ def with_qwix(model: Any, params: Any) -> tuple[Any, Any]:
 
 
 def decode(size: str) -> dict[str, Any]:
-    """Tokens per second, bytes of parameters, and bytes that a step of decoding works in."""
+    """Tokens per second, bytes of parameters, and bytes of temporary memory while decoding."""
     config = load_file(Path("configs/gpt.py"))
     model_config, vocab_size = SIZES[size]
     model = models.build(model_config, vocab_size, devices.compute_dtype(config.train))
@@ -184,7 +172,7 @@ def decode(size: str) -> dict[str, Any]:
             decoders[name] = functools.partial(decoder(side, None, config, n), p)
             with plain_linear() if "qwix" in name else nullcontext():
                 row[f"work_bytes_{n}"] = work_bytes(side, p, n)
-                decoders[name]()  # is traced with the Linear that it wants
+                decoders[name]()  # traced here, with the right Linear
         rates = decoding_rates(decoders)
         for row in rows:
             row[f"tokens_per_second_{n}"] = round(rates[row["format"]], 1)
@@ -197,7 +185,7 @@ def decode(size: str) -> dict[str, Any]:
 
 
 def work_bytes(model: Any, params: Any, batch_size: int) -> int:
-    """What XLA allocates beside parameters and cache to decode."""
+    """Bytes that XLA allocates for decoding, besides parameters and cache."""
     lowered = sampling._decode.lower(
         model,
         Sampler(temperature=0),
