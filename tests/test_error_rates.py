@@ -16,7 +16,7 @@ pytest.importorskip("jiwer", reason="an extra: pip install -e '.[evaluate]'")
 
 
 def distance(right: list[str], written: list[str]) -> int:
-    """Levenshtein's, by the recursion that defines it."""
+    """Levenshtein distance, by the recursion that defines it."""
     row = list(range(len(written) + 1))
     for i, a in enumerate(right, 1):
         before, row = row, [i]
@@ -74,7 +74,7 @@ def test_rates_and_confusions_of_one_source(
     assert sorted(record["confusions"]) == sorted(confusions)
 
 
-def test_rates_are_of_all_sources_together() -> None:
+def test_rates_are_over_all_sources() -> None:
     of = {"s": ["A B C D"], "t": ["A"], "u": ["B", "C C"], "v": ["D D D"]}
     record = pair_errors(of, {"s": "A B C D", "t": "B", "u": "C C", "v": "D"})
     assert record["sources"] == 4

@@ -280,9 +280,9 @@ def test_cross_attention_is_drawn(
     path = tmp_path / "out.png"
     flags = ["--source", "abcd", "--attention", str(path), "--beam", "3", "--n-best", "3"]
     sample.main([str(trained), *flags])
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 3
-    assert f"attention: {path}" in said.err
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 3
+    assert f"attention: {path}" in output.err
     assert matplotlib.image.imread(path).ndim == 3
     assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
 
@@ -292,10 +292,10 @@ def test_a_bad_source_does_not_end_a_conversation(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("abQ\n\nabcdabcda\nabcd\n"))
     sample.main([str(trained), "--interactive", "--json"])
-    said = capsys.readouterr()
-    (line,) = (line for line in said.out.splitlines() if line)
+    output = capsys.readouterr()
+    (line,) = (line for line in output.out.splitlines() if line)
     assert json.loads(line)["source"] == "abcd"
-    refusals = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    refusals = [line for line in output.err.splitlines() if line.startswith("error: ")]
     assert len(refusals) == 3
     for refusal, words in zip(refusals, ("'Q' at 2", "has 0 tokens", "has 9 tokens"), strict=True):
         assert words in refusal

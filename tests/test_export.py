@@ -174,7 +174,7 @@ def gpt2_table(text: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["char", "word", "byte", "gpt2", "bpe"])
-def test_tokenizers_encode_and_decode_alike(
+def test_tokenizers_encode_and_decode_the_same(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiktoken, "get_encoding", lambda _: gpt2_table(TEXT))
@@ -299,9 +299,9 @@ def test_a_quantized_run_becomes_what_its_integers_stand_for(
 ) -> None:
     run = make_run(tmp_path / "run", GPT2_LIKE, CHAR, Format(8, activation_bits=8))
     out = run_export(run, "safetensors", tmp_path / "out")
-    said = capsys.readouterr().err
-    assert "written as float32" in said
-    assert "not rounded" in said
+    printed = capsys.readouterr().err
+    assert "written as float32" in printed
+    assert "not rounded" in printed
     arrays = safetensors_numpy.load_file(out / "model.safetensors")
     for path, leaf in flatten_dict(load(run)[1], sep=".").items():
         assert arrays[path].dtype == np.float32

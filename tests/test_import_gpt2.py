@@ -436,8 +436,8 @@ def shell(*command: object) -> str:
 @pytest.mark.slow
 def test_the_commands_make_a_run_that_sample_py_writes_with(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    said = shell("-m", "gptjax", "import", "gpt2", saved, "--out", out)
-    assert f"gptjax sample {out} --prompt" in said
+    printed = shell("-m", "gptjax", "import", "gpt2", saved, "--out", out)
+    assert f"gptjax sample {out} --prompt" in printed
     flags = ["--prompt", "the cat", "--max-new-tokens", 12, "--greedy", "--json"]
     record = json.loads(shell("sample.py", out, *flags))
     model, params, tok = load(out)

@@ -406,7 +406,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_the_command_makes_a_run_that_sample_py_hears_with(
+def test_the_command_makes_a_run_that_sample_py_transcribes_with(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "runs" / "tiny"
@@ -425,7 +425,7 @@ def test_the_command_makes_a_run_that_sample_py_hears_with(
         origin["sha256"] == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
     )
     if not RECORDINGS.is_dir():
-        pytest.skip(f"{RECORDINGS} is not there, so sample.py hears nothing")
+        pytest.skip(f"{RECORDINGS} is not there, so sample.py has nothing to transcribe")
     wav = RECORDINGS / "7_george_0.wav"
     capsys.readouterr()
     sample.main([str(out), "--audio", str(wav), "--json"])
