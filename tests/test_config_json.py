@@ -86,5 +86,5 @@ def test_what_the_old_runs_were() -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"type": "Config", "no": 1}', "null"])
 def test_other_files_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="config.json was not written by this version"):
+    with pytest.raises(UserError, match=r"config\.json was not written by this version"):
         config_json.from_json(text)

@@ -17,14 +17,18 @@ import numpy as np
 import pytest
 from conftest import TINY, VOCAB_SIZE
 from distributed_worker import WORKER, environment, run
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AbstractMesh, NamedSharding
 
 from gptjax import models, optim, training
 from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from gptjax.errors import UserError
 from gptjax.scale import memory, sharding
-from gptjax.scale.mesh import make_mesh
+from gptjax.scale.mesh import AXES, make_mesh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt", "modern", "pairs", "speech"])
 def test_no_layout_changes_what_is_computed(model: str) -> None:
     """Gradients to 1e-5 of the largest number of each array, losses of twenty small steps."""
@@ -72,6 +76,31 @@ def test_axes_that_do_not_divide_move_on() -> None:
     assert spec("0.mu.(64, 64)", (12, 64, 64), 1, 4, 2) == ("fsdp", "model", None)
 
 
+PATHS = ("query.kernel", "output.kernel", "head.kernel", "conv_0.kernel", "hidden.bias")
+PATHS += ("token_embedding.table", "norm.scale", "mu.(64, 64)")
+SIZES = st.sampled_from([1, 2, 3, 4, 8])
+
+
+@given(st.sampled_from(PATHS), st.lists(st.integers(1, 96), min_size=3, max_size=3), *[SIZES] * 3)
+def test_every_partition_spec_is_valid(
+    name: str, shape: list[int], data: int, fsdp: int, n_model: int
+) -> None:
+    """Whatever the shape and the mesh: no axis twice, and each one divides its dimension."""
+    path = f"block_0.{name}"
+    n_dims = 3 if "(" in name else 1 if name.endswith(("bias", "scale")) else 2
+    sizes, shape_used = (data, fsdp, n_model), tuple(shape[:n_dims])
+    mesh: Any = AbstractMesh(sizes, AXES)
+    at_rest = sharding.partition_spec(path, shape_used, mesh)
+    in_use = sharding.spec_in_use(path, shape_used, mesh)
+    for spec in (at_rest, in_use):
+        NamedSharding(mesh, spec).shard_shape(shape_used)  # raises unless the axes fit
+        used = [axis for axes in spec for axis in (axes if isinstance(axes, tuple) else (axes,))]
+        assert len({*used} - {None}) == len([axis for axis in used if axis])
+    # Data parallelism keeps parameters whole; in use only the model axis splits them.
+    assert "data" not in str(at_rest)
+    assert "fsdp" not in str(in_use)
+
+
 STEP = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
@@ -105,6 +134,7 @@ for a, b in zip(jax.tree.leaves(have), jax.tree.leaves(want), strict=True):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("axis", "gathered"), [("data", []), ("fsdp", ["bf16"])])
 def test_bfloat16_is_what_travels(axis: str, gathered: list[str], tmp_path: Path) -> None:
     """Of matrices, as XLA partitions a step; on a CPU it is then turned into float32."""
@@ -156,6 +186,7 @@ for flags in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_layouts_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question:\n" * 60)

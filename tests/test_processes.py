@@ -1,6 +1,6 @@
-"""Several processes train one run together, and end together.
+"""Several processes train one run, and a failure of one ends all of them.
 
-They are real, with four simulated devices each, on the loopback interface.
+They are real processes on the loopback interface, with four simulated devices each.
 """
 
 import json
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from distributed_worker import REPO, WORKER, environment, run
 
+pytestmark = pytest.mark.slow
 TEXT = "To be, or not to be, that is the question:\n" * 60
 CONFIG = """
 from pathlib import Path

@@ -255,6 +255,7 @@ def python(*argv: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_collectives_of_a_known_program():
     """Each of the five kinds runs five times, in groups and sizes that we know."""
     ran = python("-c", KNOWN, devices=8)
@@ -278,6 +279,7 @@ scaling.main(["simulate", "--json", FILE])
 """
 
 
+@pytest.mark.slow
 def test_a_compiled_step_sends_about_what_arithmetic_says(tmp_path):
     file = tmp_path / "small.json"
     ran = python("-c", SMALL.replace("FILE", repr(str(file))))
@@ -304,6 +306,7 @@ def test_the_committed_count_is_of_layouts_that_share_out_the_state():
     assert data["sent"]["data"] == pytest.approx(data["on_paper"]["data"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_several_devices_are_measured(tmp_path):
     """Two simulated ones: that it runs, not how fast it is."""
     file = tmp_path / "weak.json"
