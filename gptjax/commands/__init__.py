@@ -1,1 +1,1 @@
-"""The subcommands of `gptjax`, one file each."""
+"""The subcommands of `gptjax`: their options, checks and output."""
