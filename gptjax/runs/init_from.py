@@ -1,7 +1,7 @@
 """A new run that starts from the parameters of another: --train.init-from RUN.
 
-The other run may have been trained here or imported. The new one has its model and its vocabulary,
-and what data it likes; its context may be shorter, for which the first of learned positions do.
+The other run may have been trained here or imported. The new run has the same model and vocabulary,
+on any data. Its context may be shorter: then it keeps the first of the learned positions.
 """
 
 from pathlib import Path
@@ -18,18 +18,18 @@ from gptjax.quantization.quant_array import FLOAT32
 from gptjax.runs import checkpoints, run_directory
 
 FREE = ("dropout", "zero_init")
-"""Of the model: what shapes no parameter and changes no logits."""
+"""Fields of the model that change neither the shapes of parameters nor the logits."""
 
 
 def vocabulary(config: Config, folder: Path) -> Tokenizer | None:
-    """The tokenizer that the data of the run in a folder are read with; None if it makes its own.
+    """The tokenizer for the data of the run in `folder`; None if that run makes its own.
 
-    Raises UserError when there are no parameters to start from, or none that fit.
+    Raises UserError if the run to start from has no parameters, or none that fit.
     """
     source = config.train.init_from
     if source is None:
         return None
-    if checkpoints.committed_steps(folder):  # what it started from may be gone
+    if checkpoints.committed_steps(folder):  # a resumed run does not need the other one any more
         return run_directory.read_tokenizer(folder)
     had = run_directory.read_config(source).model
     if run_directory.read_format(source) != FLOAT32:
@@ -43,18 +43,18 @@ def vocabulary(config: Config, folder: Path) -> Tokenizer | None:
         raise UserError(f"--train.init-from {source} is a {kinds[0]}, but this is a {kinds[1]}")
     if flags := _differences(had, config.model):
         raise UserError(
-            f"--train.init-from {source} has another model; as that has it, give {' '.join(flags)}"
+            f"--train.init-from {source} has another model; to get the same one, give {' '.join(flags)}"
         )
     return run_directory.read_tokenizer(source)
 
 
 def _differences(had: ModelConfig, wanted: ModelConfig) -> list[str]:
-    """The options that would make a model fit the parameters of another."""
+    """The options that give a model the shapes of another model's parameters."""
     ours = config_json.flatten(wanted)
     learned = isinstance(had, GPTConfig) and had.position == "learned"
     flags = []
     for name, theirs in config_json.flatten(had).items():
-        # Positions behind those that were learned do not exist.
+        # There are no learned positions beyond the other model's block_size.
         shorter = name.endswith("block_size") and (ours[name] <= theirs or not learned)
         if ours[name] == theirs or name in FREE or shorter:
             continue
@@ -66,14 +66,16 @@ def _differences(had: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 
 def parameters(config: Config, vocabulary: Tokenizer, like: Any) -> Any:
-    """The best parameters of the run to start from, placed as `like` (shapes with shardings)."""
+    """The best parameters of the run to start from, with the shardings of the shapes `like`."""
     source = config.train.init_from
     assert source is not None
     model = models.build(run_directory.read_config(source).model, vocabulary)
     _, params = checkpoints.load_params(source, model)
 
     def place(ours: Any, theirs: Any) -> jax.Array:
-        rows = tuple(slice(n) for n in ours.shape)  # of positions fewer, of all else the same
+        rows = tuple(
+            slice(n) for n in ours.shape
+        )  # only positions can be fewer
         whole = np.asarray(theirs)[rows]
         return jax.make_array_from_callback(ours.shape, ours.sharding, lambda index: whole[index])
 

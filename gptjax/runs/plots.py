@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def read_metrics(folder: Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl; a last line cut short by a kill is dropped."""
+    """The rows of a run's metrics.jsonl, without a last line that a kill cut short."""
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, NotADirectoryError):
@@ -29,7 +29,7 @@ def read_metrics(folder: Path) -> list[Row]:
 
 
 def plot(runs: dict[str, list[Row]], path: Path) -> None:
-    """Draws train and validation loss against the step, the best validation loss marked."""
+    """Draws training and validation loss against the step, with a mark at the best validation."""
     figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     top = 0.0
@@ -69,7 +69,7 @@ def plot(runs: dict[str, list[Row]], path: Path) -> None:
 
 
 def _smooth(values: tuple[float, ...]) -> np.ndarray:
-    """Moving average over a centred twentieth of the curve, narrower towards its ends."""
+    """Moving average over a twentieth of the curve, centred, narrower near its ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     here = np.arange(len(values))
     reach = np.minimum(len(values) // 40, np.minimum(here, here[::-1]))

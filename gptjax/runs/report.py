@@ -16,12 +16,12 @@ from gptjax.config import Config
 from gptjax.errors import import_extra
 from gptjax.runs.plots import Row, plot, read_metrics
 
-# Seconds between plain lines when no one watches a terminal; an evaluation always prints.
+# Seconds between lines when the output is not a terminal. An evaluation always prints.
 PLAIN_LINE_SECONDS = 5.0
 
 
 class _Console(Console):
-    """A console whose reader may leave: `train.py | head` must not end the training."""
+    """A console that may lose its reader: `train.py | head` must not end the training."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -29,7 +29,7 @@ class _Console(Console):
 
 
 class Reporter:
-    """Shows and stores the progress of one run. Use as a context manager."""
+    """Prints and stores the progress of one run. Use as a context manager."""
 
     def __init__(
         self,
@@ -39,16 +39,16 @@ class Reporter:
         tokens_per_step: float,
         trackers: tuple[str, ...] = (),
     ):
-        """Cuts metrics.jsonl back to `first_step`: what follows is about to be computed again.
+        """Removes the rows after `first_step` from metrics.jsonl: those steps come again.
 
-        `evaluated` then holds the steps whose evaluation is among what is left.
+        `evaluated` holds the steps whose evaluation is still in it.
         """
         self.folder, self.config = folder, config
         self._tokens_per_step = tokens_per_step
         self.console = _Console(highlight=False, soft_wrap=True, emoji=False)
         self._writers = _external_writers(folder, trackers, first_step)
         path = folder / "metrics.jsonl"
-        # A run that starts afresh evaluates step 0 again, too.
+        # A run that starts at step 0 also evaluates step 0 again.
         rows = [row for row in read_metrics(folder) if first_step and row["step"] <= first_step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self.evaluated = {row["step"] for row in rows if "val_loss" in row}
@@ -80,13 +80,13 @@ class Reporter:
             writer.close()
 
     def say(self, line: str) -> None:
-        """One line of prose, above the progress bar if there is one."""
+        """Prints a line, above the progress bar if there is one."""
         self.console.print(line, markup=False)
 
     def steps_done(self, step: int) -> None:
-        """Called after every dispatch: moves the bar, measures the speed.
+        """Moves the progress bar and measures the speed. Call it after every dispatch.
 
-        The first dispatch, which compiles, and evaluations do not count as training speed.
+        The speed leaves out evaluations and the first dispatch, which compiles.
         """
         self._rates = [*self._rates[-20:], (time.perf_counter(), step)]
         (t0, s0), (t1, s1) = self._rates[0], self._rates[-1]
@@ -96,7 +96,7 @@ class Reporter:
         self._show()
 
     def training(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None:
-        """A row of metrics.jsonl for one optimizer step."""
+        """Writes the row of an optimizer step to metrics.jsonl."""
         row = {
             "step": step,
             "seconds": round(time.perf_counter() - self._start, 3),
@@ -122,13 +122,13 @@ class Reporter:
         )
 
     def evaluation(self, step: int, losses: dict[str, float]) -> None:
-        """A row for an evaluation; draws loss.png anew."""
+        """Writes the row of an evaluation, and draws loss.png again."""
         row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **losses}
         self._store(row)
         self._show(line=True)
         rows = read_metrics(self.folder)
         plot({self.folder.name: rows}, self.folder / "loss.png")
-        # Training speed counts from now, unless the dispatch that compiles is still to come.
+        # The speed is measured from now on, unless the first dispatch is still to come.
         self._rates = [(time.perf_counter(), step)] if self._rates else []
 
     def _store(self, row: Row) -> None:
@@ -184,7 +184,7 @@ class _WandB:
 
 
 class NullReporter:
-    """What every process but the first reports."""
+    """Reports nothing: for all processes but the first."""
 
     evaluated = range(0)
 
@@ -214,7 +214,7 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
 def _external_writers(
     folder: Path, trackers: tuple[str, ...], first_step: int
 ) -> list[_TensorBoard | _WandB]:
-    """The optional trackers that the launch asks for."""
+    """The trackers named in `trackers`, open for writing."""
     writers: list[_TensorBoard | _WandB] = []
     check_trackers(trackers)
     if "tensorboard" in trackers:

@@ -1,8 +1,8 @@
 """Everything that depends on the kind of device, decided in one place.
 
-A CPU wants small working sets (activations that stay in its caches), a GPU wants large ones;
-matrix units want bfloat16, XLA's CPU backend gains nothing from it. The choices below were
-measured; fields of TrainConfig override dtype and micro-batch.
+A CPU is fastest with activations that fit into its caches, a GPU with large matmuls. GPUs and TPUs
+have fast bfloat16 matmuls; on a CPU bfloat16 gains nothing. The choices below were measured. Fields
+of TrainConfig override the dtype and the micro-batch.
 """
 
 import os
@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from gptjax.config import GPTConfig, ModelConfig, TrainConfig
 from gptjax.errors import UserError
 
-# Tokens x width of a micro-batch on a CPU: about what its caches hold of a layer's activations.
+# Tokens x width of a micro-batch on a CPU, for which a layer's activations about fit its caches.
 CPU_MICRO_BATCH = 1024 * 384
 
 # Limits of one dispatch. 5e14 floating-point operations take an H100 one or two seconds.
 STEPS_PER_DISPATCH, FLOPS_PER_DISPATCH = 50, 5e14
 
-# Up to so many rows, a product with quantized weights is made of sums over short pieces; with
-# more, unpacking the weights into floats costs less than the matmul.
+# Up to this many rows, a product with quantized weights is a sum over short pieces. With more
+# rows, unpacking the weights into floats costs less than the matmul.
 FEW_ROWS = 4
 
 
@@ -57,7 +57,7 @@ def micro_batch_size(
 ) -> int:
     """Sequences per forward-backward pass: a divisor of the batch, a multiple of n_devices.
 
-    n_devices: how many share the rows of a batch.
+    n_devices: number of devices that share the rows of a batch.
     """
     if config.micro_batch_size:
         return config.micro_batch_size
@@ -69,7 +69,7 @@ def micro_batch_size(
 
 
 def steps_per_dispatch(n_params: int, tokens_per_step: float) -> int:
-    """Most optimizer steps that one call to a device runs before the host looks again.
+    """Most optimizer steps in one call to the device.
 
     At most 50, and fewer for large models, so that signals are checked every few seconds.
     """
@@ -78,10 +78,10 @@ def steps_per_dispatch(n_params: int, tokens_per_step: float) -> int:
 
 
 def query_chunks(n_target: int) -> list[tuple[int, int]]:
-    """Ranges (first, end) of the queries that causal attention works through one by one.
+    """Ranges (first, end) of queries that causal attention computes one after the other.
 
-    A quarter of them at a time on a CPU, but not under 32: that computes 5/8 of the scores. An
-    accelerator rather takes them at once, and so does a program whose n_target is left open.
+    On a CPU a quarter of them at a time, at least 32: that computes only 5/8 of the scores. On an
+    accelerator, and in a program for any n_target, all of them at once.
     """
     is_open = not isinstance(n_target, int)
     n_chunks = min(4, max(1, n_target // 32)) if on_cpu() and not is_open else 1
@@ -112,6 +112,8 @@ def matmul_rate(dtype: Any, size: int = 1024) -> float:
 
 
 def training_speed(n_params: int, matmul_rate: float) -> float:
-    """Tokens per second to expect of training: 6 operations per parameter and token, at the third
-    of the matmul rate that training reaches."""
+    """Estimated training speed in tokens per second.
+
+    6 operations per parameter and token, at 30 % of the matmul rate, which training reaches.
+    """
     return 0.3 * matmul_rate / (6 * n_params)
