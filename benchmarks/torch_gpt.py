@@ -465,4 +465,5 @@ def params_from_original(state_dict: dict[str, Tensor]) -> tuple[GPTConfig, Any]
             f"the state_dict has {next(iter(left))}, which the original GPT does not have"
         )
     block_size, n_embd = params["position_embedding"]["table"].shape
-    return GPTConfig(n_layer, n_head, n_embd, block_size), params
+    sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": block_size}
+    return GPTConfig(**sizes), params

@@ -110,6 +110,7 @@ def test_flops_per_token_of_the_original_gpt():
     assert race.flops_per_token(GPTConfig(), 65) == pytest.approx(70.9e6, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_tiny_race_measures_every_competitor(tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_text("To be, or not to be, that is the question.\n" * 20)
@@ -137,6 +138,7 @@ sys.exit("out of memory")
 """
 
 
+@pytest.mark.slow
 def test_a_competitor_that_dies_in_a_round_keeps_its_row(tmp_path, monkeypatch):
     (tmp_path / "dies_later.py").write_text(DIES_LATER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -145,6 +147,7 @@ def test_a_competitor_that_dies_in_a_round_keeps_its_row(tmp_path, monkeypatch):
     assert "failed" in race.verdict({"rows": [row]})
 
 
+@pytest.mark.slow
 def test_a_failing_competitor_keeps_its_row():
     # json.tool takes the competitor for a file to read, and fails.
     (row,) = rounds.race("json.tool", [{"name": "none such"}], rounds=1)
@@ -171,19 +174,13 @@ def test_bad_input_is_one_line_and_exit_code_2(refused, monkeypatch, arguments, 
     assert message in refused(compare.main, *arguments)
 
 
+@pytest.mark.slow
 def test_the_command_writes_figures_and_a_plot(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("All the world's a stage, and all the men and women merely players.\n" * 200)
     out = tmp_path / "parity.json"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.compare",
-        "parity",
-        "--config",
-        "configs/bigram.py",
-    ]
-    command += ["--data.path", str(path), "--json", str(out)]
+    command = [sys.executable, "-m", "benchmarks.compare", "parity"]
+    command += ["--config", "configs/bigram.py", "--data.path", str(path), "--json", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "passed" in done.stdout
     assert json.loads(out.read_text())["passed"] is True
@@ -200,6 +197,7 @@ def test_a_ladder_leads_from_the_original_to_the_shipped_configuration(which, sh
     assert top.train.batch_size == target.train.batch_size
 
 
+@pytest.mark.slow
 def test_a_tiny_ladder_is_measured_and_goes_on_where_it_was_cut(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question.\n" * 40)

@@ -1,4 +1,4 @@
-"""From sources to targets: beam search over a cached decoder. A beam of one is greedy."""
+"""Beam search with a KV cache: from sources to targets. A beam of one is greedy decoding."""
 
 import functools
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from gptjax.errors import UserError
 from gptjax.models import EncoderDecoder, SpeechRecognizer
 from gptjax.scale import sharding
 
-# Sources decoded side by side, and the multiple that their length is padded to: every other
-# shape would compile anew.
+# Sources in one batch, and the multiple that their length is padded to. Both are fixed, because
+# every further shape has to be compiled.
 BATCH_SIZE, LENGTH_STEP = 128, 8
 MOST_BEAMS = 100
 
@@ -25,9 +25,9 @@ class Beams(NamedTuple):
     """The N best targets of each of B sources, best first."""
 
     tokens_BNT: Array
-    """The tokens behind the first boundary; what follows a target's boundary means nothing."""
+    """The tokens after the first boundary; those after a target's own boundary have no meaning."""
     length_BN: Array
-    """Number of tokens, the boundary at the end among them."""
+    """Number of tokens, including the boundary at the end."""
     log_probability_BN: Array
     score_BN: Array
     """log_probability / length ** length_penalty, by which beams are ranked."""
@@ -54,13 +54,13 @@ def beam_search(
     length_penalty: float = 1.0,
     start_P: Array | None = None,
 ) -> Beams:
-    """The beam_size best targets found by extending the beam_size best beginnings, token by token.
+    """The beam_size best targets: in every step, all prefixes are extended and the best are kept.
 
-    A beginning that reaches the boundary stays in the beam while it scores among the best
-    (Graves 2012; the length penalty is that of Wu et al. 2016 in its simplest form). A target has
-    at most as many tokens as fit block_size behind its start: start_P or, if None, the boundary
-    alone. `source` is the model's, (B, S) or (B, S, M). The encoder, and the keys and values that
-    cross-attention reads, are computed once per source.
+    A prefix that reaches the boundary stays in the beam while its score is among the best
+    (Graves 2012; the length penalty is the simplest form of that of Wu et al. 2016). A target
+    follows start_P (by default the boundary alone) and ends at block_size tokens at the latest.
+    `source` is the model's, (B, S) or (B, S, M). The encoder, and the keys and values of
+    cross-attention, are computed once per source.
     """
     if start_P is None:
         start_P = jnp.full(1, boundary, jnp.int32)
@@ -76,7 +76,7 @@ def beam_search(
         return (beams.length_BN > 0) & (last_BN[..., 0] == boundary)
 
     def step(t: Array, beams: Beams, last_logits_RV: Array) -> tuple[Beams, Array]:
-        """Extends the beams by a token; also the row that each new one continues."""
+        """The beams, extended by one token, and the row (R,) that each of them continues."""
         log_p_BNV = jax.nn.log_softmax(last_logits_RV.reshape(n_batch, n_beam, vocab_size))
         done_BN = is_done(beams)
         nothing_more_V = jnp.where(jnp.arange(vocab_size) == boundary, 0.0, -jnp.inf)
@@ -123,7 +123,7 @@ def beam_search(
     beams = Beams(
         jnp.full((n_batch, n_beam, n_target), boundary, jnp.int32),
         jnp.zeros((n_batch, n_beam), jnp.int32),
-        # One beginning, not n_beam equal ones.
+        # At the start there is one prefix, not n_beam equal ones.
         jnp.where(jnp.arange(n_beam) == 0, 0.0, -jnp.inf) + jnp.zeros((n_batch, n_beam)),
         jnp.zeros((n_batch, n_beam)),
     )
@@ -133,7 +133,10 @@ def beam_search(
 
 
 def _reordered(layer: BlockCache, parents_R: Array) -> BlockCache:
-    """The cache of the beams that continue these; those of one source share its memory."""
+    """The cache, with its rows in the order of the new beams.
+
+    All beams of a source share the keys and values of its encoder output, which stay in place.
+    """
     return (
         layer._replace(encoder_keys_values=None)
         .take(parents_R)
@@ -159,7 +162,7 @@ def transduce(
 ) -> list[list[Hypothesis]]:
     """The beam_size best targets of each source, best first.
 
-    Raises UserError for a source with tokens that the model never saw, or with too many.
+    Raises UserError for a source with unknown or too many tokens.
     """
     ids = [tok.encode_source(source, model.config.source_block_size) for source in sources]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -181,7 +184,7 @@ def transduce(
 
 
 def hypotheses(tok: PairTokenizer | SpeechTokenizer, beams: Beams, row: int) -> list[Hypothesis]:
-    """The targets of a row of the batch, best first; `beams` is on the host."""
+    """The targets of one row of the batch, best first; `beams` is on the host."""
     finite_N = np.isfinite(beams.log_probability_BN[row])
     return [_hypothesis(tok, beams, (row, n)) for n in np.flatnonzero(finite_N)]
 
@@ -190,7 +193,7 @@ def _hypothesis(
     tok: PairTokenizer | SpeechTokenizer, beams: Beams, at: tuple[int, Any]
 ) -> Hypothesis:
     ids = np.asarray(beams.tokens_BNT[at][: beams.length_BN[at]])
-    if ids[-1] == tok.end:  # all but those that grew too long
+    if ids[-1] == tok.end:  # a target of the full length has no boundary
         ids = ids[:-1]
     score, log_probability = float(beams.score_BN[at]), float(beams.log_probability_BN[at])
     return Hypothesis(tok.target.decode(ids), score, log_probability, ids)

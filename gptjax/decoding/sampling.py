@@ -1,12 +1,11 @@
-"""Autoregressive sampling: a prefill of the prompt, then a jitted loop over a static KV cache.
+"""Sampling: a prefill reads the prompt, then a jitted loop decodes with a KV cache of fixed size.
 
-The cache holds block_size positions. While the text fits, a token costs one position's work and
-the result equals decoding without a cache. When the cache is full, every position in it is in
-use: sliding by one token would change the position, and through attention the keys and values,
-of all the others, which no cache survives. So the window is read again: its last half by
-default, which leaves room for block_size / 2 further cached tokens (constant cost per token on
-average), or, with `exact_window`, its last block_size tokens before every single token, as
-nanoGPT does.
+The cache holds block_size positions. As long as the text fits, each token costs one position, and
+the result equals decoding without a cache. When the cache is full, the window has to move, and that
+changes the position of every token in it, and with it all keys and values, so a new prefill is
+needed. By default it reads the last half of the window, which leaves room for block_size / 2 more
+cached tokens (a constant cost per token on average). With `exact_window` it reads the last
+block_size tokens before every single token, as nanoGPT does.
 """
 
 import functools
@@ -24,7 +23,7 @@ from gptjax.errors import UserError
 from gptjax.models import Model
 from gptjax.scale import sharding
 
-# Tokens per dispatch: few enough to stream smoothly, many enough to hide the dispatch.
+# Few enough for text to stream smoothly, many enough to hide the cost of a dispatch.
 TOKENS_PER_DISPATCH = 16
 SHORTEST_PREFILL = 16
 
@@ -34,7 +33,7 @@ class Sampler:
     """How a next token is drawn from its logits; the filters apply in this order."""
 
     temperature: float = 1.0
-    """Divides the logits: below 1 is more careful, above more adventurous; 0 is greedy."""
+    """Divides the logits. Below 1, likely tokens become likelier; 0 takes the most likely token."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -56,7 +55,7 @@ class Sampler:
         """Next tokens (B,), int32."""
         if self.temperature == 0:
             return jnp.argmax(logits_BV, -1).astype(jnp.int32)
-        # The largest at 0, so that no temperature can make it overflow.
+        # With the largest logit at 0, no temperature can overflow.
         logits_BV = (logits_BV - logits_BV.max(-1, keepdims=True)) / self.temperature
         if self.top_k:
             kth_B1 = lax.top_k(logits_BV, self.top_k)[0][:, -1:]
@@ -80,8 +79,8 @@ def _prefill(
     cache: Any = model.init_cache(tokens_BT.shape[0])
     logits_BTV, cache = model.apply({"params": params}, tokens_BT, cache)
     logits_BV = lax.dynamic_index_in_dim(logits_BTV, length - 1, axis=1, keepdims=False)
-    # The padding behind `length` is in the cache too, but each position is written before any
-    # later query may see it.
+    # The cache also holds the padding after `length`, but each of these positions is overwritten
+    # before a later query sees it.
     cache = tuple(layer._replace(length=length) for layer in cache)
     return sharding.replicate(sampler(logits_BV, jax.random.fold_in(key, index))), cache
 
@@ -121,13 +120,13 @@ def generate(
 ) -> Iterator[np.ndarray]:
     """Continues a batch of prompts of equal length, yielding tokens (B, n) as they are made.
 
-    prompt_BT: int32, at least one token; of a prompt longer than block_size the tail is read.
-    The tokens drawn are a function of (params, prompt, sampler, seed), not of how they are
-    grouped. Greedy decoding in float32 equals that without a cache, window by window.
+    prompt_BT: int32, at least one token; only the last block_size tokens of it are read.
+    The tokens are a function of (params, prompt, sampler, seed); they do not depend on n_tokens.
+    In float32, greedy decoding equals decoding without a cache, window by window.
     """
     sampler = sampler or Sampler()
     if sampler.temperature == 0:
-        sampler = Sampler(temperature=0)  # one executable for every way to ask for greedy
+        sampler = Sampler(temperature=0)  # so that all greedy samplers share one compiled program
     block_size = model.config.block_size
     keep = block_size if exact_window else max(1, block_size // 2)
     key = jax.random.key(seed)
