@@ -43,7 +43,7 @@ def vocabulary(config: Config, folder: Path) -> Tokenizer | None:
         raise UserError(f"--train.init-from {source} is a {kinds[0]}, but this is a {kinds[1]}")
     if flags := _differences(had, config.model):
         raise UserError(
-            f"--train.init-from {source} has another model; to get the same one, give {' '.join(flags)}"
+            f"--train.init-from {source} has another model; for the same one add {' '.join(flags)}"
         )
     return run_directory.read_tokenizer(source)
 
@@ -73,9 +73,7 @@ def parameters(config: Config, vocabulary: Tokenizer, like: Any) -> Any:
     _, params = checkpoints.load_params(source, model)
 
     def place(ours: Any, theirs: Any) -> jax.Array:
-        rows = tuple(
-            slice(n) for n in ours.shape
-        )  # only positions can be fewer
+        rows = tuple(slice(n) for n in ours.shape)  # only positions can be fewer
         whole = np.asarray(theirs)[rows]
         return jax.make_array_from_callback(ours.shape, ours.sharding, lambda index: whole[index])
 
