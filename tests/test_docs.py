@@ -53,7 +53,7 @@ def commands(page: str) -> list[str]:
     else:
         block = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
         shell = [content for language, content in block.findall(text) if not language]
-        lines = "\n".join(shell).splitlines()
+        lines = "\n".join(shell).replace("\\\n", " ").splitlines()
         lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", block.sub("", text))]
     # `run="gptjax train ..."` makes $run short for a command.
     variables = dict(found.groups() for line in lines if (found := re.match(r'(\w+)="(.*)"', line)))
@@ -110,6 +110,14 @@ def test_the_tour_runs_as_it_stands():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert (ROOT / "docs/tour.md").read_text().count(">>> ") > 60
+
+
+def test_the_reading_path_is_as_short_as_the_readme_says():
+    section = (ROOT / "README.md").read_text().split("## Read the code")[1].split("The rest")[0]
+    path = re.findall(r"^\| \[.*?\]\((.*?)\)", section, flags=re.MULTILINE)
+    assert len(path) == 7
+    assert "fewer than 1,000 lines" in section
+    assert sum(len((ROOT / file).read_text().splitlines()) for file in path) < 1000
 
 
 def test_every_module_room_and_config_is_in_the_readme():
