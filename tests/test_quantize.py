@@ -494,7 +494,7 @@ def test_of_two_processes_with_one_name_the_second_is_refused(
         return [{"format": "int8", "val_loss": 0.0}]
 
     monkeypatch.setattr(quantization_card, "measure", card)
-    monkeypatch.setattr(quantize, "table", lambda *_, **__: "")
+    monkeypatch.setattr(quantization_card, "table", lambda *_, **__: "")
     quantize.main(flags)
     (second,) = found
     assert second.returncode == 2
