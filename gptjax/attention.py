@@ -13,20 +13,26 @@ from jax import Array
 
 from gptjax.cache import BlockCache
 from gptjax.config import GPTConfig
-from gptjax.layers import Dropout, Linear, rms_normalize
+from gptjax.fused_attention import attention_dropout, fused_attention, fused_sources, use_fused
+from gptjax.kernels.dropout import weight_dropout
+from gptjax.layers import Linear, rms_normalize
+from gptjax.rotary import Rotary, rotate
 from gptjax.scale.devices import query_chunks
-
-Rotary = tuple[Array, Array]
-"""(cos, sin) of each position's rotary angles, each (T, K/2)."""
 
 
 def attend(
-    q_BHTK: Array, k_BHSK: Array, v_BHSK: Array, mask: Array | None, drop: Callable[[Array], Array]
+    q_BHTK: Array,
+    k_BHSK: Array,
+    v_BHSK: Array,
+    mask: Array | None,
+    drop: Callable[[Array, int], Array],
+    first: int = 0,
 ) -> Array:
     """Scaled dot-product attention: softmax(q k^T / sqrt(K)) v (Vaswani et al. 2017, eq. 1).
 
     Position t sees source s where mask, which broadcasts to (B, H, T, S), is true; without a mask
-    it sees all. `drop` is applied to the weights (B, H, T, S). Returns y_BHTK.
+    it sees all. drop(weights, first) is applied to the weights (B, H, T, S), whose positions are
+    first, first + 1, ... Returns y_BHTK.
     """
     # Scaling queries instead of scores: there are fewer of them.
     q_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
@@ -38,11 +44,11 @@ def attend(
     # The weights of a position are positive and sum to 1 ...
     weights_BHTS = jax.nn.softmax(scores_BHTS).astype(v_BHSK.dtype)
     # ... so the result is a weighted average of the values that it sees.
-    return drop(weights_BHTS) @ v_BHSK
+    return drop(weights_BHTS, first) @ v_BHSK
 
 
 def attend_causally(
-    q_BHTK: Array, k_BHTK: Array, v_BHTK: Array, drop: Callable[[Array], Array]
+    q_BHTK: Array, k_BHTK: Array, v_BHTK: Array, drop: Callable[[Array, int], Array]
 ) -> Array:
     """`attend`, where position t sees positions 0 ... t. Returns y_BHTK.
 
@@ -52,7 +58,7 @@ def attend_causally(
     n = q_BHTK.shape[2]
     mask_TT = jnp.tril(jnp.ones((n, n), bool))
     chunks = [
-        attend(q_BHTK[:, :, i:j], k_BHTK[:, :, :j], v_BHTK[:, :, :j], mask_TT[i:j, :j], drop)
+        attend(q_BHTK[:, :, i:j], k_BHTK[:, :, :j], v_BHTK[:, :, :j], mask_TT[i:j, :j], drop, i)
         for i, j in query_chunks(n)
     ]
     return jnp.concatenate(chunks, axis=2)
@@ -87,10 +93,11 @@ class SelfAttention(nn.Module):
             y_BTD = Linear(c.n_embd, c.attention_bias, dtype=self.dtype, name=name)(x_BTD)
             return split_heads(y_BTD, c.n_head)
 
-        def drop(weights_BHTS: Array) -> Array:
-            # Sown for pictures of attention; in training nobody collects it and it costs nothing.
-            self.sow("intermediates", "weights", weights_BHTS)
-            return Dropout(c.dropout)(weights_BHTS, rows_B)
+        dropped, streams_B2 = attention_dropout(self, c, rows_B)
+        if cache is None and use_fused(self, c, dropped):  # on a GPU: all of the below in a kernel
+            sources = fused_sources(c, self.dtype, x_BTD, None, rotary)
+            y_BTD = fused_attention(sources, self.causal, mask_BT, dropped, streams_B2)
+            return Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(y_BTD), cache
 
         # What each position looks for, what it can be found by, and what it passes on.
         q_BHTK, k_BHTK, v_BHTK = project("query"), project("key"), project("value")
@@ -100,8 +107,16 @@ class SelfAttention(nn.Module):
         if rotary is not None:
             q_BHTK, k_BHTK = rotate(q_BHTK, rotary), rotate(k_BHTK, rotary)
 
+        n_batch, n_target, _ = x_BTD.shape
+        drop_weights = weight_dropout(streams_B2, dropped, (n_batch, c.n_head, n_target, n_target))
+
+        def drop(weights_BHTS: Array, first: int) -> Array:
+            # Sown for pictures of attention; in training nobody collects it and it costs nothing.
+            self.sow("intermediates", "weights", weights_BHTS)
+            return drop_weights(weights_BHTS, first)
+
         if cache is not None:  # decoding: only the new positions are computed
-            mask_TS = cache.mask(x_BTD.shape[1])
+            mask_TS = cache.mask(n_target)
             cache, k_BHSK, v_BHSK = cache.append(k_BHTK, v_BHTK)
             y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask_TS, drop)
         elif self.causal:
@@ -124,20 +139,3 @@ def merge(x_BHTK: Array) -> Array:
     """(B, H, T, K) -> (B, T, H K), the inverse of `split_heads`."""
     x_BTHK = x_BHTK.swapaxes(1, 2)
     return x_BTHK.reshape(*x_BTHK.shape[:-2], -1)
-
-
-def rotary_angles(position_T: Array, head_width: int) -> Rotary:
-    """(cos, sin), each (T, K/2), of RoPE (Su et al. 2021, eq. 15) with base 10,000."""
-    frequency = 10_000.0 ** -jnp.linspace(0, 1, head_width // 2, endpoint=False)
-    angle = position_T[:, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x_BHTK: Array, rotary: Rotary) -> Array:
-    """Rotates each pair (x_i, x_{i + K/2}) of every head by its position's angle.
-
-    The product of a rotated query and key then depends on their distance only.
-    """
-    cos, sin = rotary
-    a, b = jnp.split(x_BHTK.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x_BHTK.dtype)

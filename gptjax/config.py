@@ -176,6 +176,8 @@ class TrainConfig:
     """Start from the parameters of this run. It must have the same model and vocabulary."""
     remat: bool = False
     """Save memory by recomputing activations in the backward pass (a third more work)."""
+    attention: Literal["auto", "kernel", "cudnn", "plain"] = "auto"
+    """auto: on one GPU the kernel of kernels/attention.py; plain elsewhere."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations and matmuls. Weights stay float32. auto: bfloat16 on GPU and TPU."""
     eval_interval: int = 500

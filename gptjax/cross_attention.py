@@ -9,6 +9,8 @@ from jax import Array
 from gptjax.attention import attend, merge, split_heads
 from gptjax.cache import BlockCache, KeysValues
 from gptjax.config import GPTConfig
+from gptjax.fused_attention import attention_dropout, fused_attention, fused_sources, use_fused
+from gptjax.kernels.dropout import weight_dropout
 from gptjax.layers import Dropout, Linear, Norm, rms_normalize
 
 
@@ -27,7 +29,8 @@ class CrossAttention(nn.Module):
     """Multi-head attention from a decoder's positions to an encoder's: (B, T, D) -> (B, T, D).
 
     Keys and values come from `encoder_output.x_BSD` or, without it, from an earlier call. Returns
-    (y_BTD, keys and values). Raises ValueError if there are neither.
+    (y_BTD, keys and values); in training a kernel may return None for them. Raises ValueError if
+    there are neither.
     """
 
     config: GPTConfig
@@ -40,7 +43,7 @@ class CrossAttention(nn.Module):
         encoder_output: EncoderOutput,
         keys_values: KeysValues | None,
         rows_B: Array | None,
-    ) -> tuple[Array, KeysValues]:
+    ) -> tuple[Array, KeysValues | None]:
         c = self.config
 
         def project(name: str, x: Array) -> Array:
@@ -48,21 +51,29 @@ class CrossAttention(nn.Module):
             y_BHSK = split_heads(y, c.n_head)
             return rms_normalize(y_BHSK) if c.qk_norm and name != "value" else y_BHSK
 
-        def drop(weights_BHTS: Array) -> Array:
-            self.sow("intermediates", "weights", weights_BHTS)
-            return Dropout(c.dropout)(weights_BHTS, rows_B)
+        x_BSD, mask_BS = encoder_output
+        dropped, streams_B2 = attention_dropout(self, c, rows_B)
+        output = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")
+        # Only in training: decoding needs the keys and values for later calls.
+        if rows_B is not None and x_BSD is not None and use_fused(self, c, dropped):
+            sources = fused_sources(c, self.dtype, x_BTD, x_BSD, None)
+            return output(fused_attention(sources, False, mask_BS, dropped, streams_B2)), None
 
         q_BHTK = project("query", x_BTD)
-        if encoder_output.x_BSD is not None:
-            x_BSD = encoder_output.x_BSD
+        if x_BSD is not None:
             keys_values = project("key", x_BSD), project("value", x_BSD)
         if keys_values is None:
             raise ValueError("cross-attention needs the encoder's output, or a cache that saw it")
-        mask_BS = encoder_output.mask_BS
+        shape = (*q_BHTK.shape[:3], keys_values[0].shape[2])
+        drop_weights = weight_dropout(streams_B2, dropped, shape)
+
+        def drop(weights_BHTS: Array, first: int) -> Array:
+            self.sow("intermediates", "weights", weights_BHTS)
+            return drop_weights(weights_BHTS, first)
+
         mask = None if mask_BS is None else mask_BS[:, None, None, :]
         y_BHTK = attend(q_BHTK, *keys_values, mask, drop)
-        y_BTD = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(merge(y_BHTK))
-        return y_BTD, keys_values
+        return output(merge(y_BHTK)), keys_values
 
 
 def add_cross_attention(

@@ -9,13 +9,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from gptjax.attention import Rotary
 from gptjax.cache import Cache, empty_cache
 from gptjax.config import GPTConfig
 from gptjax.config_encoders import EncoderDecoderConfig
 from gptjax.cross_attention import EncoderOutput
 from gptjax.gpt import GPT, Block, add_positions, token_embedding
 from gptjax.layers import Embed, Norm
+from gptjax.rotary import Rotary
 
 
 class EncoderDecoder(nn.Module):

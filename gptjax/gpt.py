@@ -15,11 +15,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from gptjax.attention import Rotary, SelfAttention, rotary_angles
+from gptjax.attention import SelfAttention
 from gptjax.cache import BlockCache, Cache, empty_cache
 from gptjax.config import BigramConfig, GPTConfig
 from gptjax.cross_attention import EncoderOutput, add_cross_attention
 from gptjax.layers import MLP, Dropout, Embed, Linear, Norm
+from gptjax.rotary import Rotary, rotary_angles
 from gptjax.short_conv import ShortConv
 
 

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from gptjax.config import GPTConfig
-from gptjax.kernels.dropout import dropout
+from gptjax.kernels.choice import norm
+from gptjax.kernels.dropout import dropout, n_dropped, row_streams
+from gptjax.kernels.relu import relu
 from gptjax.quantization.quant_array import parameter
 
 # Embeddings of up to this many rows are looked up by a matmul with one-hot rows. The gradient of
@@ -36,9 +38,17 @@ class Linear(nn.Module):
     zero_init: bool = False
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, x: Array) -> Array:
-        fan_in = x.shape[-1]
+        kernel, bias = self.weights(x.shape[-1])
+        # In two dimensions: XLA's CPU backend copies to transpose a gradient of more.
+        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
+        if bias is not None:
+            y = y + bias.astype(self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+    @nn.compact
+    def weights(self, fan_in: int) -> tuple[Any, Array | None]:
+        """W (fan in, features) and b (features,), or None."""
 
         def uniform(key: Array, shape: tuple[int, ...]) -> Array:
             bound = 0.0 if self.zero_init else fan_in**-0.5
@@ -46,11 +56,7 @@ class Linear(nn.Module):
 
         # self.param(...), or the quantized array that stands in for it.
         kernel = parameter(self, "kernel", uniform, (fan_in, self.features))
-        # In two dimensions: XLA's CPU backend copies to transpose a gradient of more.
-        y = x.reshape(-1, fan_in) @ kernel.astype(self.dtype)
-        if self.bias:
-            y = y + self.param("bias", uniform, (self.features,)).astype(self.dtype)
-        return y.reshape(*x.shape[:-1], self.features)
+        return kernel, self.param("bias", uniform, (self.features,)) if self.bias else None
 
 
 class Norm(nn.Module):
@@ -64,14 +70,11 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        width = x.shape[-1]
-        x = x.astype(jnp.float32)
-        if self.config.norm == "layernorm":
-            x = x - x.mean(-1, keepdims=True)
-        x = rms_normalize(x) * self.param("scale", nn.initializers.ones, (width,))
-        if self.config.norm == "layernorm" and self.config.bias:
-            x = x + self.param("bias", nn.initializers.zeros, (width,))
-        return x.astype(self.dtype)
+        width, center = x.shape[-1], self.config.norm == "layernorm"
+        scale_D, bias_D = self.param("scale", nn.initializers.ones, (width,)), None
+        if center and self.config.bias:
+            bias_D = self.param("bias", nn.initializers.zeros, (width,))
+        return norm(x, scale_D, bias_D, center, self.dtype)  # on a GPU, in one kernel
 
 
 def rms_normalize(x: Array) -> Array:
@@ -123,10 +126,11 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, rows_B: Array | None) -> Array:
-        if rows_B is None or not self.rate:
+        if rows_B is None or not n_dropped(self.rate):
             return x
         # Flax folds the module's path into the key: every layer has masks of its own.
-        return dropout(x, self.rate, self.make_rng("dropout"), rows_B)
+        streams_B2 = row_streams(self.make_rng("dropout"), rows_B)
+        return dropout(x, streams_B2, n_dropped(self.rate))
 
 
 class MLP(nn.Module):
@@ -145,11 +149,11 @@ class MLP(nn.Module):
         h_BTF = Linear(c.hidden_width, c.bias, dtype=self.dtype, name="hidden")(x_BTD)
         match c.activation:
             case "relu":
-                h_BTF = jax.nn.relu(h_BTF)
+                h_BTF = relu(h_BTF)
             case "gelu" | "gelu_tanh":
                 h_BTF = jax.nn.gelu(h_BTF, approximate=c.activation == "gelu_tanh")
             case "relu2":
-                h_BTF = jax.nn.relu(h_BTF) ** 2
+                h_BTF = relu(h_BTF) ** 2
             case "swiglu":
                 gate_BTF = Linear(c.hidden_width, c.bias, dtype=self.dtype, name="gate")(x_BTD)
                 h_BTF = jax.nn.silu(gate_BTF) * h_BTF

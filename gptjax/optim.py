@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from gptjax.config import OptimConfig
+from gptjax.muon import scale_by_muon
+from gptjax.scale import devices
 
 
 def schedule(config: OptimConfig, max_steps: int, peak: float) -> optax.Schedule:
@@ -39,9 +40,12 @@ def build(config: OptimConfig, max_steps: int) -> optax.GradientTransformation:
     transform = optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix)
     if config.name == "muon":
         muon_rate = schedule(config, max_steps, config.muon_learning_rate)
-        axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-        muon = optax.contrib.muon(
-            muon_rate, weight_decay=config.weight_decay, muon_weight_dimension_numbers=axes
+        # Matrix units want bfloat16. XLA's CPU backend gains nothing from it.
+        dtype = jnp.float32 if devices.on_cpu() else jnp.bfloat16
+        muon = optax.chain(
+            scale_by_muon(dtype),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(muon_rate),
         )
         transform = optax.partition({"muon": stacked(muon), "adamw": transform}, muon_or_adamw)
     # A link even without clipping: turning it on must not change the tree of the state, or a

@@ -16,6 +16,7 @@ from gptjax.data import dataset as data
 from gptjax.data.dataset import Data
 from gptjax.data.texts import TextData
 from gptjax.errors import UserError
+from gptjax.kernels import choice
 from gptjax.models import Model
 from gptjax.runs import init_from, resuming, run_directory
 from gptjax.runs.checkpoints import KEEP_LATEST, Checkpoints, committed_steps
@@ -85,6 +86,7 @@ def set_up(config: Config, launch: Launch) -> Run:
     dataset = data.load(config, tokenizer)
     processes.check_same("run", config_json.flatten(config) | {"data": dataset.sha256})
     mesh = make_mesh(config)
+    choice.set_attention(None if c.attention == "auto" else c.attention)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c), c.remat)
     optimizer = optim.build(config.optim, c.max_steps)
     tokens_per_sequence = dataset.tokens_per_sequence(config)

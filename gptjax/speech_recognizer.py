@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gptjax.attention import rotary_angles
 from gptjax.cache import Cache, empty_cache
 from gptjax.config_encoders import SpeechConfig
 from gptjax.cross_attention import EncoderOutput
 from gptjax.encoder_decoder import encode
 from gptjax.gpt import GPT
 from gptjax.layers import Linear
+from gptjax.rotary import rotary_angles
 
 
 class SpeechRecognizer(nn.Module):

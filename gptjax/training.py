@@ -15,6 +15,7 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
+from gptjax.kernels.cross_entropy import token_losses
 from gptjax.models import Model
 from gptjax.scale import devices, sharding
 
@@ -63,7 +64,7 @@ def cross_entropy(
         {"params": params}, batch["tokens"], rows_B=rows_B, rngs=rngs, **source
     )
     # -log p(target): zero if the model was sure of the right token, ln V if it knows nothing.
-    losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
+    losses_BT = token_losses(logits_BTV, batch["targets"])
     return jnp.sum(losses_BT * batch["loss_weights"]), jnp.sum(batch["loss_weights"])
 
 
@@ -86,6 +87,11 @@ def make_gradient(
     def gradient(params: Params, batch: Batch, dropout_key: Array) -> tuple[Array, Params]:
         batch_size = batch["targets"].shape[0]
         n_micro = batch_size // micro_batch_size
+        if n_micro == 1:
+            rows_B = jnp.arange(batch_size)
+            (loss, weight), grads = loss_and_gradient(params, batch, dropout_key, rows_B)
+            grads = sharding.constrain(grads, mesh)
+            return loss / weight, jax.tree.map(lambda g: g / weight, grads)
 
         # Micro-batch i has rows i, i + n_micro, ...: neighbouring rows are on one device, and so
         # every device computes its share of every micro-batch.
@@ -144,4 +150,14 @@ def make_train_steps(
     # On a CPU the number of steps is an argument of the program, so one program serves every
     # number with the same bits. A GPU runs a loop of known length without asking the host.
     static = () if devices.on_cpu() else ("n_steps",)
-    return jax.jit(train_steps, donate_argnums=0, static_argnames=static)
+    options = compiler_options(devices.backend())
+    return jax.jit(train_steps, donate_argnums=0, static_argnames=static, compiler_options=options)
+
+
+def compiler_options(backend: str) -> dict[str, Any]:
+    """XLA's options for the train step.
+
+    On a GPU cuBLASLt multiplies matrices: it adds biases and applies ReLU itself, and there are no
+    Triton tilings to try, which is most of the compile time.
+    """
+    return {"xla_gpu_enable_triton_gemm": False} if backend == "gpu" else {}

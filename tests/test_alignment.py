@@ -10,10 +10,10 @@ import pytest
 from conftest import VOCAB_SIZE, Refused
 
 from gptjax import models, train
-from gptjax.attention import rotary_angles, rotate
 from gptjax.commands import sample
 from gptjax.config import GPTConfig
 from gptjax.decoding import attention_weights
+from gptjax.rotary import rotary_angles, rotate
 
 CONFIG = """
 from pathlib import Path

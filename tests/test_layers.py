@@ -7,10 +7,11 @@ import pytest
 from conftest import MODERN, TINY
 
 from gptjax import layers
-from gptjax.attention import SelfAttention, rotary_angles, rotate
+from gptjax.attention import SelfAttention
 from gptjax.cache import BlockCache
 from gptjax.cross_attention import CrossAttention, EncoderOutput
 from gptjax.layers import Dropout, Embed, Linear, Norm
+from gptjax.rotary import rotary_angles, rotate
 from gptjax.short_conv import ShortConv
 
 KEY = jax.random.key(0)

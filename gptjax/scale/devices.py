@@ -27,8 +27,18 @@ STEPS_PER_DISPATCH, FLOPS_PER_DISPATCH = 50, 5e14
 FEW_ROWS = 4
 
 
+def backend() -> str:
+    """ "cpu", "gpu" or "tpu"."""
+    return jax.default_backend()
+
+
 def on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return backend() == "cpu"
+
+
+def n_devices() -> int:
+    """Number of devices of all processes."""
+    return jax.device_count()
 
 
 def require_backend() -> None:
@@ -73,7 +83,7 @@ def steps_per_dispatch(n_params: int, tokens_per_step: float) -> int:
 
     At most 50, and fewer for large models, so that signals are checked every few seconds.
     """
-    flops_per_device = 6 * n_params * tokens_per_step / jax.device_count()
+    flops_per_device = 6 * n_params * tokens_per_step / n_devices()
     return max(1, min(STEPS_PER_DISPATCH, int(FLOPS_PER_DISPATCH / flops_per_device)))
 
 

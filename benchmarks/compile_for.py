@@ -1,0 +1,238 @@
+"""Compiles train steps for a GPU on a machine that has none, and says what they are made of.
+
+    python -m benchmarks.compile_for [gpt gpt_fast gpt2_124m] [--gpu benchmarks/gpus/h100.txtpb]
+        [--json FILE] [--hlo FOLDER] [--rows 20] [--attention kernel] [--norm plain]
+        [--triton-gemm true] [--set model.dropout=0 ...]
+
+wants JAX's CUDA plugin beside the CPU's jaxlib (jax-cuda12-plugin and jax-cuda12-pjrt of jaxlib's
+version, nvidia-cuda-nvcc-cu12, nvidia-cuda-runtime-cu12; the extra `aot`). The GPU is described by
+a file, which XLA takes instead of a device.
+
+Kernels, bytes and memory are those of a real run within some per cent; times are not, and which
+program multiplies matrices is not: tuning wants the GPU. Bytes count every operand and result of
+every kernel once, so they are an upper bound where caches help, and bytes / bandwidth is about
+the least time of a step.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import resource
+import runpy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax import models, optim, training
+from gptjax.config import Config
+from gptjax.kernels import choice
+from gptjax.scale import devices
+
+AUTOMATIC = choice.Choice()
+H100 = Path(__file__).parent / "gpus" / "h100.txtpb"
+ITEM_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+ITEM_SIZES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+BANDWIDTH = 3e12  # bytes per second that an H100's copy reached
+NO_KERNEL = ("parameter", "get-tuple-element", "bitcast", "tuple", "constant", "after-all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One instruction of the loop over steps: what it is, what it writes, where it comes from."""
+
+    n_bytes: int
+    kind: str
+    result: str
+    source: str
+
+
+def missing() -> str:
+    """Why this machine cannot compile for a GPU; empty if it can."""
+    try:
+        sharding_of(H100)
+    except Exception as error:  # whatever the plugin's absence makes JAX raise
+        return f"no compiler for CUDA: {str(error).splitlines()[0][:100]}"
+    return ""
+
+
+def sharding_of(gpu: Path) -> Any:
+    """Of arrays on one GPU that is not there."""
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(
+        "", "cuda", topology="1x1x1", target_config=gpu.read_text()
+    )
+    mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("device",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+@contextlib.contextmanager
+def pretend_gpu() -> Iterator[None]:
+    """gptjax decides as on one GPU."""
+    with (
+        mock.patch.object(devices, "backend", return_value="gpu"),
+        mock.patch.object(devices, "n_devices", return_value=1),
+    ):
+        yield
+
+
+def read(name: str) -> Config:
+    path = Path(__file__).parent.parent / "configs" / f"{name}.py"
+    return runpy.run_path(str(path))["config"]
+
+
+def lower(
+    c: Config, gpu: Path = H100, chosen: choice.Choice = AUTOMATIC, vocab_size: int = 65
+) -> jax.stages.Lowered:
+    """The train steps of a configuration, of whole batches, for this GPU."""
+    with pretend_gpu(), choice.using(chosen):
+        model = models.build(c.model, vocab_size, jnp.bfloat16, c.train.remat)
+        optimizer = optim.build(c.optim, c.train.max_steps)
+        sharding = sharding_of(gpu)
+
+        def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        params = jax.eval_shape(lambda: models.init(model, 0))
+        state = jax.eval_shape(lambda params: training.init_state(params, optimizer), params)
+        steps, rows, length = devices.STEPS_PER_DISPATCH, c.train.batch_size, c.model.block_size
+        kinds = {"tokens": jnp.int32, "targets": jnp.int32, "loss_weights": jnp.float32}
+        batches = {k: jax.ShapeDtypeStruct((steps, rows, length), v) for k, v in kinds.items()}
+        state, batches = jax.tree.map(place, (state, batches))
+        train_steps = training.make_train_steps(
+            model, optimizer, c.train.micro_batch_size or rows, 0
+        )
+        # From JAX 0.11 on, Pallas learns from the mesh in use what GPU there is.
+        with jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh):
+            return train_steps.lower(state, batches, steps)  # pyright: ignore
+
+
+def shapes_in(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of every array type in a piece of HLO."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", text)
+    return [(d, tuple(int(n) for n in s.split(",") if n)) for d, s in found if d in ITEM_SIZES]
+
+
+def n_bytes(text: str) -> int:
+    return sum(ITEM_SIZES[dtype] * math.prod(shape) for dtype, shape in shapes_in(text))
+
+
+def kernels(hlo: str) -> list[Kernel]:
+    """The kernels in the body of the loop over steps: the computation with the most of them."""
+    body = max(hlo.split("\n\n"), key=lambda s: len(re.findall(r" (?:fusion|custom-call)\(", s)))
+    results: dict[str, str] = {}
+    found = []
+    for line in body.splitlines():
+        match = re.match(r"\s*(?:ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*)", line)
+        if not match:
+            continue
+        name, result, kind, rest = match.groups()
+        results[name] = result
+        if kind in NO_KERNEL:
+            continue
+        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+        moved = n_bytes(result) + sum(n_bytes(results.get(operand, "")) for operand in operands)
+        for pattern in (r'custom_call_target="([^"]*)"', r'"kind":"(__\w+)"', r"kind=(\w+)"):
+            if inner := re.search(pattern, line):
+                kind = inner.group(1)
+                break
+        source = re.search(r'op_name="([^"]*)"', line)
+        place = re.sub(r"block_\d+", "block", source.group(1)[-90:]) if source else ""
+        found.append(Kernel(moved, kind, result[:60], place))
+    return found
+
+
+def measure(lowered: jax.stages.Lowered, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """(figures, HLO) of a program; CPU seconds are of all threads of this process."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    compiled = lowered.compile(compiler_options=options)
+    wall = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    hlo = compiled.as_text() or ""
+    of_step = kernels(hlo)
+    memory = compiled.memory_analysis()
+    return {
+        "gb_per_step": sum(kernel.n_bytes for kernel in of_step) / 1e9,
+        "kernels_per_step": len(of_step),
+        "temporaries_mib": memory.temp_size_in_bytes / 2**20 if memory else math.nan,
+        "compile_cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "compile_seconds": wall,
+    }, hlo
+
+
+def print_kernels(of_step: list[Kernel], n_rows: int) -> None:
+    """The kinds of kernels that move the most bytes."""
+    groups: dict[tuple[str, str, str], list[int]] = collections.defaultdict(list)
+    for k in of_step:
+        groups[k.kind, k.result, k.source].append(k.n_bytes)
+    for (kind, result, source), moved in sorted(groups.items(), key=lambda g: -sum(g[1]))[:n_rows]:
+        us = 1e6 * sum(moved) / BANDWIDTH
+        print(f"{us:6.0f} us x{len(moved):3d}  {kind[:26]:26s} {result:60s} {source}")
+
+
+def override(config: Any, path: str, value: Any) -> Any:
+    """The configuration with the field at "model.dropout", for one, set."""
+    first, _, rest = path.partition(".")
+    new = override(getattr(config, first), rest, value) if rest else value
+    return dataclasses.replace(config, **{first: new})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("configs", nargs="*", default=["gpt", "gpt_fast", "gpt2_124m"])
+    parser.add_argument("--gpu", type=Path, default=H100)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--hlo", type=Path)
+    parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--attention", choices=["kernel", "cudnn", "plain"])
+    parser.add_argument("--norm", choices=["kernel", "plain"])
+    parser.add_argument("--triton-gemm", choices=["true", "false"])
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
+    args = parser.parse_args()
+    if why := missing():
+        raise SystemExit(why)
+    chosen = choice.Choice(args.attention, None if args.norm is None else args.norm == "kernel")
+    options = dict(training.compiler_options("gpu"))
+    if args.triton_gemm:
+        options["xla_gpu_enable_triton_gemm"] = args.triton_gemm == "true"
+    table = []
+    print("config       GB/step  kernels  temporaries MiB  compile CPU s")
+    for name in args.configs:
+        c = read(name)
+        for assignment in args.set:
+            path, _, value = assignment.partition("=")
+            c = override(c, path, json.loads(value))
+        if name.startswith("gpt2_124m"):  # one GPU's share of a micro-batch of eight
+            rows = 16 if not args.set else c.train.batch_size
+            c = override(override(c, "train.batch_size", rows), "train.micro_batch_size", rows)
+        vocab_size = 50257 if c.data.tokenizer == "gpt2" else 65
+        figures, hlo = measure(lower(c, args.gpu, chosen, vocab_size), options)
+        table.append({"config": name, **figures})
+        print(
+            f"{name:12s} {figures['gb_per_step']:7.1f}  {figures['kernels_per_step']:7d}  "
+            f"{figures['temporaries_mib']:15,.0f}  {figures['compile_cpu_seconds']:13.1f}",
+            flush=True,
+        )
+        if args.hlo:
+            args.hlo.mkdir(parents=True, exist_ok=True)
+            (args.hlo / f"{name}.txt").write_text(hlo)
+        if args.rows:
+            print_kernels(kernels(hlo), args.rows)
+        if args.json:
+            about = {"gpu": args.gpu.stem, "jax": jax.__version__, "threads": os.cpu_count()}
+            args.json.write_text(json.dumps(about | {"table": table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Attention by GPU kernels: the same as attention.py computes, without T x T arrays in memory.
+
+These functions are called in the compact method of SelfAttention or CrossAttention. They read the
+same parameters, "query", "key" and "value".
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from gptjax.config import GPTConfig
+from gptjax.kernels import attention as kernels
+from gptjax.kernels import choice, dropout
+from gptjax.layers import Linear, rms_normalize
+from gptjax.rotary import Rotary, rotate
+
+
+def attention_dropout(
+    module: nn.Module, config: GPTConfig, rows_B: Array | None
+) -> tuple[int, Array | None]:
+    """(weights dropped of 256, the random streams of the rows), or (0, None)."""
+    dropped = 0 if rows_B is None else dropout.n_dropped(config.dropout)
+    if not dropped or rows_B is None:
+        return 0, None
+    return dropped, dropout.row_streams(module.make_rng("dropout"), rows_B)
+
+
+def use_fused(module: Any, config: GPTConfig, dropped: int) -> bool:
+    """Whether a kernel computes attention over whole sequences.
+
+    Not where somebody collects the weights, which it never writes.
+    """
+    kind = choice.attention_kind(module.dtype, config.n_embd // config.n_head, dropped)
+    collected = module.is_mutable_collection("intermediates") or module.is_initializing()
+    return kind != "plain" and not collected
+
+
+def fused_sources(
+    config: GPTConfig, dtype: Any, x_BTD: Array, source_BSD: Array | None, rotary: Rotary | None
+) -> kernels.Sources:
+    """Queries, keys and values as the kernels read them: arrays (B, positions, n, H, K).
+
+    One matmul makes all that come from the same vectors; their weights are put side by side.
+    source_BSD: the encoder's output in cross-attention.
+    """
+    c = config
+
+    def project(x: Array, *names: str) -> Array:
+        parts = [
+            Linear(c.n_embd, c.attention_bias, dtype=dtype, name=name).weights(x.shape[-1])
+            for name in names
+        ]
+        x_ND = x.reshape(-1, x.shape[-1])
+        w_DF = [kernel.astype(dtype) for kernel, _ in parts]
+        if all(isinstance(w, Array) for w in w_DF):
+            y = x_ND @ jnp.concatenate(w_DF, axis=1)
+        else:  # quantized
+            y = jnp.concatenate([x_ND @ w for w in w_DF], axis=1)
+        biases = [bias.astype(dtype) for _, bias in parts if bias is not None]
+        if biases:
+            y = y + jnp.concatenate(biases)
+        return y.reshape(*x.shape[:-1], len(names), c.n_head, -1)
+
+    def prepare(y: Array) -> Array:
+        """Queries or keys (B, positions, n, H, K), normalized and rotated."""
+        y = rms_normalize(y) if c.qk_norm else y
+        if rotary is None:
+            return y
+        cos, sin = (angle[:, None, None] for angle in rotary)
+        return rotate(y, (cos, sin))
+
+    unchanged = not c.qk_norm and rotary is None
+    if source_BSD is None:
+        qkv = project(x_BTD, "query", "key", "value")
+        return (qkv,) if unchanged else (prepare(qkv[:, :, :2]), qkv[:, :, 2:])
+    q, kv = project(x_BTD, "query"), project(source_BSD, "key", "value")
+    return (q, kv) if unchanged else (prepare(q), prepare(kv[:, :, :1]), kv[:, :, 1:])
+
+
+def fused_attention(
+    sources: kernels.Sources,
+    causal: bool,
+    mask_BS: Array | None,
+    dropped: int,
+    streams_B2: Array | None,
+) -> Array:
+    """What the heads found, (B, T, H K), before the output projection."""
+    now = choice.current()
+    options = kernels.Options(causal, dropped, now.tiling, now.interpret)
+    head_width = sources[0].shape[-1]
+    y_BTHK: Any
+    if choice.attention_kind(sources[0].dtype, head_width, dropped) == "cudnn":
+        y_BTHK = kernels.cudnn_attention(sources, mask_BS, options)
+    else:
+        y_BTHK = kernels.attention(sources, streams_B2, mask_BS, options)
+    return y_BTHK.reshape(*y_BTHK.shape[:2], -1)

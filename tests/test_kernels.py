@@ -1,0 +1,268 @@
+"""GPU kernels, interpreted on a CPU, against the plain jnp beside them; and dropout's generator."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gptjax import models, training
+from gptjax.config import GPTConfig
+from gptjax.kernels import attention, choice, dropout, layer_norm
+from gptjax.kernels.attention import Options, Tiling
+from gptjax.kernels.cross_entropy import token_losses
+from gptjax.kernels.relu import relu
+from gptjax.layers import Dropout
+
+SMALL_TILES = Tiling(16, 16, 16)
+KEY = jax.random.key(11)
+
+
+# ---------------------------------------------------------------- the generator
+
+
+@pytest.mark.parametrize(
+    ("rounds", "counter_and_key", "answer"),
+    [  # kat_vectors of Random123
+        (7, (0, 0, 0), (0x257A3673, 0xCD26BE2A)),
+        (7, (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF), (0xAB302C4D, 0x3DC9D239)),
+        (7, (0x243F6A88, 0x85A308D3, 0x13198A2E), (0xBEDBBE6B, 0xE4C770B3)),
+        (10, (0, 0, 0), (0xFF1DAE59, 0x6CD10DF2)),
+        (10, (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF), (0x2C3F628B, 0xAB4FD7AD)),
+        (10, (0x243F6A88, 0x85A308D3, 0x13198A2E), (0xDD7CE038, 0xF62A4C12)),
+    ],
+)
+def test_philox_gives_the_published_answers(rounds, counter_and_key, answer):
+    words = (jnp.uint32(word) for word in counter_and_key)
+    assert tuple(int(word) for word in dropout.philox(*words, rounds)) == answer
+
+
+def masks(key, rows, shape, dropped=64):
+    streams_B2 = dropout.row_streams(key, jnp.asarray(rows))
+    return np.asarray(dropout.keep_mask(streams_B2, (len(rows), *shape), dropped))
+
+
+def chi_square_of_pairs(a, b, keep):
+    """Of the 2 x 2 table of two masks against independence; 1 degree of freedom."""
+    n, chi = a.size, 0.0
+    for x, p in ((a, keep), (~a, 1 - keep)):
+        for y, q in ((b, keep), (~b, 1 - keep)):
+            expected = n * p * q
+            chi += (np.sum(x & y) - expected) ** 2 / expected
+    return chi
+
+
+# Of a chi-square with 3 degrees of freedom (the rates are given, too) less than 1 in 10^5 is over.
+UNLIKELY = 26.0
+
+
+def test_a_share_of_every_row_is_dropped():
+    for dropped in (1, 51, 128, 255):
+        keep = 1 - dropped / 256
+        share = masks(KEY, range(8), (64, 96), dropped).mean((1, 2))
+        assert np.all(abs(share - keep) < 5 * np.sqrt(keep * (1 - keep) / (64 * 96)))
+
+
+def test_masks_of_rows_heads_layers_steps_and_neighbours_are_independent():
+    shape = (4, 64, 64)  # heads, targets, sources
+    a = masks(KEY, [0, 1, 2**31 - 1], shape)
+    other_layer = masks(jax.random.fold_in(KEY, 1), [0], shape)[0]
+    other_step = masks(jax.random.key(12), [0], shape)[0]
+    pairs = {
+        "rows": (a[0], a[1]),
+        "far rows": (a[0], a[2]),
+        "heads": (a[0][0], a[0][1]),
+        "layers": (a[0], other_layer),
+        "steps": (a[0], other_step),
+        "next source": (a[0][..., 1:], a[0][..., :-1]),
+        "next target": (a[0][:, 1:], a[0][:, :-1]),
+        "a quarter on, of one word": (a[0][:, 16:], a[0][:, :-16]),
+    }
+    for name, (x, y) in pairs.items():
+        assert chi_square_of_pairs(x, y, 0.75) < UNLIKELY, name
+
+
+def test_both_words_of_the_key_count():
+    def mask(*words):
+        key = jax.random.wrap_key_data(jnp.array(words, jnp.uint32))
+        return masks(key, [0], (16, 16))
+
+    assert (mask(1, 2) != mask(1, 3)).any()
+    assert (mask(1, 2) != mask(2, 2)).any()
+
+
+@pytest.mark.parametrize("n_t", [1, 7, 32])
+def test_a_row_has_its_mask_in_any_batch_and_a_part_of_it_in_any_part(n_t):
+    all_rows = masks(KEY, range(6), (2, n_t, 5))
+    np.testing.assert_array_equal(masks(KEY, [4, 1], (2, n_t, 5)), all_rows[[4, 1]])
+    streams_B2 = dropout.row_streams(KEY, jnp.arange(6))
+    first = n_t // 2
+    part = dropout.keep_mask(streams_B2, (6, 2, n_t - first, 5), 64, first, (n_t, 5))
+    np.testing.assert_array_equal(part, all_rows[:, :, first:])
+
+
+def test_forward_and_backward_pass_have_one_mask():
+    x = jax.random.normal(KEY, (3, 8, 6))
+    streams_B2 = dropout.row_streams(KEY, jnp.arange(3))
+    y, pull = jax.vjp(lambda x: dropout.dropout(x, streams_B2, 51), x)
+    np.testing.assert_allclose(pull(x)[0], y)
+    np.testing.assert_allclose(y, jnp.where(y == 0, 0, x * 256 / 205), rtol=1e-6)
+
+
+def test_each_layer_draws_its_own_mask():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x, rows_B):
+            return Dropout(0.5, name="a")(x, rows_B), Dropout(0.5, name="b")(x, rows_B)
+
+    a, b = Two().apply({}, jnp.ones((2, 32, 32)), jnp.arange(2), rngs={"dropout": KEY})
+    assert chi_square_of_pairs(np.asarray(a) != 0, np.asarray(b) != 0, 0.5) < UNLIKELY
+
+
+# ---------------------------------------------------------------- attention
+
+CASES = {
+    "causal": ((32, 32, 16), True, False, 0),
+    "causal, dropout": ((64, 64, 16), True, False, 51),
+    "causal, odd, dropout": ((37, 37, 24), True, False, 51),
+    "padding, odd, dropout": ((37, 37, 24), False, True, 51),
+    "cross, padding, dropout": ((19, 37, 24), False, True, 51),
+    "cross": ((37, 19, 16), False, False, 0),
+}
+
+
+def value_and_gradients(f, sources, streams, mask, options, weights):
+    def total(sources):
+        y = f(sources, streams, mask, options)
+        return jnp.sum(y.astype(jnp.float32) * weights), y
+
+    (_, y), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(sources)
+    return y, gradients
+
+
+def make_case(name, dtype=jnp.float32):
+    (n_t, n_s, width), causal, padded, dropped = CASES[name]
+    keys = jax.random.split(KEY, 3)
+    if n_t == n_s:
+        sources = (jax.random.normal(keys[0], (2, n_t, 3, 2, width), dtype),)
+    else:
+        q = jax.random.normal(keys[0], (2, n_t, 1, 2, width), dtype)
+        sources = (q, jax.random.normal(keys[1], (2, n_s, 2, 2, width), dtype))
+    mask = jnp.arange(n_s) < jnp.array([[n_s // 2], [n_s]]) if padded else None
+    streams = dropout.row_streams(KEY, jnp.arange(2) + 5)
+    weights = jax.random.normal(keys[2], (2, n_t, 2, width))
+    return sources, streams, mask, Options(causal, dropped, SMALL_TILES, True), weights
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attention_kernels_compute_what_plain_attention_does(name):
+    case = make_case(name)
+    found = value_and_gradients(attention.attention, *case)
+    expected = value_and_gradients(attention.plain_attention, *case)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6)
+
+
+def test_attention_in_bfloat16_is_off_by_its_rounding_alone():
+    """Weights and their gradients are rounded to 8 bits (2^-9 at most) before the second matmul;
+    both sides do so in another place, so that 2^-6 of the largest number covers their sums."""
+    case = make_case("causal, dropout", jnp.bfloat16)
+    exact = (jax.tree.map(lambda x: x.astype(jnp.float32), case[0]), *case[1:])
+    found = value_and_gradients(attention.attention, *case)
+    expected = value_and_gradients(attention.plain_attention, *exact)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()) < 2**-6
+
+
+def test_attention_wants_three_slots():
+    with pytest.raises(ValueError, match="2 slots"):
+        attention.attention((jnp.zeros((1, 16, 2, 1, 16)),), None, None, Options(True))
+
+
+def test_attention_is_chosen_by_device_dtype_and_dropout():
+    assert attention.choose("cpu", jnp.float32, 64, 51) == "plain"
+    assert attention.choose("gpu", jnp.float32, 64, 51) == "plain"
+    assert attention.choose("gpu", jnp.bfloat16, 64, 51) == "kernel"
+    assert attention.choose("gpu", jnp.bfloat16, 256, 0) == "plain"
+    assert attention.choose("gpu", jnp.bfloat16, 64, 0, n_devices=8) == "cudnn"
+    assert attention.choose("gpu", jnp.bfloat16, 64, 51, n_devices=8) == "plain"
+
+
+# ---------------------------------------------------------------- norms, ReLU, loss
+
+
+@pytest.mark.parametrize(("center", "has_bias"), [(True, True), (True, False), (False, False)])
+def test_norm_kernels_compute_what_the_plain_norm_does(center, has_bias, monkeypatch):
+    monkeypatch.setattr(layer_norm, "PROGRAMS", 3)  # of several tiles each
+    x = 2 * jax.random.normal(KEY, (5, 7, 24)) + 1
+    scale, bias = jnp.linspace(0.5, 2, 24), jnp.linspace(-1, 1, 24) if has_bias else None
+    options = layer_norm.Options(center, interpret=True)
+
+    def total(f, x, scale, bias):
+        return jnp.sum(jnp.sin(f(x, scale, bias)))
+
+    def kernel(x, scale, bias):
+        return layer_norm.norm(x, scale, bias, options)
+
+    def plain(x, scale, bias):
+        return layer_norm.plain_norm(x, scale, bias, center, jnp.float32)
+
+    arguments = (1, 2, 3) if has_bias else (1, 2)
+    found, expected = (
+        (
+            f(x, scale, bias),
+            jax.jit(jax.grad(total, arguments), static_argnums=0)(f, x, scale, bias),
+        )
+        for f in (kernel, plain)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_relu_and_loss_have_the_gradients_of_jax_and_optax():
+    x = jax.random.normal(KEY, (2, 5, 9)).at[0, 0, 0].set(0.0)
+    targets = jnp.arange(10).reshape(2, 5) % 9
+    optaxs = optax.softmax_cross_entropy_with_integer_labels
+    for ours, theirs in (
+        (relu, jax.nn.relu),
+        (lambda x: token_losses(x, targets), lambda x: optaxs(x, targets)),
+    ):
+        np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+        a, b = (jax.grad(lambda x, f=f: jnp.sum(jnp.cos(f(x))))(x) for f in (ours, theirs))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------- the whole model
+
+GPT = GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=32, dropout=0.2)
+MODERN = dataclasses.replace(
+    GPT, position="rotary", norm="rmsnorm", activation="relu2", qk_norm=True, bias=False
+)
+
+
+@pytest.mark.parametrize("config", [GPT, MODERN], ids=["gpt", "modern"])
+def test_a_model_has_one_loss_and_gradient_with_and_without_kernels(config):
+    """Dropout on: the masks are the same, too. Parameters are, by name and shape."""
+    model = models.GPT(config, 11)
+    params = models.init(model, 0)
+    # What starts at zero or one shall count as well.
+    params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), params)
+    tokens = jax.random.randint(KEY, (2, 33), 0, 11)
+    batch = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "loss_weights": jnp.ones((2, 32)),
+    }
+
+    def run(chosen):
+        with choice.using(chosen):
+            f = jax.value_and_grad(lambda p: training.cross_entropy(model, p, batch, KEY)[0])
+            return jax.jit(f)(params)
+
+    plain = run(choice.Choice("plain", False))
+    kernels = run(choice.Choice("kernel", True, SMALL_TILES, interpret=True))
+    for a, b in zip(jax.tree.leaves(kernels), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
