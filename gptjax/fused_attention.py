@@ -14,6 +14,7 @@ from gptjax.config import GPTConfig
 from gptjax.kernels import attention as kernels
 from gptjax.kernels import choice, dropout
 from gptjax.layers import Linear, rms_normalize
+from gptjax.quantization.quant_array import is_quantized
 from gptjax.rotary import Rotary, rotate
 
 
@@ -54,10 +55,10 @@ def fused_sources(
         ]
         x_ND = x.reshape(-1, x.shape[-1])
         w_DF = [kernel.astype(dtype) for kernel, _ in parts]
-        if all(isinstance(w, Array) for w in w_DF):
-            y = x_ND @ jnp.concatenate(w_DF, axis=1)
-        else:  # quantized
+        if any(map(is_quantized, w_DF)):
             y = jnp.concatenate([x_ND @ w for w in w_DF], axis=1)
+        else:
+            y = x_ND @ jnp.concatenate(w_DF, axis=1)
         biases = [bias.astype(dtype) for _, bias in parts if bias is not None]
         if biases:
             y = y + jnp.concatenate(biases)

@@ -20,7 +20,7 @@ from gptjax.config import GPTConfig
 from gptjax.kernels.choice import norm
 from gptjax.kernels.dropout import dropout, n_dropped, row_streams
 from gptjax.kernels.relu import relu
-from gptjax.quantization.quant_array import parameter
+from gptjax.quantization.quant_array import is_quantized, parameter
 
 # Embeddings of up to this many rows are looked up by a matmul with one-hot rows. The gradient of
 # an ordinary lookup is a scatter-add, which GPUs do slowly when few rows receive many updates.
@@ -101,7 +101,7 @@ class Embed(nn.Module):
     def __call__(self, ids: Array) -> Array:
         table_VD = self.table_VD.astype(self.dtype)
         # A quantized table is never differentiated, so its lookup is fast at any size.
-        if self.rows > ONE_HOT_ROWS or not isinstance(table_VD, Array):
+        if self.rows > ONE_HOT_ROWS or is_quantized(table_VD):
             return table_VD[ids].astype(self.dtype)
         one_hot = jax.nn.one_hot(ids.reshape(-1), self.rows, dtype=self.dtype)
         # HIGHEST: without it a GPU rounds a float32 table to 10 bits of mantissa.

@@ -10,6 +10,7 @@ from conftest import MODERN, VOCAB_SIZE
 
 from gptjax import models, optim
 from gptjax.config import OptimConfig
+from gptjax.muon import scale_by_muon
 
 
 def rates(config: OptimConfig, max_steps: int = 100) -> list[float]:
@@ -90,10 +91,11 @@ def test_stacks_of_matrices_move_as_each_matrix_alone():
         name: jax.random.normal(key, p.shape)
         for key, (name, p) in zip(keys, matrices.items(), strict=True)
     }
-    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     alone = optax.contrib.muon(0.1, weight_decay=0.1)
     together = optim.stacked(
-        optax.contrib.muon(0.1, weight_decay=0.1, muon_weight_dimension_numbers=axes)
+        optax.chain(
+            scale_by_muon(), optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(0.1)
+        )
     )
     a, b = alone.init(matrices), together.init(matrices)
     for _ in range(3):

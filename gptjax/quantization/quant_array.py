@@ -211,6 +211,10 @@ def dequantize_params(params: Any) -> Any:
     return jax.tree.map(convert, params, is_leaf=lambda p: isinstance(p, QuantArray))
 
 
+def is_quantized(x: Any) -> bool:
+    return isinstance(x, QuantArray)
+
+
 def parameter(
     module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...]
 ) -> Any:
