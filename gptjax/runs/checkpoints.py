@@ -6,6 +6,7 @@ is complete. A process killed at any moment leaves the last complete one intact.
 
 import contextlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,13 @@ class Checkpoints:
 
     def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         saved = self._manager.item_metadata(step)
-        flat = {name: by_path(tree) for name, tree in items.items()}
+        flat = {
+            name: {_stored_path(path, saved[name]): leaf for path, leaf in by_path(tree).items()}
+            for name, tree in items.items()
+        }
         for name in items:
+            obsolete = {p: leaf for p, leaf in saved[name].items() if OBSOLETE.search(p)}
+            flat[name] |= {p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in obsolete.items()}
             had = {path: tuple(leaf.shape) for path, leaf in saved[name].items()}
             want = {path: tuple(leaf.shape) for path, leaf in flat[name].items()}
             if had != want:
@@ -140,10 +146,24 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {
             name: jax.tree.unflatten(
-                jax.tree.structure(tree), [restored[name][path] for path in flat[name]]
+                jax.tree.structure(tree),
+                [restored[name][_stored_path(path, saved[name])] for path in by_path(tree)],
             )
             for name, tree in items.items()
         }
+
+
+# Muon's state before 2026-11-26, as optax.contrib.muon has it.
+OLD_MUON = "inner_states.muon.inner_state.inner_states.muon.inner_state."
+OBSOLETE = re.compile(r"inner_states\.muon\.inner_state\.inner_states\.(adam\.|.*ns_coeffs$)")
+
+
+def _stored_path(path: str, saved: Any) -> str:
+    """The name that an array of the state has in a checkpoint, which may be an older one."""
+    old = path.replace("inner_states.muon.inner_state.", OLD_MUON).replace(
+        f"{OLD_MUON}2.", f"{OLD_MUON}3."
+    )
+    return old if path not in saved and old in saved else path
 
 
 def committed_steps(folder: Path) -> list[int]:
