@@ -155,7 +155,7 @@ def test_evaluation_is_exact_over_the_whole_split():
 EVALUATE_ON_ALL_DEVICES = """
 import json, sys
 import jax, numpy as np
-from gptjax import models, training
+from gptjax import evaluation, models, training
 from gptjax.data import texts
 from gptjax.scale import sharding
 from gptjax.scale.mesh import make_mesh, put
