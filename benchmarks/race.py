@@ -14,7 +14,7 @@ from benchmarks import environment, rounds
 from gptjax import config_json
 from gptjax.config import BigramConfig, Config, GPTConfig
 from gptjax.data import dataset as data
-from gptjax.data.prefetch import prefetch
+from gptjax.data.dataset import prefetch
 from gptjax.errors import UserError
 
 # name, side, style, compile mode, dtype

@@ -16,7 +16,7 @@ import numpy as np
 from gptjax import evaluation
 from gptjax.command_line import parse
 from gptjax.config import TrainConfig
-from gptjax.data.prefetch import prefetch
+from gptjax.data.dataset import prefetch
 from gptjax.decoding.previews import preview
 from gptjax.errors import Interrupted, TrainingDiverged, exit_codes
 from gptjax.pace import Pace, step_ranges

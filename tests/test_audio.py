@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.data import audio, augmentation
+from gptjax.data import audio
 from gptjax.errors import UserError
 
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
@@ -133,9 +133,7 @@ KEY = jax.random.key(3)
 def spec_augment(mel_BTM: Any, key: Any, *masks: int) -> Any:
     """Each clip with a key of its own."""
     keys_B = jax.random.split(key, len(mel_BTM))
-    return jax.vmap(lambda mel_TM, key: augmentation.spec_augment(mel_TM, key, *masks))(
-        mel_BTM, keys_B
-    )
+    return jax.vmap(lambda mel_TM, key: audio.spec_augment(mel_TM, key, *masks))(mel_BTM, keys_B)
 
 
 def test_spec_augment_hides_stretches_of_time_and_frequency() -> None:
@@ -162,7 +160,7 @@ def test_spec_augment_hides_stretches_of_time_and_frequency() -> None:
 
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
 def test_speed_changes_length_and_pitch(factor: float) -> None:
-    fast = augmentation.change_speed(tone(), factor)
+    fast = audio.change_speed(tone(), factor)
     assert len(fast) == pytest.approx(8000 / factor, abs=1)
     spectrum = np.abs(np.fft.rfft(fast * np.hanning(len(fast))))
     assert spectrum.argmax() * 16_000 / len(fast) == pytest.approx(440 * factor, abs=3)
@@ -170,14 +168,14 @@ def test_speed_changes_length_and_pitch(factor: float) -> None:
 
 def test_noise_is_as_loud_as_asked_for_and_repeats() -> None:
     clip = tone()
-    noisy, again = (augmentation.add_noise(clip, np.random.default_rng(5), 20) for _ in range(2))
+    noisy, again = (audio.add_noise(clip, np.random.default_rng(5), 20) for _ in range(2))
     np.testing.assert_array_equal(noisy, again)
     assert noisy.dtype == np.float32
     noise = noisy - clip
     ratio = 10 * np.log10(np.mean(clip**2) / np.mean(noise**2))
     assert ratio == pytest.approx(20, abs=0.3)
     silence = np.zeros(100, np.float32)
-    np.testing.assert_array_equal(augmentation.add_noise(silence, np.random.default_rng(0), 20), 0)
+    np.testing.assert_array_equal(audio.add_noise(silence, np.random.default_rng(0), 20), 0)
 
 
 def test_a_clip_s_features_do_not_depend_on_a_louder_one_beside_it() -> None:

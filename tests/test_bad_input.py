@@ -16,7 +16,7 @@ from conftest import Refused
 
 from gptjax import setup, train, training
 from gptjax.commands import sample
-from gptjax.data import downloads, text_files, token_files
+from gptjax.data import downloads, text_files
 from gptjax.decoding import sampling
 from gptjax.errors import UserError
 from gptjax.runs import report, run_directory
@@ -402,10 +402,10 @@ def test_another_split_of_prepared_data_is_refused(
     prepared = tmp_path / "tokens"
     flags = ["--config", str(REPO / "configs/bigram.py"), "--train.max-steps", "1"]
     flags += ["--data.path", str(prepared), "--run-dir", str(run), "--train.sample-tokens", "0"]
-    token_files.prepare((text_file,), prepared, "char", val_fraction=0.1)
+    text_files.prepare((text_file,), prepared, "char", val_fraction=0.1)
     train.main(flags)
     shutil.rmtree(prepared)
-    token_files.prepare((text_file,), prepared, "char", val_fraction=0.2)
+    text_files.prepare((text_file,), prepared, "char", val_fraction=0.2)
     line = refused(train.main, *flags)
     assert "1,800 -> 1,600" in line
 

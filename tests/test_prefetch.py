@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gptjax.data.prefetch import prefetch
+from gptjax.data.dataset import prefetch
 
 TIMEOUT = 30.0
 

@@ -15,7 +15,7 @@ from gptjax import command_line, config_json, models
 from gptjax.commands import evaluate, sample_speech
 from gptjax.config import Config, TrainConfig
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
-from gptjax.data import audio, downloads, recordings, speech, strings
+from gptjax.data import audio, downloads, recordings, speech
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.recordings import Clip
 from gptjax.data.speech import SpeechData
@@ -239,19 +239,19 @@ def test_strings_are_made_of_their_own_split_alone(tmp_path: Path) -> None:
 
 def test_two_words_are_separated_by_a_pause(tmp_path: Path) -> None:
     clips = [Clip(tmp_path / tone(tmp_path / "a.wav", 0.2), "one", "x", "train")]
-    pool = strings.Strings(clips, 4)
+    pool = recordings.Strings(clips, 4)
     for seed in range(10):
         string = pool.draw(np.random.default_rng(seed), 4, 20 * SAMPLE_RATE).read()
         assert len(string.text.split()) == 4
         pause = (len(string.samples_N) / SAMPLE_RATE - 4 * 0.2) / 3
-        assert strings.PAUSE_SECONDS[0] <= pause <= strings.PAUSE_SECONDS[1]
+        assert recordings.PAUSE_SECONDS[0] <= pause <= recordings.PAUSE_SECONDS[1]
 
 
 def test_room_tone_is_the_quietest_part_of_the_clip() -> None:
     rng = np.random.default_rng(0)
     samples_N = rng.normal(size=8000).astype(np.float32)
     samples_N[3000:4000] *= 0.01
-    tone_N = strings.room_tone(samples_N, 5000)
+    tone_N = recordings.room_tone(samples_N, 5000)
     assert len(tone_N) == 5000
     assert 0 < np.abs(tone_N).max() < 0.05
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from gptjax import train
 from gptjax.commands import evaluate, sample
-from gptjax.data import audio, batches, strings
+from gptjax.data import audio, batches, recordings
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.decoding import transcription
 from gptjax.runs import plots
@@ -324,7 +324,7 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
         for n_steps in stops:
             # As in a new process.
             batches._epoch.cache_clear()
-            strings.read_word.cache_clear()
+            recordings.read_word.cache_clear()
             line = ["--config", config_file, "--run-dir", tmp_path / name, *varied]
             run_train(*line, "--train.max-steps", n_steps)
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()

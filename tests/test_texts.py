@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gptjax.commands import prepare
 from gptjax.config import BigramConfig, Config, TextDataConfig, TrainConfig
 from gptjax.data import dataset as data
-from gptjax.data import text_files, texts, token_files, tokenizer
+from gptjax.data import text_files, texts, tokenizer
 from gptjax.data.batches import TRAINING, Batch
 from gptjax.data.texts import TextData
 from gptjax.errors import UserError
@@ -237,7 +237,7 @@ def test_prepare_equals_encoding_all_at_once(kind: Kind, piece: int, more: list[
         for path, text in zip(files, corpus, strict=True):
             path.write_bytes(text.encode())
         out = Path(folder) / "out"
-        token_files.prepare(files, out, kind, vocab_size=300, val_fraction=0.25)
+        text_files.prepare(files, out, kind, vocab_size=300, val_fraction=0.25)
         tok = tokenizer.train(kind, whole, 300)
         prepared = texts.load(TextDataConfig(path=out), block_size=8)
         assert prepared.tokenizer.to_dict() == tok.to_dict()
@@ -253,7 +253,7 @@ def test_prepare_equals_encoding_all_at_once(kind: Kind, piece: int, more: list[
 def test_token_files_are_memory_mapped_and_batched_like_text(
     tmp_path: Path, text_file: Path
 ) -> None:
-    token_files.prepare((text_file,), tmp_path / "out", "char", val_fraction=0.2)
+    text_files.prepare((text_file,), tmp_path / "out", "char", val_fraction=0.2)
     mapped = texts.load(TextDataConfig(path=tmp_path / "out"), block_size=8)
     in_memory = texts.load(TextDataConfig(path=text_file, val_fraction=0.2), block_size=8)
     assert isinstance(mapped.train, np.memmap)
@@ -272,7 +272,7 @@ def test_prepare_drops_byte_order_marks_as_a_text_file_does(
     files = tmp_path / "a.txt", tmp_path / "b.txt"
     for path in files:
         path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
-    token_files.prepare(files, tmp_path / "out", "char")
+    text_files.prepare(files, tmp_path / "out", "char")
     prepared = texts.load(TextDataConfig(path=tmp_path / "out"), block_size=8)
     assert prepared.tokenizer.decode([*prepared.train, *prepared.val]) == TEXT * 2
 
@@ -302,7 +302,7 @@ def test_the_offset_of_a_byte_that_is_not_utf8_is_exact(
     for piece in (1, 2, 3, 4, 5, 1000):
         monkeypatch.setattr(text_files, "PIECE_BYTES", piece)
         with pytest.raises(UserError, match=message):
-            token_files.prepare((good, bad), tmp_path / "out", kind)
+            text_files.prepare((good, bad), tmp_path / "out", kind)
         assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "bad.txt"}
 
 
@@ -314,7 +314,7 @@ def test_an_empty_or_missing_file_leaves_nothing_behind(tmp_path: Path, kind: Ki
     empty.touch()
     for path, words in ((empty, "is empty"), (tmp_path / "none.txt", "No such file or directory")):
         with pytest.raises(UserError, match=f"{path.name}.*{words}; name a UTF-8 text file"):
-            token_files.prepare((good, path), tmp_path / "out", kind)
+            text_files.prepare((good, path), tmp_path / "out", kind)
         assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "empty.txt"}
 
 
@@ -323,14 +323,14 @@ def test_prepare_does_not_touch_a_folder_that_exists(tmp_path: Path, text_file: 
     out.mkdir()
     (out / "precious").write_text("mine")
     with pytest.raises(UserError, match=f"--out {out} exists; name a new folder"):
-        token_files.prepare((text_file,), out, "byte")
+        text_files.prepare((text_file,), out, "byte")
     assert [path.name for path in out.iterdir()] == ["precious"]
 
 
 def test_prepare_into_a_place_that_cannot_be_written(text_file: Path) -> None:
     out = text_file / "out"  # below a file: not even root can make that folder
     with pytest.raises(UserError, match=r"--out .*Not a directory; name a writable folder"):
-        token_files.prepare((text_file,), out, "byte")
+        text_files.prepare((text_file,), out, "byte")
 
 
 def test_prepare_on_the_command_line(
@@ -381,7 +381,7 @@ def test_a_folder_that_is_not_whole_is_refused(
     tmp_path: Path, text_file: Path, name: str, content: bytes | None
 ) -> None:
     out = tmp_path / "out"
-    token_files.prepare((text_file,), out, "char")
+    text_files.prepare((text_file,), out, "char")
     if content is None:
         (out / name).unlink()
     else:

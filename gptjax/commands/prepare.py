@@ -7,7 +7,7 @@ from typing import Literal
 import tyro
 
 from gptjax.command_line import parse_command
-from gptjax.data import token_files
+from gptjax.data import text_files
 from gptjax.errors import exit_codes
 
 
@@ -35,4 +35,4 @@ class Prepare:
 def main(argv: list[str]) -> None:
     with exit_codes():
         c = parse_command(Prepare, argv, "gptjax prepare")
-        token_files.prepare(c.files, c.out, c.tokenizer, c.vocab_size, c.val_fraction)
+        text_files.prepare(c.files, c.out, c.tokenizer, c.vocab_size, c.val_fraction)

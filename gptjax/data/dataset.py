@@ -1,8 +1,12 @@
-"""The data set of a configuration, and the batches of several training steps.
+"""The data set of a configuration, the batches of several training steps, and their prefetching.
 
 Every data set has `train`, `val`, `tokenizer`, `source`, `sha256`, and makes one batch per step.
 Texts are in texts.py, pairs in pairs.py, speech in speech.py.
 """
+
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +20,8 @@ from gptjax.data.texts import TextData
 from gptjax.data.tokenizer import Tokenizer
 
 Data = TextData | PairData | SpeechData
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def load(config: Config, tok: Tokenizer | None = None) -> Data:
@@ -47,3 +53,22 @@ def training_batches(
         stacked[name] = np.zeros((steps_per_dispatch, *leaf.shape), leaf.dtype)
         np.stack([batch[name] for batch in batches], out=stacked[name][: len(batches)])
     return stacked
+
+
+def prefetch(make: Callable[[K], V], keys: Iterable[K]) -> Generator[V]:
+    """Yields make(key) for every key, in order, each made in one background thread.
+
+    While the caller uses an item, the next one is made, and no further key is taken. Keys are
+    taken in the caller's thread, so they may come from a generator that reads the caller's state.
+    An exception of `make` is raised in place of its item. The thread ends with the generator:
+    exhaust it or close it (contextlib.closing).
+    """
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        current: Future[V] | None = None
+        for key in keys:
+            upcoming = thread.submit(make, key)
+            if current:
+                yield current.result()
+            current = upcoming
+        if current:
+            yield current.result()

@@ -1,9 +1,11 @@
 """Synthetic speech by eSpeak NG (extra: espeak): any text, in many voices.
 
 `--data.name espeak --data.path lines.txt` trains on it. It sounds like a machine, but it costs
-nothing and its transcripts are right.
+nothing and its transcripts are right. Worker processes speak the clips. This module imports no JAX,
+so they start quickly.
 """
 
+import ctypes
 import hashlib
 import itertools
 import json
@@ -19,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from gptjax.atomic import atomic_folder
-from gptjax.data.audio import SAMPLE_RATE
-from gptjax.data.espeak_worker import NEEDS
-from gptjax.errors import UserError, import_extra
+from gptjax.errors import UserError, exit_codes, import_extra
 
+NEEDS = "synthetic speech needs"
 LANGUAGES = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-029")
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4")
 VOICES = tuple(f"{language}+{variant}" for language in LANGUAGES for variant in VARIANTS)
@@ -31,6 +32,8 @@ PITCH = 30, 70
 """On eSpeak's scale from 0 to 99; 50 is the voice's normal pitch."""
 CHUNK = 100
 """Clips per process. It is fixed, because eSpeak's output depends on what it spoke before."""
+# Constants of espeak-ng/speak_lib.h.
+_SYNCHRONOUS, _RATE, _PITCH, _UTF8, _CHARACTERS = 2, 1, 3, 1, 1
 
 
 def make(
@@ -99,7 +102,9 @@ def _clips(texts: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
 
 def _speak(pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], folder: Path) -> Iterator[int]:
     """Speaks the rows in processes, one per chunk; yields the number of finished rows."""
-    code = "from gptjax.data.espeak_worker import main; main()"
+    from gptjax.data.audio import SAMPLE_RATE  # not at the top, because audio.py imports JAX
+
+    code = "from gptjax.data.espeak import speak_rows; speak_rows()"
 
     def speak(chunk: Sequence[dict[str, Any]]) -> None:
         request = json.dumps({"folder": str(folder), "rate": SAMPLE_RATE, "rows": chunk})
@@ -124,3 +129,52 @@ def _progress(done: int, n_clips: int) -> None:
     if sys.stderr.isatty():
         end = "\n" if done == n_clips else ""
         print(f"\rspoken {done:,}/{n_clips:,}", end=end, file=sys.stderr, flush=True)
+
+
+def speak_rows() -> None:
+    """Speaks the rows of a request on stdin into WAV files; what a worker process runs."""
+    with exit_codes():
+        request = json.load(sys.stdin)
+        soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
+        engine, rate = Engine(), request["rate"]
+        for row in request["rows"]:
+            samples_N = engine.speak(row["text"], row["speaker"], row["rate"], row["pitch"])
+            samples_N = soxr.resample(samples_N, engine.sample_rate, rate)
+            soundfile.write(Path(request["folder"]) / row["audio"], samples_N, rate)
+
+
+class Engine:
+    """The eSpeak library. It has global state, so a process has only one engine."""
+
+    def __init__(self) -> None:
+        loader = import_extra("espeakng_loader", NEEDS)
+        self._library = ctypes.CDLL(loader.get_library_path())
+        data = loader.get_data_path().encode()
+        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
+        self._pieces: list[bytes] = []
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+        self._callback = kind(self._receive)  # kept here, because the library keeps no reference
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def _receive(self, samples: int | None, n: int, _events: int | None) -> int:
+        if samples and n > 0:
+            self._pieces.append(ctypes.string_at(samples, 2 * n))
+        return 0  # go on
+
+    def speak(self, text: str, voice: str, rate: int, pitch: int) -> np.ndarray:
+        """int16 samples (N,). Raises UserError for an unknown voice and a text without sound."""
+        self._pieces.clear()
+        # Without a seed, its noise depends on the time.
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(0))
+        if self._library.espeak_SetVoiceByName(voice.encode()):
+            raise UserError(f"eSpeak has no voice {voice}")
+        self._library.espeak_SetParameter(_RATE, rate, 0)
+        self._library.espeak_SetParameter(_PITCH, pitch, 0)
+        content = text.encode()
+        self._library.espeak_Synth(
+            content, ctypes.c_size_t(len(content) + 1), 0, _CHARACTERS, 0, _UTF8, None, None
+        )
+        samples_N = np.frombuffer(b"".join(self._pieces), np.int16)
+        if not samples_N.any():
+            raise UserError(f"{text[:60]!r} has no sound; leave that line out")
+        return samples_N

@@ -1,7 +1,8 @@
-"""Recordings and their transcripts: finding them, splitting them, reading them.
+"""Recordings and their transcripts: found, split, read, and joined into strings of words.
 
 Recordings come from a folder laid out like LibriSpeech or the Free Spoken Digit Dataset, or from a
-manifest: a .jsonl file of objects with `audio`, `text`, and optionally `speaker` and `split`.
+manifest: a .jsonl file of objects with `audio`, `text`, and optionally `speaker` and `split`. A
+string is several recorded words of one speaker, joined with pauses into one example.
 """
 
 import functools
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptjax.data import audio
+from gptjax.data.audio import SAMPLE_RATE
 from gptjax.errors import UserError
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -24,6 +26,8 @@ FSDD_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav")
 FSDD_TEST, FSDD_VAL = range(5), range(5, 8)
 N_READERS = 4
 """Threads that read sound files."""
+PAUSE_SECONDS = (0.05, 0.4)
+"""Shortest and longest pause between two words of a string."""
 LAYOUTS = (
     "name a manifest .jsonl of audio and text, a folder with LibriSpeech's *.trans.txt, or one "
     "with files such as 7_jackson_3.wav"
@@ -45,6 +49,10 @@ class Example(NamedTuple):
     samples_N: np.ndarray
     text: str
     speaker: str
+
+
+# Words of strings are short, few and used often, so they stay in memory.
+read_word = functools.lru_cache(maxsize=4096)(audio.read)
 
 
 @functools.cache
@@ -178,3 +186,64 @@ def read_transcripts(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text ({error})") from None
+
+
+class Plan(NamedTuple):
+    """What an example is made of: one clip, or several with pauses (in samples) between them."""
+
+    clips: tuple[Clip, ...]
+    pauses: tuple[int, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return " ".join(clip.text for clip in self.clips)
+
+    @property
+    def size(self) -> int:
+        """In samples."""
+        return sum(len(read_word(clip.path)) for clip in self.clips) + sum(self.pauses)
+
+    def read(self) -> Example:
+        """The joined samples. A pause sounds like the quietest part of the word before it."""
+        parts = [read_word(self.clips[0].path)]
+        for before, clip, pause in zip(self.clips, self.clips[1:], self.pauses, strict=False):
+            parts += [room_tone(read_word(before.path), pause), read_word(clip.path)]
+        return Example(np.concatenate(parts), self.text, self.clips[0].speaker)
+
+
+class Strings:
+    """Draws random strings of up to n_most of these clips, all of one speaker."""
+
+    def __init__(self, clips: Sequence[Clip], n_most: int):
+        self._clips, self._n_most = clips, n_most
+        self._by_speaker: dict[str, list[Clip]] = {}
+        for clip in clips:
+            self._by_speaker.setdefault(clip.speaker, []).append(clip)
+
+    def draw(self, rng: np.random.Generator, n_fewest: int, longest: int) -> Plan:
+        """n_fewest to n_most clips; fewer, but at least one, if `longest` samples hold no more."""
+        n = int(rng.integers(n_fewest, self._n_most + 1))
+        first = self._clips[int(rng.integers(len(self._clips)))]
+        candidates = self._by_speaker[first.speaker]
+        clips = (first, *(candidates[i] for i in rng.integers(len(candidates), size=n - 1)))
+        pauses = (rng.uniform(*PAUSE_SECONDS, n) * SAMPLE_RATE).astype(int).tolist()
+        plan = Plan((first,))
+        for i in range(1, n):
+            longer = Plan(clips[: i + 1], tuple(pauses[:i]))
+            if longer.size > longest:
+                break
+            plan = longer
+        return plan
+
+    def fixed(self, n_fewest: int, n_strings: int, longest: int) -> list[Plan]:
+        """n_strings strings for evaluation. They depend on the arguments alone, not on a seed."""
+        return [self.draw(np.random.default_rng(i), n_fewest, longest) for i in range(n_strings)]
+
+
+def room_tone(samples_N: np.ndarray, size: int) -> np.ndarray:
+    """`size` samples of the clip's quietest 20 ms, played forwards and backwards in turn."""
+    n = min(SAMPLE_RATE // 50, len(samples_N))
+    power = np.concatenate([[0], np.cumsum(samples_N.astype(np.float64) ** 2)])
+    start = int((power[n:] - power[:-n]).argmin())
+    piece = samples_N[start : start + n]
+    return np.resize(np.concatenate([piece, piece[::-1]]), size)

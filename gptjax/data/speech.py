@@ -16,11 +16,10 @@ import numpy as np
 
 from gptjax.config import Config
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
-from gptjax.data import audio, augmentation, downloads, espeak, recordings, strings, tokenizer
+from gptjax.data import audio, downloads, espeak, recordings, tokenizer
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.batches import ALL, TRAINING, Batch, bucket_batch
-from gptjax.data.recordings import Clip, Example
-from gptjax.data.strings import PAUSE_SECONDS, Plan, Strings
+from gptjax.data.recordings import PAUSE_SECONDS, Clip, Example, Plan, Strings
 from gptjax.data.tokenizer import SpeechTokenizer, Tokenizer
 from gptjax.errors import UserError
 
@@ -98,17 +97,17 @@ class SpeechData:
         for row, example in zip(range(batch_size)[rows], self._read(plans[rows]), strict=True):
             samples_N = example.samples_N
             if c.speed_change:
-                samples_N = augmentation.change_speed(samples_N, speed_B[row])
+                samples_N = audio.change_speed(samples_N, speed_B[row])
             rng = np.random.default_rng((config.seed, TRAINING, step, 1 + row))
             if rng.random() < c.noise:
-                ratio_db = rng.uniform(*augmentation.NOISE_DB)
-                samples_N = augmentation.add_noise(samples_N, rng, ratio_db)
+                ratio_db = rng.uniform(*audio.NOISE_DB)
+                samples_N = audio.add_noise(samples_N, rng, ratio_db)
             varied.append(example._replace(samples_N=samples_N))
         batch = make_batch(varied, model, self.tokenizer, n_frames, [plan.text for plan in plans])
         if c.spec_masks:
             key = jax.random.fold_in(jax.random.key(config.seed), step)
             keys_B = jax.random.split(key, batch_size)[rows]
-            masked_BTM = augmentation.mask_spectrograms(batch["source"], keys_B, c.spec_masks)
+            masked_BTM = audio.mask_spectrograms(batch["source"], keys_B, c.spec_masks)
             batch["source"] = np.asarray(masked_BTM)
         return batch
 
@@ -120,7 +119,7 @@ class SpeechData:
         n_widths = audio.N_WIDTHS
         longest = audio.longest_clip(model) * rng.integers(1, n_widths + 1) / n_widths
         sizes = longest * rng.uniform(0.4, 1, len(speed_B)) * np.minimum(speed_B, 1)
-        return [pool.fill(rng, int(size)) for size in sizes]
+        return [pool.draw(rng, self.string_clips, int(size)) for size in sizes]
 
     def _epoch_clips(self, config: Config, step: int) -> np.ndarray:
         """The training clips (B,) of a step's batch, all padded to the same length."""
@@ -166,13 +165,13 @@ class SpeechData:
 
     def test_strings(self, model: SpeechConfig) -> list[Example]:
         """300 strings of three to five test clips of one speaker, the same ones every time."""
-        longest = audio.longest_clip(model)
-        plans = strings.fixed_strings(self.test, *TEST_STRING_WORDS, N_TEST_STRINGS, longest)
+        (n_fewest, n_most), longest = TEST_STRING_WORDS, audio.longest_clip(model)
+        plans = Strings(self.test, n_most).fixed(n_fewest, N_TEST_STRINGS, longest)
         return [plan.read() for plan in plans]
 
     def _val_strings(self, n: int, model: SpeechConfig) -> list[Plan]:
         longest = audio.longest_clip(model)
-        return strings.fixed_strings(self.val, 1, self.string_clips, n, longest)
+        return Strings(self.val, self.string_clips).fixed(1, n, longest)
 
     def _read(self, plans: Sequence[Plan]) -> Iterator[Example]:
         """Words of strings are kept in memory. Whole recordings are read from disk every time."""

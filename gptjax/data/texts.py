@@ -14,8 +14,7 @@ import numpy as np
 from gptjax.config import Config, TextDataConfig
 from gptjax.data import downloads, tokenizer
 from gptjax.data.batches import ALL, SAMPLED_EVALUATION, TRAINING, Batch
-from gptjax.data.text_files import read_text
-from gptjax.data.token_files import open_prepared, token_dtype
+from gptjax.data.text_files import open_prepared, read_text, token_dtype
 from gptjax.data.tokenizer import TextTokenizer, Tokenizer
 from gptjax.errors import UserError
 

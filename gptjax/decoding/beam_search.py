@@ -86,13 +86,10 @@ def beam_search(
         score_BNV = log_p_BNV / length_BN[..., None] ** length_penalty
         score_BN, chosen_BN = lax.top_k(score_BNV.reshape(n_batch, -1), n_beam)
         parent_BN, token_BN = chosen_BN // vocab_size, chosen_BN % vocab_size
-
-        def of_parent(x_BN: Array) -> Array:
-            return jnp.take_along_axis(x_BN, parent_BN, axis=1)
-
         tokens_BNT = jnp.take_along_axis(beams.tokens_BNT, parent_BN[..., None], axis=1)
         log_p_BN = jnp.take_along_axis(log_p_BNV.reshape(n_batch, -1), chosen_BN, axis=1)
-        new = Beams(tokens_BNT.at[..., t].set(token_BN), of_parent(length_BN), log_p_BN, score_BN)
+        length_BN = jnp.take_along_axis(length_BN, parent_BN, axis=1)
+        new = Beams(tokens_BNT.at[..., t].set(token_BN), length_BN, log_p_BN, score_BN)
         return new, (first_of_source + parent_BN).reshape(-1)
 
     def unfinished(carry: tuple[Array, Beams, Any]) -> Array:
@@ -137,11 +134,9 @@ def _reordered(layer: BlockCache, parents_R: Array) -> BlockCache:
 
     All beams of a source share the keys and values of its encoder output, which stay in place.
     """
-    return (
-        layer._replace(encoder_keys_values=None)
-        .take(parents_R)
-        ._replace(encoder_keys_values=layer.encoder_keys_values)
-    )
+    shared = layer.encoder_keys_values
+    reordered = layer._replace(encoder_keys_values=None).take(parents_R)
+    return reordered._replace(encoder_keys_values=shared)
 
 
 def check(beam_size: int, length_penalty: float) -> None:
@@ -185,15 +180,12 @@ def transduce(
 
 def hypotheses(tok: PairTokenizer | SpeechTokenizer, beams: Beams, row: int) -> list[Hypothesis]:
     """The targets of one row of the batch, best first; `beams` is on the host."""
-    finite_N = np.isfinite(beams.log_probability_BN[row])
-    return [_hypothesis(tok, beams, (row, n)) for n in np.flatnonzero(finite_N)]
-
-
-def _hypothesis(
-    tok: PairTokenizer | SpeechTokenizer, beams: Beams, at: tuple[int, Any]
-) -> Hypothesis:
-    ids = np.asarray(beams.tokens_BNT[at][: beams.length_BN[at]])
-    if ids[-1] == tok.end:  # a target of the full length has no boundary
-        ids = ids[:-1]
-    score, log_probability = float(beams.score_BN[at]), float(beams.log_probability_BN[at])
-    return Hypothesis(tok.target.decode(ids), score, log_probability, ids)
+    found = []
+    for n in np.flatnonzero(np.isfinite(beams.log_probability_BN[row])):
+        ids = np.asarray(beams.tokens_BNT[row, n, : beams.length_BN[row, n]])
+        if ids[-1] == tok.end:  # a target of the full length has no boundary
+            ids = ids[:-1]
+        log_probability = float(beams.log_probability_BN[row, n])
+        score = float(beams.score_BN[row, n])
+        found.append(Hypothesis(tok.target.decode(ids), score, log_probability, ids))
+    return found

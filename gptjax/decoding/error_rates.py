@@ -94,31 +94,22 @@ def speech_errors(
     clips. `worst`: the clips with the highest WER.
     """
     jiwer = require_jiwer()
-    plain = jiwer.Compose(
-        [
-            jiwer.ToLowerCase(),
-            jiwer.RemovePunctuation(),
-            jiwer.RemoveMultipleSpaces(),
-            jiwer.Strip(),
-        ]
-    )
-    plain_references = [plain(reference.text) for reference in references]
-    plain_hypotheses = [plain(text) for text in hypotheses]
-    compared = [
-        jiwer.process_words(reference, hypothesis)
-        for reference, hypothesis in zip(plain_references, plain_hypotheses, strict=True)
+    steps = jiwer.ToLowerCase, jiwer.RemovePunctuation, jiwer.RemoveMultipleSpaces, jiwer.Strip
+    plain = jiwer.Compose([step() for step in steps])
+    plain_texts = [
+        (plain(reference.text), plain(hypothesis))
+        for reference, hypothesis in zip(references, hypotheses, strict=True)
     ]
+    compared = [jiwer.process_words(*pair) for pair in plain_texts]
     n_errors = np.array([_n_errors(c) for c in compared])
     n_words = np.array([c.hits + c.substitutions + c.deletions for c in compared])
 
     def rates(clips: np.ndarray) -> dict[str, float]:
-        chosen = [
-            [texts[i] for i in clips.tolist()] for texts in (plain_references, plain_hypotheses)
-        ]
+        texts = zip(*(plain_texts[i] for i in clips.tolist()), strict=True)
         return {
             # A reference of punctuation only has no words.
             "wer": float(n_errors[clips].sum() / max(1, n_words[clips].sum())),
-            "cer": float(jiwer.cer(*chosen)),
+            "cer": float(jiwer.cer(*map(list, texts))),
             "accuracy": float((n_errors[clips] == 0).mean()),
         }
 

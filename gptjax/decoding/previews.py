@@ -22,37 +22,26 @@ def preview(dataset: Data, model: Any, params: Any, config: Config) -> str:
     """
     match dataset:
         case TextData():
-            return _text(dataset, model, params, config)
+            prompt_11 = np.array([[dataset.tokenizer.start]])
+            sampler, n_tokens = sampling.Sampler(temperature=0.8), config.train.sample_tokens
+            ids_1T = sampling.complete(
+                model, params, prompt_11, n_tokens, sampler=sampler, seed=config.seed
+            )
+            return dataset.tokenizer.decode(ids_1T[0])
         case PairData():
-            return _pairs(dataset, model, params)
+            sources = list(dataset.val)[:N_EXAMPLES]
+            hypotheses = beam_search.transduce(model, params, dataset.tokenizer, sources)
+            return "\n".join(
+                f"{source}\t{best.text}\t({' | '.join(dataset.val[source])})"
+                for source, (best, *_) in zip(sources, hypotheses, strict=True)
+            )
         case SpeechData():
-            return _speech(dataset, model, params, config)
-
-
-def _text(dataset: TextData, model: Any, params: Any, config: Config) -> str:
-    prompt_11 = np.array([[dataset.tokenizer.start]])
-    sampler = sampling.Sampler(temperature=0.8)
-    ids_1T = sampling.complete(
-        model, params, prompt_11, config.train.sample_tokens, sampler=sampler, seed=config.seed
-    )
-    return dataset.tokenizer.decode(ids_1T[0])
-
-
-def _pairs(dataset: PairData, model: Any, params: Any) -> str:
-    sources = list(dataset.val)[:N_EXAMPLES]
-    hypotheses = beam_search.transduce(model, params, dataset.tokenizer, sources)
-    return "\n".join(
-        f"{source}\t{best.text}\t({' | '.join(dataset.val[source])})"
-        for source, (best, *_) in zip(sources, hypotheses, strict=True)
-    )
-
-
-def _speech(dataset: SpeechData, model: Any, params: Any, config: Config) -> str:
-    assert isinstance(config.model, SpeechConfig)
-    examples = dataset.val_examples(N_EXAMPLES, config.model)
-    clips = [example.samples_N for example in examples]
-    transcripts = transcription.transcribe(model, params, dataset.tokenizer, clips, times=False)
-    return "\n".join(
-        f"{transcript.text}\t({example.text})"
-        for transcript, example in zip(transcripts, examples, strict=True)
-    )
+            assert isinstance(config.model, SpeechConfig)
+            examples = dataset.val_examples(N_EXAMPLES, config.model)
+            clips = [example.samples_N for example in examples]
+            tok = dataset.tokenizer
+            transcripts = transcription.transcribe(model, params, tok, clips, times=False)
+            return "\n".join(
+                f"{transcript.text}\t({example.text})"
+                for transcript, example in zip(transcripts, examples, strict=True)
+            )
