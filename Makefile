@@ -3,6 +3,8 @@
 #   make train   set up .venv, fetch the data, train, print a sample and the loss plot's path
 #   make test    the same set-up plus test packages, then the whole suite
 #
+# make test-fast runs the tests that answer in a minute, make check the linter and the type checker.
+#
 # make docker-test builds the Docker image without a daemon and tries it, where that is possible.
 # make train CONFIG=configs/debug.py ARGS="--train.max-steps 100" trains something else.
 
@@ -15,7 +17,7 @@ DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>
 ACCELERATOR ?= $(if $(DRIVER),$(shell [ "$(DRIVER)" -ge 580 ] && echo cuda13 || echo cuda12))
 EXTRAS = $(if $(ACCELERATOR),[$(ACCELERATOR)])
 
-.PHONY: train test check docker-test format clean
+.PHONY: train test test-fast check docker-test format clean
 
 train: $(VENV)/installed
 	@backend=$$($(BIN)/python -c 'import jax; print(jax.default_backend())') || exit 1; \
@@ -30,6 +32,9 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m 'not slow'
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

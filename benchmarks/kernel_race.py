@@ -35,7 +35,7 @@ from jax import Array, lax
 from gptjax import models, optim, training
 from gptjax.config import Config
 from gptjax.kernels import attention, choice, dropout, layer_norm
-from gptjax.kernels.attention import Tiling
+from gptjax.kernels.attention_tiles import Options, Tiling
 from gptjax.kernels.choice import Choice
 from gptjax.scale import devices
 
@@ -222,7 +222,7 @@ def check_attention(tiny: bool) -> dict[str, Any]:
         weights = jax.random.normal(keys[2], (2, n_t, 2, width))
         streams = dropout.row_streams(jax.random.key(2), jnp.arange(2))
         mask = jnp.arange(n_s) < jnp.array([[n_s // 2], [n_s]]) if padded else None
-        options = attention.Options(causal, dropped, interpret=tiny)
+        options = Options(causal, dropped, interpret=tiny)
 
         def run(
             f: Callable[..., Array],
@@ -320,7 +320,7 @@ def pieces(tiny: bool) -> dict[str, Any]:
 
     for tiling in TILINGS[: 1 if tiny else None]:
         for dropped in (51,) if tiny else (51, 0):
-            options = attention.Options(True, dropped, tiling, tiny)
+            options = Options(True, dropped, tiling, tiny)
             label = f"{tuple(tiling)} dropped {dropped}"
 
             def forward(s: Array, qkv: Array, options=options) -> Array:

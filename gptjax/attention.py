@@ -4,6 +4,7 @@ The key to array names (x_BTD) is at the top of layers.py.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -25,14 +26,12 @@ def attend(
     k_BHSK: Array,
     v_BHSK: Array,
     mask: Array | None,
-    drop: Callable[[Array, int], Array],
-    first: int = 0,
+    drop: Callable[[Array], Array],
 ) -> Array:
     """Scaled dot-product attention: softmax(q k^T / sqrt(K)) v (Vaswani et al. 2017, eq. 1).
 
     Position t sees source s where mask, which broadcasts to (B, H, T, S), is true; without a mask
-    it sees all. drop(weights, first) is applied to the weights (B, H, T, S), whose positions are
-    first, first + 1, ... Returns y_BHTK.
+    it sees all. `drop` is applied to the weights (B, H, T, S). Returns y_BHTK.
     """
     # Scaling queries instead of scores: there are fewer of them.
     q_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
@@ -44,23 +43,24 @@ def attend(
     # The weights of a position are positive and sum to 1 ...
     weights_BHTS = jax.nn.softmax(scores_BHTS).astype(v_BHSK.dtype)
     # ... so the result is a weighted average of the values that it sees.
-    return drop(weights_BHTS, first) @ v_BHSK
+    return drop(weights_BHTS) @ v_BHSK
 
 
 def attend_causally(
-    q_BHTK: Array, k_BHTK: Array, v_BHTK: Array, drop: Callable[[Array, int], Array]
+    q_BHTK: Array, k_BHTK: Array, v_BHTK: Array, drop: Callable[..., Array]
 ) -> Array:
     """`attend`, where position t sees positions 0 ... t. Returns y_BHTK.
 
     On a CPU the queries are split into chunks. Each leaves out the positions after it, which none
-    of its queries may see: with four chunks only 5/8 of the scores are computed.
+    of its queries may see: with four chunks only 5/8 of the scores are computed. `drop` is told
+    the first position of a chunk.
     """
     n = q_BHTK.shape[2]
     mask_TT = jnp.tril(jnp.ones((n, n), bool))
-    chunks = [
-        attend(q_BHTK[:, :, i:j], k_BHTK[:, :, :j], v_BHTK[:, :, :j], mask_TT[i:j, :j], drop, i)
-        for i, j in query_chunks(n)
-    ]
+    chunks = []
+    for i, j in query_chunks(n):
+        q, k, v, mask = q_BHTK[:, :, i:j], k_BHTK[:, :, :j], v_BHTK[:, :, :j], mask_TT[i:j, :j]
+        chunks.append(attend(q, k, v, mask, partial(drop, first=i)))
     return jnp.concatenate(chunks, axis=2)
 
 
@@ -110,7 +110,7 @@ class SelfAttention(nn.Module):
         n_batch, n_target, _ = x_BTD.shape
         drop_weights = weight_dropout(streams_B2, dropped, (n_batch, c.n_head, n_target, n_target))
 
-        def drop(weights_BHTS: Array, first: int) -> Array:
+        def drop(weights_BHTS: Array, first: int = 0) -> Array:
             # Sown for pictures of attention; in training nobody collects it and it costs nothing.
             self.sow("intermediates", "weights", weights_BHTS)
             return drop_weights(weights_BHTS, first)

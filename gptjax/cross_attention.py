@@ -67,9 +67,9 @@ class CrossAttention(nn.Module):
         shape = (*q_BHTK.shape[:3], keys_values[0].shape[2])
         drop_weights = weight_dropout(streams_B2, dropped, shape)
 
-        def drop(weights_BHTS: Array, first: int) -> Array:
+        def drop(weights_BHTS: Array) -> Array:
             self.sow("intermediates", "weights", weights_BHTS)
-            return drop_weights(weights_BHTS, first)
+            return drop_weights(weights_BHTS, 0)
 
         mask = None if mask_BS is None else mask_BS[:, None, None, :]
         y_BHTK = attend(q_BHTK, *keys_values, mask, drop)

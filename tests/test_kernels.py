@@ -12,7 +12,7 @@ import pytest
 from gptjax import models, training
 from gptjax.config import GPTConfig
 from gptjax.kernels import attention, choice, dropout, layer_norm
-from gptjax.kernels.attention import Options, Tiling
+from gptjax.kernels.attention_tiles import Options, Tiling
 from gptjax.kernels.cross_entropy import token_losses
 from gptjax.kernels.relu import relu
 from gptjax.layers import Dropout

@@ -14,9 +14,10 @@ errors atomic
 config config_encoders config_json config_checks command_line
 scale.devices
 kernels quantization
-layers cache attention cross_attention short_conv gpt encoder_decoder speech_recognizer models
+layers cache rotary short_conv fused_attention attention cross_attention gpt
+encoder_decoder speech_recognizer models
 scale
-optim training evaluation
+muon optim training evaluation
 data
 decoding
 runs

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from jax import Array
 
 from gptjax.kernels import layer_norm
-from gptjax.kernels.attention import Kind, Tiling, choose
+from gptjax.kernels.attention import Kind, choose
+from gptjax.kernels.attention_tiles import Tiling
 from gptjax.scale import devices
 
 
