@@ -6,15 +6,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from gptjax.config import (
-    Config,
-    GPTConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    TextDataConfig,
-    TrainConfig,
-)
+from gptjax.config import Config, GPTConfig, MeshConfig, TextDataConfig
 from gptjax.config_encoders import (
     EncoderDecoderConfig,
     PairsDataConfig,
@@ -34,10 +26,9 @@ def require(ok: bool, flag: str, value: Any, rule: str) -> None:
 def check(config: Config) -> None:
     """Raises UserError for the first value that cannot work, naming it and the fix."""
     check_kinds(config)
-    _check_model(config.model)
+    _check_model(config)
     _check_data(config)
-    _check_train(config.train)
-    _check_optim(config.optim)
+    _check_training(config)
     _check_mesh(config.mesh)
     require(0 <= config.seed < 2**32, "seed", config.seed, "in [0, 2**32)")
 
@@ -55,7 +46,8 @@ def check_kinds(config: Config) -> None:
         )
 
 
-def _check_model(model: ModelConfig) -> None:
+def _check_model(config: Config) -> None:
+    model = config.model
     sizes = ["block_size"]
     if isinstance(model, GPTConfig):
         sizes += ["n_layer", "n_head", "n_embd"]
@@ -100,16 +92,14 @@ def _check_data(config: Config) -> None:
         _require_all("data", data, ("spec_masks",), lambda n: n >= 0, "at least 0")
 
 
-def _check_train(train: TrainConfig) -> None:
+def _check_training(config: Config) -> None:
+    train, optim = config.train, config.optim
     counts = ("max_steps", "batch_size", "eval_interval", "log_interval")
     _require_all("train", train, counts, lambda n: n >= 1, "at least 1")
     _require_all("train", train, ("eval_batches", "sample_tokens"), lambda n: n >= 0, ">= 0")
     micro = train.micro_batch_size
     divides = micro == 0 or (micro > 0 and train.batch_size % micro == 0)
     require(divides, "train.micro-batch-size", micro, f"a divisor of {train.batch_size}, or 0")
-
-
-def _check_optim(optim: OptimConfig) -> None:
     rates = ("learning_rate", "muon_learning_rate")
     _require_all("optim", optim, rates, lambda x: 0 < x < math.inf, "> 0 and finite")
     others = ("warmup_steps", "weight_decay", "grad_clip")

@@ -1,8 +1,10 @@
 """Fixtures of the whole suite: a tiny model on real text, cheap to compile."""
 
 import os
+import random
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 # Set before jax is imported. The suite tests the CPU path, also on a machine with a GPU; what a
@@ -22,7 +24,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax import models
+from gptjax import models, train
 from gptjax.config import Config, GPTConfig
 from gptjax.data.texts import TextData
 
@@ -104,6 +106,34 @@ def check_rows(dataset: Any, config: Config) -> None:
                 np.testing.assert_allclose(part[name], leaf[:, rows], 1e-5, 1e-5, err_msg=name)
 
 
+# A run on text that trains in seconds.
+MAX_STEPS = 4
+TINY_RUN = (
+    f"--config {Path(__file__).parents[1]}/configs/debug.py "
+    "--model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.block-size 16 "
+    "--model.dropout 0.1 --train.batch-size 4 --train.eval-interval 2 "
+    "--train.eval-batches 1 --train.log-interval 1 --train.sample-tokens 8 "
+    f"--train.max-steps {MAX_STEPS} --optim.learning-rate 1e-3"
+).split()
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2,000 random characters, ten different ones."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    alphabet = "abcdefgh \n"
+    path.write_text(alphabet + "".join(random.Random(0).choices(alphabet, k=1990)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """A finished tiny run on text. Tests that may change it use a copy."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train.main([*TINY_RUN, "--data.path", str(text_file), "--run-dir", str(run)])
+    return run
+
+
 # Calls `main` of a command, expects it to refuse, and returns what it said.
 Refused = Callable[..., str]
 
@@ -123,5 +153,19 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         assert line.startswith("error: ")
         assert printed.err == line + "\n"
         return line
+
+    return call
+
+
+# Calls `main` of a command, and returns what it printed on standard output.
+Printed = Callable[..., str]
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
+    def call(main: Callable[[list[str]], None], *argv: object) -> str:
+        capsys.readouterr()
+        main([str(argument) for argument in argv])
+        return capsys.readouterr().out
 
     return call

@@ -12,6 +12,8 @@ import pytest
 
 from gptjax import models
 from gptjax.commands import import_model
+from gptjax.config import Config, ModelConfig
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.runs import checkpoints, run_directory
 
 EXTRA = "an extra: pip install -e '.[test]'"
@@ -50,6 +52,16 @@ def save(twin: Any, folder: Path, tokenizer: Any, **options: Any) -> Path:
 def run_import(kind: str, folder: Path, out: Path, *flags: str) -> Path:
     import_model.main([kind, str(folder), "--out", str(out), *flags])
     return out
+
+
+def save_run(
+    folder: Path, config: ModelConfig, tok: Tokenizer, params: Any, files: Any = None
+) -> Path:
+    """A finished run with these parameters."""
+    origin = {"source": "a test", "sha256": "0"}
+    with run_directory.new_run(folder) as part:
+        checkpoints.save_finished(part, Config(config), tok, params, origin, files)
+    return folder
 
 
 def load(run: Path) -> tuple[Any, Any, Any]:

@@ -15,13 +15,16 @@ from gptjax.data import downloads
 
 REPO = Path(__file__).parents[1]
 GPU = {"name": "NVIDIA H200", "driver": "570.86.15"}
+NEWER_GPU = {**GPU, "driver": "580.65"}
+CUDA12, CUDA13 = {"jax-cuda12-plugin": "0.10.2"}, {"jax-cuda13-plugin": "0.10.2"}
+CACHE = {"folder": "/x", "writable": True}
 HEALTHY: dict[str, Any] = {
     "packages": {"jax": "0.10.2", "jaxlib": "0.10.2"},
-    "plugins": {"jax-cuda12-plugin": "0.10.2"},
+    "plugins": CUDA12,
     "environment": {},
     "nvidia": [GPU],
     "backend": "gpu",
-    "cache": {"folder": "/data/cache", "writable": True},
+    "cache": CACHE,
 }
 
 
@@ -138,32 +141,14 @@ def test_a_healthy_machine() -> None:
     [
         ({"packages": {"jaxlib": "0.10.2", "flax": None}}, ["flax is missing: pip install"]),
         ({"plugins": {}}, ["no plugin for it", "-e '.[cuda12]'"]),
-        (
-            {"plugins": {}, "nvidia": [{**GPU, "driver": "580.65"}], "backend": "cpu"},
-            ["no plugin for it", "-e '.[cuda13]'"],
-        ),
+        ({"plugins": {}, "nvidia": [NEWER_GPU]}, ["no plugin for it", "-e '.[cuda13]'"]),
         ({"nvidia": [], "backend": "cpu"}, ["no NVIDIA driver", "docker run --gpus all"]),
-        (
-            {"plugins": {"jax-cuda13-plugin": "0.10.2"}},
-            ["driver 570 is too old for cuda13, which needs 580", "-e '.[cuda12]'"],
-        ),
-        (
-            {
-                "plugins": {"jax-cuda12-plugin": "0.10.2", "jax-cuda13-plugin": "0.10.2"},
-                "nvidia": [{**GPU, "driver": "580.65"}],
-            },
-            ["two CUDA versions"],
-        ),
+        ({"plugins": CUDA13}, ["driver 570 is too old for cuda13, which needs 580", ".[cuda12]"]),
+        ({"plugins": {**CUDA12, **CUDA13}, "nvidia": [NEWER_GPU]}, ["two CUDA versions"]),
         ({"packages": {"jaxlib": "0.10.1"}}, ["jax-cuda12-plugin 0.10.2 with jaxlib 0.10.1"]),
         ({"backend": "cpu"}, ["JAX runs on the CPU: JAX's messages"]),
-        (
-            {"backend": "cpu", "environment": {"JAX_PLATFORMS": "cpu"}},
-            ["JAX runs on the CPU: JAX_PLATFORMS=cpu is set"],
-        ),
-        (
-            {"cache": {"folder": "/data/cache", "writable": False}},
-            ["the cache /data/cache cannot be written", "GPTJAX_CACHE"],
-        ),
+        ({"backend": "cpu", "environment": {"JAX_PLATFORMS": "cpu"}}, ["JAX_PLATFORMS=cpu is set"]),
+        ({"cache": {**CACHE, "writable": False}}, ["the cache /x cannot", "GPTJAX_CACHE"]),
     ],
 )
 def test_a_fault_is_one_line_with_a_fix(fault: dict[str, Any], words: list[str]) -> None:

@@ -5,12 +5,11 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.image
 import pytest
-from conftest import Refused
+from conftest import Printed, Refused
 from test_error_rates import expected_rates
 
 from gptjax import train
@@ -37,18 +36,6 @@ config = Config(
     train=TrainConfig(
         max_steps={max_steps}, batch_size=16, micro_batch_size=8,
         eval_interval={eval_interval}, eval_batches=0, log_interval=1, sample_tokens=1,
-    ),
-)
-"""
-GPT_CONFIG = """
-from pathlib import Path
-from gptjax.config import Config, GPTConfig, TextDataConfig, TrainConfig
-
-config = Config(
-    model=GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8),
-    data=TextDataConfig(path=Path({path!r})),
-    train=TrainConfig(
-        max_steps=2, batch_size=8, eval_interval=1, eval_batches=0, sample_tokens=0,
     ),
 )
 """
@@ -84,35 +71,10 @@ def trained(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def gpt_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on text."""
-    folder = tmp_path_factory.mktemp("gpt")
-    text = "abcdefgh \n" + "".join(random.Random(0).choices("abcdefgh \n", k=990))
-    (folder / "text.txt").write_text(text)
-    (folder / "tiny.py").write_text(GPT_CONFIG.format(path=str(folder / "text.txt")))
-    train.main(["--config", str(folder / "tiny.py"), "--run-dir", str(folder / "run")])
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
 def dataset(trained: Path) -> PairData:
     loaded = data.load(run_directory.read_config(trained))
     assert isinstance(loaded, PairData)
     return loaded
-
-
-# Calls `main` of a command, and returns what it printed on standard output.
-Printed = Callable[..., str]
-
-
-@pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
-    def call(main: Callable[[list[str]], None], *argv: object) -> str:
-        capsys.readouterr()
-        main([str(argument) for argument in argv])
-        return capsys.readouterr().out
-
-    return call
 
 
 def losses(run: Path) -> dict[tuple[int, str], float]:
@@ -211,32 +173,24 @@ def test_each_checkpoint_can_be_evaluated(trained: Path, printed: Printed) -> No
     assert records[0]["confusions"] != records[1]["confusions"]
 
 
-def test_a_run_on_text_has_a_loss(gpt_run: Path, printed: Printed) -> None:
-    record = json.loads(printed(evaluate.main, gpt_run, "--json"))
+def test_a_run_on_text_has_a_loss(text_run: Path, printed: Printed) -> None:
+    record = json.loads(printed(evaluate.main, text_run, "--json"))
     assert record.keys() == {"run", "step", "parameters", "val_loss"}
-    logged = losses(gpt_run)
+    logged = losses(text_run)
     assert record["val_loss"] == pytest.approx(logged[record["step"], "val_loss"], rel=1e-5)
-    assert logged[1, "val_loss"] != pytest.approx(logged[2, "val_loss"], rel=1e-5)
-    text = printed(evaluate.main, gpt_run)
+    assert logged[2, "val_loss"] != pytest.approx(logged[4, "val_loss"], rel=1e-5)
+    text = printed(evaluate.main, text_run)
     assert f"val_loss {record['val_loss']:.4f}" in text
 
 
 # --- sampling
 
 
-def test_one_source_prints_its_target_alone(trained: Path, printed: Printed) -> None:
-    text = printed(sample.main, trained, "--source", "abcd")
-    answer = json.loads(printed(sample.main, trained, "--source", "abcd", "--json"))
-    assert answer["source"] == "abcd"
-    (target,) = answer["targets"]
-    assert text == target["text"] + "\n"
-    assert set(text.split()) <= set("ABCD")
-
-
 def test_the_n_best_are_printed_with_their_scores(trained: Path, printed: Printed) -> None:
     flags = ["--source", "abcd", "--beam", 3, "--n-best"]
     answer = json.loads(printed(sample.main, trained, *flags, 3, "--json"))
     scores = [target["score"] for target in answer["targets"]]
+    assert answer["source"] == "abcd"
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
     assert max(scores) < 0
@@ -244,7 +198,9 @@ def test_the_n_best_are_printed_with_their_scores(trained: Path, printed: Printe
     expected = [f"{target['score']:.4f}\t{target['text']}" for target in answer["targets"]]
     assert printed(sample.main, trained, *flags, 3).splitlines() == expected
     assert printed(sample.main, trained, *flags, 2).splitlines() == expected[:2]
+    # One source and one target: the target alone.
     assert printed(sample.main, trained, *flags[:-1]) == answer["targets"][0]["text"] + "\n"
+    assert set(answer["targets"][0]["text"].split()) <= set("ABCD")
 
 
 def test_the_length_penalty_changes_scores(trained: Path, printed: Printed) -> None:
@@ -314,22 +270,15 @@ def test_a_bad_source_does_not_end_a_conversation(
         ("--source ab --beam 2 --n-best 3", ["--n-best is 3, but must be in [1, --beam 2]"]),
         ("--source ab --n-best 0", ["--n-best is 0"]),
         ("--source ab --beam 0", ["--beam is 0, but must be in [1, 100]"]),
-        ("--source ab --beam 101", ["--beam is 101"]),
         ("--source ab --length-penalty -1", ["--length-penalty is -1.0"]),
-        ("--source ab --length-penalty nan", ["--length-penalty is nan"]),
         ("", ["--source is missing; give one, or --source-file FILE"]),
         ("--source ab --source-file x", ["--source and --source-file are two inputs; give one"]),
         ("--source-file /nowhere", ["--source-file /nowhere: No such file or directory"]),
         ("--source abQ", ["the source 'abQ'", "'Q' at 2", "'abcd'"]),
         ("--source a\udcff", ["the source is not UTF-8 at position 1"]),
         ("--source ab --temperature 0.5", ["--temperature is not for "]),
-        ("--source ab --attention .", ["--attention . must end in"]),
         ("--source abcdabcda", ["the source 'abcdabcda' has 9 tokens; the model reads 1 to 8"]),
-        ("--source ab --attention x.bmp", ["--attention x.bmp must end in .png, .svg or .pdf"]),
-        (
-            "--source ab --attention /no/x.png",
-            ["--attention /no/x.png must be a file in an existing"],
-        ),
+        ("--source ab --attention /no/x.png", ["--attention /no/x.png must be a file in an"]),
         ("--interactive --attention x.png", ["--attention draws one source, not 0"]),
         ("--source ab --step 3", ["--step 3 is not there; ", " has best, latest, 4, 8"]),
         ("--sorce ab", ["--sorce", "--source"]),
@@ -345,17 +294,16 @@ def test_bad_flags_of_a_run_on_pairs(
 
 @pytest.mark.parametrize("flags", ["--source ab", "--source-file x", "--beam 2", "--n-best 2"])
 def test_flags_of_pairs_are_not_for_a_run_on_text(
-    refused: Refused, gpt_run: Path, flags: str
+    refused: Refused, text_run: Path, flags: str
 ) -> None:
-    line = refused(sample.main, gpt_run, *flags.split())
+    line = refused(sample.main, text_run, *flags.split())
     flag = flags.split()[0]
-    assert f"{flag} is not for {gpt_run}, which is a language model; give it --prompt" in line
+    assert f"{flag} is not for {text_run}, which is a language model; give it --prompt" in line
 
 
 @pytest.mark.parametrize(
     ("raw", "flags", "words"),
     [
-        (b"", [], "has no sources, one a line"),
         (b"\n  \n\n", [], "has no sources, one a line"),
         (b"ab\xff\n", [], "is not UTF-8 at byte offset 2"),
         (b"ab\nabQ\n", [], "'Q' at 2"),

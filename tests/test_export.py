@@ -1,5 +1,6 @@
 """What is exported computes the same elsewhere: in transformers, in a process without gptjax."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,12 +13,12 @@ import numpy as np
 import pytest
 from conftest import MODERN, Refused
 from flax.traverse_util import flatten_dict
-from hugging_face import EXTRA, apply, run_import, torch, transformers
+from hugging_face import EXTRA, apply, run_import, save_run, torch, transformers
 from hugging_face import load as load_run
 
-from gptjax import config_json, models
+from gptjax import models
 from gptjax.commands import export
-from gptjax.config import BigramConfig, Config, GPTConfig, ModelConfig
+from gptjax.config import BigramConfig, GPTConfig, ModelConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import tokenizer
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, SpeechTokenizer, Tokenizer
@@ -25,23 +26,17 @@ from gptjax.decoding import sampling
 from gptjax.errors import UserError
 from gptjax.interop import huggingface, stablehlo
 from gptjax.quantization.quant_array import Format, dequantize_params, quantize_params
-from gptjax.runs import checkpoints, run_directory
+from gptjax.runs import run_directory
 
 tiktoken = pytest.importorskip("tiktoken", reason=EXTRA)
 safetensors_numpy = pytest.importorskip("safetensors.numpy", reason=EXTRA)
 
 TEXT = "First:\n\n  Speak, naïve friend.\tÜber 12 €? \U0001f600\r\nAll's [UNK] well.  \n" * 3
 CHAR = CharTokenizer("\n abcdefghijklmnopqr")
-GPT2_LIKE = GPTConfig(
-    n_layer=2,
-    n_head=2,
-    n_embd=32,
-    block_size=24,
-    activation="gelu_tanh",
-    attention_bias=True,
-    tie_embeddings=True,
-)
 SEED = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=24)
+GPT2_LIKE = dataclasses.replace(
+    SEED, activation="gelu_tanh", attention_bias=True, tie_embeddings=True
+)
 
 
 def make_run(folder: Path, config: ModelConfig, tok: Tokenizer, form: Format | None = None) -> Path:
@@ -59,11 +54,7 @@ def make_run(folder: Path, config: ModelConfig, tok: Tokenizer, form: Format | N
     if form:
         params = jax.jit(quantize_params, static_argnums=1)(params, form)
         files = {"format.json": vars(form)}
-    origin = {"source": "a test", "sha256": "0"}
-    with run_directory.new_run(folder) as part:
-        saved = Config(config)
-        checkpoints.save_finished(part, saved, tok, params, origin, files)
-    return folder
+    return save_run(folder, config, tok, params, files)
 
 
 def run_export(run: Path, to: str, out: Path) -> Path:
@@ -95,6 +86,17 @@ def load_hf(folder: Path) -> tuple[Any, Any]:
         return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
 
+def assert_same_logits(theirs: Any, model: Any, params: Any) -> None:
+    tokens_BT = some_tokens(theirs.config.vocab_size, (3, 24))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens_BT).long()).logits.numpy()
+    ours = logits_of(model, params, tokens_BT)
+    assert np.abs(ours).max() > 1
+    difference = np.abs(ours - expected).max()
+    print(f"largest difference of logits {difference:.2g}")
+    assert difference <= 1e-5
+
+
 # --- Hugging Face
 
 
@@ -103,17 +105,9 @@ def load_hf(folder: Path) -> tuple[Any, Any]:
     [
         GPT2_LIKE,
         SEED,
-        GPTConfig(
-            n_layer=1, n_head=4, n_embd=32, block_size=24, activation="gelu", bias=False, dropout=0
-        ),
-        GPTConfig(
-            n_layer=1,
-            n_head=2,
-            n_embd=16,
-            block_size=24,
-            activation="relu2",
-            tie_embeddings=True,
-            zero_init=True,
+        dataclasses.replace(SEED, n_layer=1, n_head=4, activation="gelu", bias=False, dropout=0),
+        dataclasses.replace(
+            SEED, n_layer=1, activation="relu2", tie_embeddings=True, zero_init=True
         ),
     ],
     ids=["gpt2", "seed", "untied without biases", "relu2"],
@@ -124,15 +118,7 @@ def test_transformers_computes_the_same_logits_and_greedy_text(
     run = make_run(tmp_path / "run", config, CHAR)
     theirs, their_tok = load_hf(run_export(run, "hf", tmp_path / "hf"))
     model, params, tok = load(run)
-    tokens_BT = some_tokens(tok.vocab_size, (3, 24))
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(tokens_BT).long()).logits.numpy()
-    ours = logits_of(model, params, tokens_BT)
-    assert np.abs(ours).max() > 1
-    difference = np.abs(ours - expected).max()
-    print(f"largest difference of logits {difference:.2g}")
-    assert difference <= 1e-5
-
+    assert_same_logits(theirs, model, params)
     if config not in (GPT2_LIKE, SEED):
         return
     prompt = "bad cab\n ran"
@@ -179,13 +165,8 @@ def test_tokenizers_encode_and_decode_the_same(
 ) -> None:
     monkeypatch.setattr(tiktoken, "get_encoding", lambda _: gpt2_table(TEXT))
     tok = tokenizer.train(kind, TEXT, vocab_size=300)
-    config = GPTConfig(
-        n_layer=1, n_head=1, n_embd=8, block_size=16, tie_embeddings=True, activation="gelu"
-    )
-    folder = run_export(make_run(tmp_path / "run", config, tok), "hf", tmp_path / "hf")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the package about itself
-        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    run = make_run(tmp_path / "run", GPT2_LIKE, tok)
+    _, theirs = load_hf(run_export(run, "hf", tmp_path / "hf"))
     assert len(theirs) == tok.vocab_size
     for text in (TEXT, "", "\n", "  ", " well.\n", TEXT[7:90]):
         if kind == "word" and not set(text.split()) <= set(TEXT.split()):
@@ -260,12 +241,10 @@ def test_the_heads_bias_moves_into_the_last_norm_only_where_it_can() -> None:
 
 PAIRS = PairTokenizer(CharTokenizer("abc"), CharTokenizer("xyz"))
 SPEECH = SpeechTokenizer(CharTokenizer(" abc"))
-ENCODER_DECODER = EncoderDecoderConfig(
-    n_layer=1, n_head=2, n_embd=16, block_size=24, n_encoder_layer=1, source_block_size=12
-)
-RECOGNIZER = SpeechConfig(
-    n_layer=1, n_head=2, n_embd=16, block_size=24, n_encoder_layer=1, source_block_size=12, n_mels=5
-)
+SIZES: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 24}
+SIZES |= {"n_encoder_layer": 1, "source_block_size": 12}
+ENCODER_DECODER = EncoderDecoderConfig(**SIZES)
+RECOGNIZER = SpeechConfig(**SIZES, n_mels=5)
 EVERY_MODEL: dict[str, tuple[ModelConfig, Tokenizer]] = {
     "gpt": (MODERN, CHAR),
     "bigram": (BigramConfig(), CHAR),
@@ -282,16 +261,10 @@ def test_safetensors_of_every_model(name: str, tmp_path: Path) -> None:
     flat = flatten_dict(load(run)[1], sep=".")
     assert arrays.keys() == flat.keys()
     assert all(np.array_equal(arrays[path], flat[path]) for path in flat)
-    assert config_json.from_json((out / "config.json").read_text()) == run_directory.read_config(
-        run
-    )
     saved = json.loads((out / "tokenizer.json").read_text())
-    assert tokenizer.from_dict(saved).to_dict() == run_directory.read_tokenizer(run).to_dict()
-    assert {path.name for path in out.iterdir()} == {
-        "model.safetensors",
-        "config.json",
-        "tokenizer.json",
-    }
+    assert saved == run_directory.read_tokenizer(run).to_dict()
+    assert (out / "config.json").read_bytes() == (run / "config.json").read_bytes()
+    assert len(list(out.iterdir())) == 3
 
 
 def test_a_quantized_run_becomes_what_its_integers_stand_for(
@@ -307,11 +280,7 @@ def test_a_quantized_run_becomes_what_its_integers_stand_for(
         assert arrays[path].dtype == np.float32
         assert np.array_equal(arrays[path], leaf)
     theirs, _ = load_hf(run_export(run, "hf", tmp_path / "hf"))
-    model, params, tok = load(run)
-    tokens_BT = some_tokens(tok.vocab_size, (3, 24))
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(tokens_BT).long()).logits.numpy()
-    assert np.abs(logits_of(model, params, tokens_BT) - expected).max() <= 1e-5
+    assert_same_logits(theirs, *load(run)[:2])
 
 
 # --- StableHLO
@@ -356,13 +325,8 @@ def test_programs_run_in_a_process_without_gptjax(tmp_path: Path) -> None:
                 inputs.append(mask)
             np.savez(out / f"inputs_{i}.npz", *inputs)
             expected[out / f"inputs_{i}.npy"] = logits_of(model, params, *inputs)
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD_WITHOUT_GPTJAX, *EVERY_MODEL],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+    command = [sys.executable, "-c", LOAD_WITHOUT_GPTJAX, *EVERY_MODEL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(expected) == len(EVERY_MODEL) + 1
     for path, ours in expected.items():

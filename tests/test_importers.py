@@ -10,23 +10,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import hugging_face as hf
 import jax
 import numpy as np
 import pytest
-from conftest import Refused
-from hugging_face import (
-    EXTRA,
-    apply,
-    load,
-    randomise,
-    reconfigure,
-    relative,
-    rewrite,
-    safetensors_torch,
-    save,
-    torch,
-    transformers,
-)
+from conftest import Printed, Refused
+from hugging_face import EXTRA, safetensors_torch, torch, transformers
 
 from gptjax import models, speech_recognizer, train
 from gptjax.commands import import_model, sample
@@ -73,24 +62,16 @@ def make_whisper(**fields: Any) -> Any:
     """Hugging Face's model, every parameter random but the encoder's positions."""
     tok = make_tokenizer()
     start, end = tok.token_to_id("<|startoftranscript|>"), tok.token_to_id("<|endoftext|>")
-    sizes = {
-        "d_model": 32,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 128,
-        "decoder_ffn_dim": 128,
-        "max_source_positions": 50,
-        "max_target_positions": 24,
-        "vocab_size": tok.get_vocab_size() + 4,  # as Whisper's, with rows that no token has
-    }
+    sizes = {"d_model": 32, "max_source_positions": 50, "max_target_positions": 24}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": 2, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 128}
+    sizes["vocab_size"] = tok.get_vocab_size() + 4  # as Whisper's, with rows that no token has
     tokens = {"decoder_start_token_id": start, "pad_token_id": end, "eos_token_id": end}
     tokens |= {"bos_token_id": end, "suppress_tokens": None, "begin_suppress_tokens": None}
     config = transformers.WhisperConfig(**{**sizes, **tokens, **fields})
     config._attn_implementation = "eager"
     twin = transformers.WhisperForConditionalGeneration(config)
-    return randomise(twin, fixed="model.encoder.embed_positions.weight")
+    return hf.randomise(twin, fixed="model.encoder.embed_positions.weight")
 
 
 def run_import(folder: Path, out: Path, language: str = "en") -> Path:
@@ -105,7 +86,7 @@ def twin() -> Any:
 
 @pytest.fixture(scope="module")
 def saved(twin: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(twin, tmp_path_factory.mktemp("whisper") / "hf", make_tokenizer())
+    return hf.save(twin, tmp_path_factory.mktemp("whisper") / "hf", make_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +110,7 @@ def inputs(config: Any, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray
 
 def differences(twin: Any, run: Path) -> tuple[float, float]:
     """Largest difference of encoder states and of logits, as shares of the largest of them."""
-    model, params, _ = load(run)
+    model, params, _ = hf.load(run)
     mel_BTM, tokens_BT = inputs(twin.config)
     with torch.no_grad():
         theirs = twin(
@@ -138,12 +119,12 @@ def differences(twin: Any, run: Path) -> tuple[float, float]:
         )
     mask_BT = np.ones(mel_BTM.shape[:2], bool)
     encoder = speech_recognizer.SpeechEncoder(model.config)
-    states_BSD = apply(encoder, {"params": params["encoder"]}, mel_BTM, mask_BT)
+    states_BSD = hf.apply(encoder, {"params": params["encoder"]}, mel_BTM, mask_BT)
     inputs_of_both = {"source": mel_BTM, "source_mask": mask_BT}
-    logits_BTV, _ = apply(model, {"params": params}, tokens_BT, **inputs_of_both)
+    logits_BTV, _ = hf.apply(model, {"params": params}, tokens_BT, **inputs_of_both)
     found = (
-        relative(states_BSD, theirs.encoder_last_hidden_state),
-        relative(logits_BTV, theirs.logits),
+        hf.relative(states_BSD, theirs.encoder_last_hidden_state),
+        hf.relative(logits_BTV, theirs.logits),
     )
     print(f"relative difference of encoder states {found[0]:.2g}, of logits {found[1]:.2g}")
     return found
@@ -154,7 +135,7 @@ def differences(twin: Any, run: Path) -> tuple[float, float]:
 
 def test_encoder_states_and_logits_equal_hugging_faces(twin: Any, imported: Path) -> None:
     assert max(differences(twin, imported)) <= 1e-5
-    model, params, _ = load(imported)
+    model, params, _ = hf.load(imported)
     n_theirs = sum(p.numel() for p in twin.parameters())
     fixed = twin.model.encoder.embed_positions.weight.numel()
     assert models.count(params) == n_theirs - fixed + 32 * 6  # of the keys, biases of zero
@@ -174,21 +155,21 @@ def test_encoder_states_and_logits_equal_hugging_faces(twin: Any, imported: Path
 def test_the_comparison_tells_one_changed_tensor(
     twin: Any, copied: Path, tmp_path: Path, name: str
 ) -> None:
-    rewrite(copied, lambda tensors: tensors[name].flatten()[:16].add_(0.1))
+    hf.rewrite(copied, lambda tensors: tensors[name].flatten()[:16].add_(0.1))
     assert max(differences(twin, run_import(copied, tmp_path / "run"))) > 1e-4
 
 
 def test_128_mel_bands_as_large_v3_has(tmp_path: Path) -> None:
     twin = make_whisper(num_mel_bins=128)
-    run = run_import(save(twin, tmp_path / "hf", make_tokenizer()), tmp_path / "run")
+    run = run_import(hf.save(twin, tmp_path / "hf", make_tokenizer()), tmp_path / "run")
     assert max(differences(twin, run)) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves_become_float32(dtype: str, tmp_path: Path) -> None:
     twin = make_whisper().to(getattr(torch, dtype))
-    run = run_import(save(twin, tmp_path / "hf", make_tokenizer()), tmp_path / "run")
-    assert {leaf.dtype for leaf in jax.tree.leaves(load(run)[1])} == {np.dtype("float32")}
+    run = run_import(hf.save(twin, tmp_path / "hf", make_tokenizer()), tmp_path / "run")
+    assert {leaf.dtype for leaf in jax.tree.leaves(hf.load(run)[1])} == {np.dtype("float32")}
     twin = twin.float()
     width, n = twin.config.d_model, twin.config.max_source_positions
     exact = torch.from_numpy(np.array(speech_recognizer.sinusoids(n, width)))
@@ -197,7 +178,7 @@ def test_halves_become_float32(dtype: str, tmp_path: Path) -> None:
 
 
 def test_shards_and_a_written_out_head(twin: Any, tmp_path: Path) -> None:
-    folder = save(twin, tmp_path / "hf", make_tokenizer(), max_shard_size="100KB")
+    folder = hf.save(twin, tmp_path / "hf", make_tokenizer(), max_shard_size="100KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     first = sorted(folder.glob("model-*.safetensors"))[0]
     tensors = safetensors_torch.load_file(first)
@@ -211,7 +192,7 @@ def test_shards_and_a_written_out_head(twin: Any, tmp_path: Path) -> None:
 
 
 def test_greedy_text_equals_hugging_faces_generate(twin: Any, imported: Path) -> None:
-    model, params, tok = load(imported)
+    model, params, tok = hf.load(imported)
     mel_BTM, _ = inputs(twin.config)
     start = torch.tensor([tok.start_ids] * len(mel_BTM))
     # The generation that all its models have: Whisper's own wants tables of languages.
@@ -295,7 +276,7 @@ def test_start_tokens_by_language(saved: Path, copied: Path, tmp_path: Path) -> 
 
 
 def test_text_goes_through_the_vocabulary_without_special_tokens(imported: Path) -> None:
-    tok = load(imported)[2]
+    tok = hf.load(imported)[2]
     theirs = make_tokenizer()
     ids = tok.target.encode(" seven eight\n")
     assert ids.tolist() == theirs.encode(" seven eight\n", add_special_tokens=False).ids
@@ -338,7 +319,7 @@ def refusal(folder: Path, out: Path, language: str = "en") -> str:
 def test_another_architecture_is_refused(
     copied: Path, tmp_path: Path, fields: dict[str, Any], words: str
 ) -> None:
-    reconfigure(copied, **fields)
+    hf.reconfigure(copied, **fields)
     assert words in refusal(copied, tmp_path / "run")
 
 
@@ -348,7 +329,7 @@ def test_tensors_that_do_not_fit_are_named(copied: Path, tmp_path: Path) -> None
 
     def after(change: Any) -> str:
         (copied / "model.safetensors").write_bytes(original)
-        rewrite(copied, change)
+        hf.rewrite(copied, change)
         return refusal(copied, tmp_path / "run")
 
     assert f"missing: {name}" in after(lambda tensors: tensors.pop(name))
@@ -407,13 +388,12 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
 
 @pytest.mark.slow
 def test_the_command_makes_a_run_that_sample_py_transcribes_with(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path, tmp_path: Path, printed: Printed
 ) -> None:
     out = tmp_path / "runs" / "tiny"
     command = ["-m", "gptjax", "import", "whisper", saved, "--out", out, "--language", "de"]
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, check=False, cwd=REPO
-    )
+    command = [sys.executable, *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
     assert f"gptjax sample {out} --audio" in done.stdout
@@ -421,28 +401,20 @@ def test_the_command_makes_a_run_that_sample_py_transcribes_with(
     assert made == {"config.json", "tokenizer.json", "environment.json", "checkpoints"}
     origin = json.loads((out / "environment.json").read_text())["data"]
     assert str(saved) in origin["source"]
-    assert (
-        origin["sha256"] == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
-    )
+    weights = (saved / "model.safetensors").read_bytes()
+    assert origin["sha256"] == hashlib.sha256(weights).hexdigest()
     if not RECORDINGS.is_dir():
         pytest.skip(f"{RECORDINGS} is not there, so sample.py has nothing to transcribe")
     wav = RECORDINGS / "7_george_0.wav"
-    capsys.readouterr()
-    sample.main([str(out), "--audio", str(wav), "--json"])
-    record = json.loads(capsys.readouterr().out)
+    record = json.loads(printed(sample.main, out, "--audio", wav, "--json"))
     assert record["audio"] == str(wav)
     assert record["step"] == 0
     assert isinstance(record["text"], str)
 
 
 @pytest.mark.parametrize("arguments", [[], ["gpt3"], ["whisper"], ["whisper", "nowhere"]])
-def test_a_wrong_command_line_is_one_line(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        import_model.main(arguments)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_a_wrong_command_line_is_one_line(arguments: list[str], refused: Refused) -> None:
+    refused(import_model.main, *arguments)
 
 
 def test_train_py_does_not_continue_an_imported_run(

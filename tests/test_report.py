@@ -16,7 +16,6 @@ import pytest
 
 from gptjax.commands import plot
 from gptjax.config import Config, GPTConfig, TrainConfig
-from gptjax.errors import UserError
 from gptjax.runs import report
 from gptjax.runs.report import Reporter, Row, read_metrics
 
@@ -356,18 +355,3 @@ def test_wandb_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         reporter.evaluation(5, {"val_loss": 2.25})
     (step, fields), finished = logged
     assert (step, fields["val_loss"], finished) == (5, 2.25, "finished")
-
-
-@pytest.mark.parametrize(
-    ("tracker", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")]
-)
-def test_a_missing_tracker_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, module: str
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError) as caught:
-        Reporter(tmp_path, with_train(), 0, TOKENS_PER_STEP, (tracker,))
-    message = str(caught.value)
-    assert message.startswith(f"--{tracker} needs the package {module}: pip install")
-    assert "\n" not in message
-    assert list(tmp_path.iterdir()) == []

@@ -18,17 +18,9 @@ from gptjax.data import recordings
 from gptjax.data.pairs import PairData
 from gptjax.data.recordings import Clip, Example
 from gptjax.data.speech import SpeechData
-from gptjax.data.tokenizer import SpeechTokenizer
-from gptjax.decoding import beam_search, transcription
-from gptjax.decoding.error_rates import (
-    NOTHING,
-    pair_errors,
-    require_jiwer,
-    separate_tokens,
-    speech_errors,
-)
+from gptjax.data.tokenizer import SpeechTokenizer, Tokenizer
+from gptjax.decoding import beam_search, error_rates, transcription
 from gptjax.errors import UserError, exit_codes
-from gptjax.models import EncoderDecoder, SpeechRecognizer
 from gptjax.runs import checkpoints, init_from, resuming, run_directory
 from gptjax.scale import devices
 
@@ -94,9 +86,7 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
         raise UserError(f"--data.path is for speech, which {command.run} is not; leave it out")
     dataset = data.load(config, init_from.vocabulary(config, command.run))
     resuming.check_same_data(command.run, dataset)
-    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
-    step, params = checkpoints.load_params(command.run, model, command.step)
-    record = {"run": str(command.run), "step": step, "parameters": models.count(params)}
+    model, params, record = _load_model(command, config, dataset.tokenizer)
     if not isinstance(dataset, PairData):
         batch_size = devices.micro_batch_size(
             config.train, config.model, dataset.tokens_per_sequence(config)
@@ -107,24 +97,30 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
     pairs = dataset.test if command.split == "test" else dataset.val
     if not pairs:
         raise UserError(f"{command.run} has no pairs in its {command.split} split")
-    require_jiwer()  # before the work, not after it
-    assert isinstance(model, EncoderDecoder)
+    error_rates.require_jiwer()  # before the work, not after it
     tok, target = dataset.tokenizer, dataset.tokenizer.target
     found = beam_search.transduce(
         model, params, tok, list(pairs), command.beam, command.length_penalty
     )
-    references = {s: [separate_tokens(target, t) for t in pairs[s]] for s in pairs}
-    hypotheses = {
-        source: separate_tokens(target, best[0].text)
-        for source, best in zip(pairs, found, strict=True)
-    }
+    references, hypotheses = {}, {}
+    for (source, targets), best in zip(pairs.items(), found, strict=True):
+        references[source] = [error_rates.separate_tokens(target, text) for text in targets]
+        hypotheses[source] = error_rates.separate_tokens(target, best[0].text)
     record |= {"split": command.split, "beam": command.beam}
-    return record | pair_errors(references, hypotheses)
+    return record | error_rates.pair_errors(references, hypotheses)
+
+
+def _load_model(command: Evaluate, config: Config, tok: Tokenizer) -> tuple[Any, Any, dict]:
+    """(model, parameters, {"run", "step", "parameters"})."""
+    model = models.build(config.model, tok, devices.compute_dtype(config.train))
+    step, params = checkpoints.load_params(command.run, model, command.step)
+    record = {"run": str(command.run), "step": step, "parameters": models.count(params)}
+    return model, params, record
 
 
 def _evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
     """Error rates on the clips of a split or of another folder, and on strings of these clips."""
-    require_jiwer()
+    error_rates.require_jiwer()
     tok = run_directory.read_tokenizer(command.run)
     assert isinstance(tok, SpeechTokenizer)
     assert isinstance(config.model, SpeechConfig)
@@ -145,9 +141,7 @@ def _evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
             raise UserError(f"{command.run} has no clips in its {command.split} split")
         if dataset.string_clips > 1 and command.split == "test":
             strings = dataset.test_strings(config.model)
-    model = models.build(config.model, tok, devices.compute_dtype(config.train))
-    assert isinstance(model, SpeechRecognizer)
-    step, params = checkpoints.load_params(command.run, model, command.step)
+    model, params, record = _load_model(command, config, tok)
 
     def transcripts(examples: Iterable[Example]) -> list[str]:
         texts, examples = [], iter(examples)
@@ -158,12 +152,11 @@ def _evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
             texts += [transcript.text for transcript in found]
         return texts
 
-    record = {"run": str(command.run), "step": step, "parameters": models.count(params)}
     record |= {"split": str(command.data.path or command.split), "beam": command.beam}
     record |= {"clips": len(clips)}
-    record |= speech_errors(clips, transcripts(recordings.read_examples(clips)))
+    record |= error_rates.speech_errors(clips, transcripts(recordings.read_examples(clips)))
     if strings:
-        of_strings = speech_errors(strings, transcripts(strings))
+        of_strings = error_rates.speech_errors(strings, transcripts(strings))
         record["strings"] = {"strings": len(strings), **of_strings}
     return record
 
@@ -184,7 +177,7 @@ def report(record: dict[str, Any]) -> str:
         f"word error rate (WER)     {record['wer']:17.2%} {record['wer_single_reference']:19.2%}",
         f"phoneme error rate (PER)  {record['per']:17.2%} {record['per_single_reference']:19.2%}",
         "",
-        f"most frequent confusions, reference > hypothesis ({NOTHING}: no token):",
+        f"most frequent confusions, reference > hypothesis ({error_rates.NOTHING}: no token):",
     ]
     cells = [f"{reference} > {hypothesis} {n}" for reference, hypothesis, n in record["confusions"]]
     width = max(map(len, cells), default=0) + 3

@@ -10,6 +10,7 @@ import tyro
 from gptjax import models
 from gptjax.atomic import write_json
 from gptjax.command_line import parse_command
+from gptjax.config_checks import require
 from gptjax.data import dataset as data
 from gptjax.errors import UserError, exit_codes
 from gptjax.quantization import card
@@ -64,8 +65,7 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     if run_directory.read_format(command.run) != FLOAT32:
         raise UserError(f"{command.run} is quantized already; name the run that it was made from")
     n_steps = command.qat_steps
-    if n_steps < 0:
-        raise UserError(f"--qat-steps is {n_steps}, but must be 0 or more")
+    require(n_steps >= 0, "qat-steps", n_steps, "0 or more")
     if n_steps and form.bits == 16:
         raise UserError(f"--qat-steps {n_steps} is for --bits 4 or 8; leave it out")
     if not resuming.has_data(command.run):
@@ -82,16 +82,11 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
             plain = fine_tune(model, params, dataset, config, FLOAT32, step, n_steps)
             params_by_name[card.STEPS] = plain
             params = fine_tune(model, params, dataset, config, form, step, n_steps)
-        params_by_name[saved] = quantize_params(params, form)
+        params_by_name[saved] = params = quantize_params(params, form)
         rows = card.measure(model, params_by_name, dataset, config)
-        checkpoints.save_finished(
-            part,
-            config,
-            dataset.tokenizer,
-            params_by_name[saved],
-            run_directory.read_environment(command.run)["data"],
-            {"format.json": dataclasses.asdict(form)},
-        )
+        origin = run_directory.read_environment(command.run)["data"]
+        files = {"format.json": dataclasses.asdict(form)}
+        checkpoints.save_finished(part, config, dataset.tokenizer, params, origin, files)
         # The size of an orbax checkpoint varies by some kilobytes from save to save.
         saved_row = next(row for row in rows if row["format"] == saved)
         saved_row["disk_bytes"] = checkpoints.disk_bytes(part)

@@ -84,14 +84,42 @@ class Sample:
     audio: tuple[Path, ...] = ()
     """Audio files or folders of them. - is stdin."""
 
+    def load_model(self, run_config: Config, tok: Tokenizer) -> tuple[int, Any, Any]:
+        """(step, model, parameters). Prints run, step and size on stderr, unless --json."""
+        model = models.build(run_config.model, tok, devices.compute_dtype(run_config.train))
+        step, params = checkpoints.load_params(self.run, model, self.step)
+        if not self.json:
+            print(f"{self.run} step {step}, {models.count(params):,} parameters", file=sys.stderr)
+        return step, model, params
 
-def load_model(command: Sample, run_config: Config, tok: Tokenizer) -> tuple[int, Any, Any]:
-    """(step, model, parameters). Prints run, step and size on stderr, unless --json."""
-    model = models.build(run_config.model, tok, devices.compute_dtype(run_config.train))
-    step, params = checkpoints.load_params(command.run, model, command.step)
-    if not command.json:
-        print(f"{command.run} step {step}, {models.count(params):,} parameters", file=sys.stderr)
-    return step, model, params
+    def check_picture(self, n_inputs: int, kind: str, flag: str) -> None:
+        """Raises UserError if --attention cannot be written or does not have exactly one input."""
+        path = self.attention
+        if path is None:
+            return
+        if n_inputs != 1:
+            raise UserError(f"--attention draws one {kind}, not {n_inputs}; give one {flag}")
+        if path.suffix not in (".png", ".svg", ".pdf"):
+            raise UserError(f"--attention {path} must end in .png, .svg or .pdf")
+        if not path.parent.is_dir() or path.is_dir():
+            raise UserError(f"--attention {path} must be a file in an existing folder")
+
+    def answer_lines(self, name: str, answer: Callable[[str], None]) -> None:
+        """Calls answer(line) until Ctrl-D; a UserError is printed and does not end it."""
+        while True:
+            try:
+                line = input("" if self.json else f"{name}> ").replace("\\n", "\n")
+            except (EOFError, KeyboardInterrupt):
+                if not self.json:
+                    print()
+                return
+            except UnicodeDecodeError as error:
+                print(f"error: the {name} is not UTF-8 at byte {error.start}", file=sys.stderr)
+                continue
+            try:
+                answer(line)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
 
 
 def read_text(flag: str, path: Path) -> str:
@@ -103,29 +131,3 @@ def read_text(flag: str, path: Path) -> str:
         raise UserError(f"{flag} {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{flag} {path} is not UTF-8 at byte offset {error.start}") from None
-
-
-def check_picture(path: Path) -> None:
-    """Raises UserError if --attention names a picture that cannot be written."""
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--attention {path} must end in .png, .svg or .pdf")
-    if not path.parent.is_dir() or path.is_dir():
-        raise UserError(f"--attention {path} must be a file in an existing folder")
-
-
-def answer_lines(command: Sample, name: str, answer: Callable[[str], None]) -> None:
-    """Calls answer(line) for every line until Ctrl-D, also after a UserError, which is printed."""
-    while True:
-        try:
-            line = input("" if command.json else f"{name}> ").replace("\\n", "\n")
-        except (EOFError, KeyboardInterrupt):
-            if not command.json:
-                print()
-            return
-        except UnicodeDecodeError as error:
-            print(f"error: the {name} is not UTF-8 at byte {error.start}", file=sys.stderr)
-            continue
-        try:
-            answer(line)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax.commands.sample_options import Sample, check_picture, load_model
+from gptjax.commands.sample_options import Sample
 from gptjax.config import Config
 from gptjax.data import audio
 from gptjax.data.tokenizer import SpeechTokenizer
@@ -26,13 +26,10 @@ def transcribe_files(command: Sample, run_config: Config, tok: SpeechTokenizer) 
     """
     beam_search.check(command.beam, command.length_penalty)
     paths = _audio_files(command.audio)
-    if command.attention:
-        if len(paths) != 1:
-            raise UserError(f"--attention draws one recording, not {len(paths)}; give one --audio")
-        check_picture(command.attention)
+    command.check_picture(len(paths), "recording", "--audio")
     # A single file is read before the model is loaded, so that an error comes at once.
     read = {path: audio.read(path) for path in paths if len(paths) == 1}
-    step, model, params = load_model(command, run_config, tok)
+    step, model, params = command.load_model(run_config, tok)
     failed = False
     for first in range(0, len(paths), transcription.BATCH_SIZE):
         clips: list[tuple[Path, np.ndarray]] = []
@@ -45,18 +42,15 @@ def transcribe_files(command: Sample, run_config: Config, tok: SpeechTokenizer) 
                 continue
             clips.append((path, samples_N))
             if (np.abs(samples_N) > CLIPPED).mean() > CLIPPED_SHARE:
-                print(
-                    f"{path} is clipped, so expect mistakes; record it at a lower volume",
-                    file=sys.stderr,
-                )
+                advice = "so expect mistakes; record it at a lower volume"
+                print(f"{path} is clipped, {advice}", file=sys.stderr)
         found = transcription.transcribe(
             model, params, tok, [c for _, c in clips], command.beam, command.length_penalty
         )
         for (path, _), transcript in zip(clips, found, strict=True):
             if transcript.looped:
-                print(
-                    f"{path}: the model repeats itself; the transcript was cut off", file=sys.stderr
-                )
+                problem = "the model repeats itself; the transcript was cut off"
+                print(f"{path}: {problem}", file=sys.stderr)
             _show_transcript(command, path, transcript, step, len(paths) > 1)
         if command.attention:
             ((path, samples_N),) = clips
@@ -72,17 +66,13 @@ def _audio_files(given: tuple[Path, ...]) -> list[Path]:
         raise UserError("--audio is missing; give audio files, folders of them, or - for stdin")
     paths: list[Path] = []
     for path in given:
+        found = [path]
         if path.is_dir():
-            inside = [
-                p
-                for p in sorted(path.rglob("*"))
-                if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file()
-            ]
-            if not inside:
-                raise UserError(f"--audio {path} has no audio files ({' '.join(AUDIO_SUFFIXES)})")
-            paths += inside
-        else:
-            paths.append(path)
+            files = (p for p in sorted(path.rglob("*")) if p.is_file())
+            found = [p for p in files if p.suffix.lower() in AUDIO_SUFFIXES]
+        if not found:
+            raise UserError(f"--audio {path} has no audio files ({' '.join(AUDIO_SUFFIXES)})")
+        paths += found
     if paths.count(Path("-")) > 1:
         raise UserError("--audio names - twice, but stdin is one recording; name it once")
     return paths

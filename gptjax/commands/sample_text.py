@@ -6,14 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gptjax.commands.sample_options import (
-    Sample,
-    answer_lines,
-    check_picture,
-    load_model,
-    read_text,
-)
+from gptjax.commands.sample_options import Sample, read_text
 from gptjax.config import BigramConfig, Config
+from gptjax.config_checks import require
 from gptjax.data.tokenizer import TextTokenizer
 from gptjax.decoding import attention_maps, attention_weights, sampling
 from gptjax.errors import UserError
@@ -27,46 +22,34 @@ def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> 
     temperature = 0.0 if command.greedy else command.temperature
     sampler = sampling.Sampler(temperature, command.top_k, command.top_p)
     sampler.check(tok.vocab_size)
-    for name, value in (
-        ("max-new-tokens", command.max_new_tokens),
-        ("num-samples", command.num_samples),
-    ):
-        if value < 1:
-            raise UserError(f"--{name} is {value}, but must be at least 1")
-    if not 0 <= command.seed < 2**32:
-        raise UserError(f"--seed is {command.seed}, but must be in [0, 2**32)")
+    n_tokens, n_samples, seed = command.max_new_tokens, command.num_samples, command.seed
+    require(n_tokens >= 1, "max-new-tokens", n_tokens, "at least 1")
+    require(n_samples >= 1, "num-samples", n_samples, "at least 1")
+    require(0 <= seed < 2**32, "seed", seed, "in [0, 2**32)")
     prompt = "" if command.interactive else _read_prompt(command)
-    ids = _encode(prompt, tok, run_config.model.block_size)  # refused before the model is loaded
+    block_size = run_config.model.block_size
+    ids = _encode(prompt, tok, block_size)  # refused before the model is loaded
+    command.check_picture(1, "prompt", "--prompt")
     if command.attention:
-        check_picture(command.attention)
         if isinstance(run_config.model, BigramConfig):
             raise UserError(f"--attention is not for {command.run}: a bigram has none")
         if command.interactive:
             raise UserError("--attention draws one --prompt; leave --interactive out")
-        most = min(MOST_DRAWN, run_config.model.block_size)
+        most = min(MOST_DRAWN, block_size)
         if not 2 <= len(ids) <= most:
-            raise UserError(
-                f"--attention draws a prompt of 2 to {most} tokens, not {len(ids)}; give such a "
-                "--prompt"
-            )
-    step, model, params = load_model(command, run_config, tok)
+            rule = f"a prompt of 2 to {most} tokens, not {len(ids)}; give such a --prompt"
+            raise UserError(f"--attention draws {rule}")
+    step, model, params = command.load_model(run_config, tok)
 
     def answer(prompt: str, ids: np.ndarray) -> None:
-        batch = np.repeat(ids[None], command.num_samples, axis=0)
+        ids_BT = np.repeat(ids[None], n_samples, axis=0)
         pieces = sampling.generate(
-            model,
-            params,
-            batch,
-            command.max_new_tokens,
-            sampler,
-            command.seed,
-            command.exact_window,
+            model, params, ids_BT, n_tokens, sampler, seed, command.exact_window
         )
         _show(command, prompt, step, pieces, tok)
 
     if command.interactive:
-        block_size = run_config.model.block_size
-        answer_lines(command, "prompt", lambda line: answer(line, _encode(line, tok, block_size)))
+        command.answer_lines("prompt", lambda line: answer(line, _encode(line, tok, block_size)))
     else:
         answer(prompt, ids)
     if command.attention:
@@ -91,10 +74,8 @@ def _encode(prompt: str, tok: TextTokenizer, block_size: int) -> np.ndarray:
         raise UserError(f"--prompt is not UTF-8 at position {error.start}") from None
     ids = tok.encode(prompt) if prompt else np.array([tok.start], np.int32)
     if len(ids) > block_size:
-        print(
-            f"the prompt has {len(ids)} tokens; the model reads its last {block_size}",
-            file=sys.stderr,
-        )
+        advice = f"the model reads its last {block_size}"
+        print(f"the prompt has {len(ids)} tokens; {advice}", file=sys.stderr)
     return ids
 
 

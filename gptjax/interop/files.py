@@ -75,6 +75,11 @@ class Tensors:
         del self.shapes[name]
         return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
 
+    def take_copy(self, name: str, original: str, array: np.ndarray) -> None:
+        """Takes a tensor that must equal `array`, which is the tensor `original`."""
+        if not np.array_equal(self.take(name), array):
+            raise UserError(f"{self.files[0]}: {name} is not {original}, but config.json ties them")
+
     def is_bfloat16(self, name: str) -> bool:
         return self._file_of[name].get_slice(name).get_dtype() == "BF16"
 

@@ -1,6 +1,5 @@
 """Reads GPT-2 (Radford et al. 2019), or a model of its architecture, from Hugging Face's files."""
 
-import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ from gptjax.config import Config, GPTConfig, TextDataConfig
 from gptjax.data.tokenizer import BPETokenizer
 from gptjax.errors import UserError, import_extra
 from gptjax.interop import huggingface
-from gptjax.interop.files import NEEDS, Imported, Tensors, TheirConfig, read_json
+from gptjax.interop.files import NEEDS, Imported, Tensors, TheirConfig
 from gptjax.scale.sharding import by_path
 
 ACTIVATIONS: dict[str, Any] = {theirs: ours for ours, theirs in huggingface.ACTIVATIONS.items()}
@@ -90,8 +89,8 @@ def gpt2_params(tensors: Tensors, config: GPTConfig, shapes: Any) -> Any:
         tensor = tensors.take(theirs(name))
         tensor = tensor.T if name == head else tensor
         flat |= zip(paths, np.split(tensor, len(paths), axis=-1), strict=True)
-    if written_out and not np.array_equal(tensors.take(head), flat["token_embedding.table"]):
-        raise UserError(f"{tensors.files[0]}: {head} is not {embedding}, but config.json ties them")
+    if written_out:
+        tensors.take_copy(head, embedding, flat["token_embedding.table"])
     if not config.tie_embeddings:
         flat["head.bias"] = np.zeros(ours["head.bias"], np.float32)
     return unflatten_dict({path: np.ascontiguousarray(flat[path]) for path in ours}, sep=".")
@@ -104,25 +103,20 @@ def gpt2_tokenizer(folder: Path, theirs: TheirConfig, vocab_size: int) -> BPETok
     """
     tokenizers = import_extra("tokenizers", NEEDS)
     path, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    is_old = not path.is_file()
+    if is_old and not (vocab.is_file() and merges.is_file()):
+        missing = "no tokenizer.json, and not both vocab.json and merges.txt"
+        raise UserError(f"{folder} has {missing}; name a folder that has them")
     try:
-        if path.is_file():
-            text = json.dumps(read_json(path))
-        elif vocab.is_file() and merges.is_file():
+        if is_old:
             path = vocab
             made = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
             made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
             made.decoder = tokenizers.decoders.ByteLevel()
             if made.token_to_id("<|endoftext|>") is not None:
                 made.add_special_tokens(["<|endoftext|>"])
-            text = made.to_str()
         else:
-            raise UserError(
-                f"{folder} has no tokenizer.json, and not both vocab.json and merges.txt; name a "
-                "folder that has them"
-            )
-        made = tokenizers.Tokenizer.from_str(text)
-    except UserError:
-        raise
+            made = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises nothing more specific
         raise UserError(f"{path} is no tokenizer ({error}); fetch it again") from None
     largest = max(made.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -136,7 +130,7 @@ def gpt2_tokenizer(folder: Path, theirs: TheirConfig, vocab_size: int) -> BPETok
         # The line break is Ċ in a byte-level vocabulary, and \n in one of characters.
         found = map(made.token_to_id, ("<|endoftext|>", "Ċ", "\n"))
         start = next((i for i in found if i is not None), 0)
-    return BPETokenizer(text, vocab_size, start)
+    return BPETokenizer(made.to_str(), vocab_size, start)
 
 
 def read(folder: Path, stack: ExitStack) -> Imported:

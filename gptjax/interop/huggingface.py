@@ -14,17 +14,7 @@ import numpy as np
 
 from gptjax.atomic import write_json
 from gptjax.config import GPTConfig, ModelConfig
-from gptjax.data.tokenizer import (
-    BPETokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    GPT2Tokenizer,
-    PairTokenizer,
-    SpeechTokenizer,
-    TextTokenizer,
-    Tokenizer,
-    WordTokenizer,
-)
+from gptjax.data import tokenizer
 from gptjax.errors import UserError, import_extra
 from gptjax.interop.files import write_safetensors
 from gptjax.scale.sharding import by_path
@@ -68,12 +58,12 @@ def obstacles(model: ModelConfig) -> list[str]:
     ]
 
 
-def write(folder: Path, config: Any, tok: Tokenizer, params: Any) -> None:
+def write(folder: Path, config: Any, tok: tokenizer.Tokenizer, params: Any) -> None:
     """Writes the files that transformers loads; `obstacles` must be empty.
 
     Raises UserError if the output head has a bias that GPT-2 cannot express.
     """
-    assert not isinstance(tok, PairTokenizer | SpeechTokenizer)
+    assert not isinstance(tok, tokenizer.PairTokenizer | tokenizer.SpeechTokenizer)
     files, end = tokenizer_files(tok, config.block_size)
     ids = {"bos_token_id": tok.start, "eos_token_id": end}
     files["config.json"] = gpt2_config(config, tok.vocab_size, tok.start, end)
@@ -178,7 +168,7 @@ def gpt2_config(config: GPTConfig, vocab_size: int, start: int, end: int | None)
 # --- tokenizers
 
 
-def tokenizer_json(tok: TextTokenizer) -> dict[str, Any]:
+def tokenizer_json(tok: tokenizer.TextTokenizer) -> dict[str, Any]:
     """The tokenizer.json of an equal tokenizer of Hugging Face.
 
     It also refuses characters and words that the vocabulary lacks. One difference: the text
@@ -192,27 +182,27 @@ def tokenizer_json(tok: TextTokenizer) -> dict[str, Any]:
         return {token: i for i, token in enumerate(tokens)}
 
     match tok:
-        case CharTokenizer():
+        case tokenizer.CharTokenizer():
             # No token is empty, so there is no token for the unknown.
             model = tokenizers.models.WordLevel(in_order(list(tok.characters)), unk_token="")
             made = tokenizers.Tokenizer(model)
             made.pre_tokenizer = split(regex(r"[\s\S]"), "isolated")
             made.decoder = tokenizers.decoders.Fuse()
-        case WordTokenizer():  # its decoder puts spaces between words
+        case tokenizer.WordTokenizer():  # its decoder puts spaces between words
             model = tokenizers.models.WordLevel(in_order(tok.words), unk_token="")
             made = tokenizers.Tokenizer(model)
             spaces = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
             made.pre_tokenizer = split(regex(f"[{spaces}]+"), "removed")
-        case ByteTokenizer():
+        case tokenizer.ByteTokenizer():
             made = tokenizers.Tokenizer(bpe(in_order(byte_characters()), []))
             made.pre_tokenizer = byte_level(add_prefix_space=False, use_regex=False)
             made.decoder = tokenizers.decoders.ByteLevel()
-        case GPT2Tokenizer():
+        case tokenizer.GPT2Tokenizer():
             made = tokenizers.Tokenizer(bpe(*vocabulary_and_merges(tok.token_bytes())))
             made.pre_tokenizer = byte_level(add_prefix_space=False)
             made.decoder = tokenizers.decoders.ByteLevel()
             made.add_special_tokens(["<|endoftext|>"])
-        case BPETokenizer():
+        case tokenizer.BPETokenizer():
             return json.loads(tok.to_dict()["model"])
     return json.loads(made.to_str())
 
@@ -247,7 +237,9 @@ def vocabulary_and_merges(tokens: list[bytes]) -> tuple[dict[str, int], list[tup
     return {text(token): i for token, i in ranks.items()}, merges
 
 
-def tokenizer_files(tok: TextTokenizer, block_size: int) -> tuple[dict[str, Any], int | None]:
+def tokenizer_files(
+    tok: tokenizer.TextTokenizer, block_size: int
+) -> tuple[dict[str, Any], int | None]:
     """({file name: JSON} that AutoTokenizer reads, the token that ends a text or None)."""
     model = tokenizer_json(tok)
     special = {t["id"]: t["content"] for t in model["added_tokens"] if t["special"]}

@@ -125,8 +125,8 @@ def whisper_params(tensors: Tensors, shapes: Any) -> Any:
         for path, name in names.items()
     }
     table_VD = flat["decoder.token_embedding.table"]
-    if head in tensors.shapes and not np.array_equal(tensors.take(head), table_VD):
-        raise UserError(f"{tensors.files[0]}: {head} is not {embedding}, but they must be the same")
+    if head in tensors.shapes:
+        tensors.take_copy(head, embedding, table_VD)
     return unflatten_dict(flat, sep=".")
 
 
@@ -187,11 +187,8 @@ def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTok
     # English-only checkpoints may have language tokens, but were not trained with them.
     generation = folder / "generation_config.json"
     saved = read_json(generation) if generation.is_file() else {}
-    languages = sorted(
-        match[1]
-        for token in added
-        if (match := re.fullmatch(r"<\|([a-z]{2,3})\|>", str(token.get("content"))))
-    )
+    contents = (str(token.get("content")) for token in added)
+    languages = sorted(text[2:-2] for text in contents if re.fullmatch(r"<\|[a-z]{2,3}\|>", text))
     is_multilingual = saved.get("is_multilingual", vocab_size != ENGLISH_ONLY) and bool(languages)
     start = ["<|startoftranscript|>"]
     if is_multilingual:
