@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Refused
+from conftest import Printed, Refused
 
 from gptjax import __version__, cli
 
 REPO = Path(__file__).parents[1]
 
 
-def test_help_fits_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_fits_one_screen(printed: Printed) -> None:
     for argv in ([], ["--help"], ["-h"], ["help"]):
-        cli.main(argv)
-        text = capsys.readouterr().out
+        text = printed(cli.main, *argv)
         assert text == cli.HELP + "\n"
     lines = text.splitlines()
     assert len(lines) <= 24
@@ -74,9 +73,8 @@ def test_an_unknown_command_names_the_nearest(refused: Refused, name: str, words
     assert words in refused(cli.main, name)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["--version"])
-    assert capsys.readouterr().out == f"{__version__}\n"
+def test_version(printed: Printed) -> None:
+    assert printed(cli.main, "--version") == f"{__version__}\n"
 
 
 def test_the_console_script_is_this_main() -> None:
@@ -98,15 +96,10 @@ def test_root_scripts_call_the_same_main(
 
 
 def test_python_dash_m() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "gptjax", "trian"],
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
+    command = [sys.executable, "-m", "gptjax", "trian"]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: gptjax has no command trian; did you mean train?\n"
 
 

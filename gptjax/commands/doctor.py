@@ -132,9 +132,8 @@ def start_jax() -> tuple[Facts, str | None]:
         )
     except subprocess.TimeoutExpired:
         return {}, f"JAX did not start in {TIMEOUT:.0f} s; does another process hold the device?"
-    messages = [line[:300] for line in dict.fromkeys(child.stderr.splitlines()) if line.strip()][
-        :20
-    ]
+    lines = dict.fromkeys(line for line in child.stderr.splitlines() if line.strip())
+    messages = [line[:300] for line in lines][:20]
     facts: Facts = {"messages": messages} if messages else {}
     for line in child.stdout.splitlines():
         if line.startswith('{"'):

@@ -118,15 +118,10 @@ def whisper_params(tensors: Tensors, shapes: Any) -> Any:
             f"{tensors.files[0]}: {positions} is {difference:.2g} away from sinusoids, the only "
             "encoder positions that can be imported"
         )
-    flat: dict[str, np.ndarray] = {
-        path: np.zeros(ours[path], np.float32)
-        if is_zero(name)
-        else to_ours(tensors.take(name), name)
-        for path, name in names.items()
-    }
-    table_VD = flat["decoder.token_embedding.table"]
+    flat = {path: np.zeros(shape, np.float32) for path, shape in ours.items()}
+    flat |= {path: to_ours(tensors.take(n), n) for path, n in names.items() if not is_zero(n)}
     if head in tensors.shapes:
-        tensors.take_copy(head, embedding, table_VD)
+        tensors.take_copy(head, embedding, flat["decoder.token_embedding.table"])
     return unflatten_dict(flat, sep=".")
 
 
