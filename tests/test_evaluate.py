@@ -282,12 +282,18 @@ def test_a_bad_source_does_not_end_a_conversation(
         ("--interactive --attention x.png", ["--attention draws one source, not 0"]),
         ("--source ab --step 3", ["--step 3 is not there; ", " has best, latest, 4, 8"]),
         ("--sorce ab", ["--sorce", "--source"]),
+        ("evaluate --beam 0", ["--beam is 0, but must be in [1, 100]"]),
+        ("evaluate --length-penalty -1", ["--length-penalty is -1.0"]),
+        ("evaluate --split train", ["--split", "'train'", "val"]),
+        ("evaluate --step 3", ["--step 3 is not there; ", " has best, latest, 4, 8"]),
+        ("evaluate --splitt val", ["--splitt", "--split"]),
     ],
 )
 def test_bad_flags_of_a_run_on_pairs(
     refused: Refused, trained: Path, flags: str, words: list[str]
 ) -> None:
-    line = refused(sample.main, trained, *flags.split())
+    main = evaluate.main if flags.startswith("evaluate ") else sample.main
+    line = refused(main, trained, *flags.removeprefix("evaluate ").split())
     for word in words:
         assert word in line
 
@@ -316,24 +322,6 @@ def test_bad_files_of_sources(
     path = tmp_path / "sources.txt"
     path.write_bytes(raw)
     assert words in refused(sample.main, trained, "--source-file", path, *flags)
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ("--beam 0", ["--beam is 0, but must be in [1, 100]"]),
-        ("--length-penalty -1", ["--length-penalty is -1.0"]),
-        ("--split train", ["--split", "'train'", "val"]),
-        ("--step 3", ["--step 3 is not there; ", " has best, latest, 4, 8"]),
-        ("--splitt val", ["--splitt", "--split"]),
-    ],
-)
-def test_bad_flags_of_an_evaluation(
-    refused: Refused, trained: Path, flags: str, words: list[str]
-) -> None:
-    line = refused(evaluate.main, trained, *flags.split())
-    for word in words:
-        assert word in line
 
 
 def test_only_a_run_can_be_evaluated(
