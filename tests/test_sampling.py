@@ -46,15 +46,6 @@ def test_cached_equals_uncached_before_and_past_the_block_size(
     assert len(np.unique(made)) > 2  # no fixed point, which anything would reproduce
 
 
-def test_the_two_policies_differ_past_the_block_size_only(model, params):
-    prompt = np.zeros((1, 1), np.int32)
-    half, exact = (
-        sampling.complete(model, params, prompt, N_TOKENS, sampler=GREEDY, exact_window=e)
-        for e in (False, True)
-    )
-    np.testing.assert_array_equal(half[:, :16], exact[:, :16])
-
-
 def test_what_is_drawn_depends_on_the_seed_and_not_on_how_much_is_asked_for(model, params):
     prompt = np.zeros((2, 3), np.int32)
     long = sampling.complete(model, params, prompt, 40, seed=5)

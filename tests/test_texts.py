@@ -22,6 +22,7 @@ from gptjax.data.texts import TextData
 from gptjax.errors import UserError
 
 Kind = Literal["char", "word", "byte", "gpt2", "bpe"]
+Windows = Literal["random", "epochs"]
 
 # Blank lines, indents and characters of one to four bytes, so that any place to cut is a trap.
 TEXT = "First Citizen:\n\n  Speak, naïve friend.\n\n\n\tÜber 12 €? \U0001f600\n   \nAll:\n" * 5
@@ -66,29 +67,25 @@ def test_targets_are_the_next_tokens() -> None:
 
 def test_random_batches_reach_both_ends_of_the_text() -> None:
     tokens = np.arange(10, dtype=np.uint16)
-    batch = texts.random_batch(tokens, block_size=8, batch_size=64, seed=1, stream=0, step=0)
+    batch = texts.random_batch(tokens, 8, 64, seed=1, stream=0, step=0)
     assert set(batch["tokens"][:, 0]) == {0, 1}
     assert batch["targets"].max() == 9
-    shortest = texts.random_batch(tokens[:9], block_size=8, batch_size=3, seed=1, stream=0, step=0)
+    shortest = texts.random_batch(tokens[:9], 8, 3, seed=1, stream=0, step=0)
     np.testing.assert_array_equal(shortest["tokens"], np.tile(np.arange(8), (3, 1)))
 
 
 @pytest.mark.parametrize("windows", ["random", "epochs"])
-def test_training_batches_stack_the_steps_and_pad_with_weight_zero(
-    windows: Literal["random", "epochs"],
-) -> None:
+def test_training_batches_stack_the_steps_and_pad_with_weight_zero(windows: Windows) -> None:
     tokens = np.arange(500, dtype=np.uint16)
     config = Config(
         BigramConfig(8), TextDataConfig(windows=windows), train=TrainConfig(batch_size=4), seed=7
     )
-    stacked = data.training_batches(
-        text_data(tokens), config, steps=range(10, 13), steps_per_dispatch=5
-    )
+    stacked = data.training_batches(text_data(tokens), config, range(10, 13), steps_per_dispatch=5)
     for i, step in enumerate(range(10, 13)):
-        alone = {
-            "random": texts.random_batch(tokens, 8, 4, 7, TRAINING, step),
-            "epochs": texts.epoch_batch(tokens, 8, 4, 7, step),
-        }[windows]
+        if windows == "random":
+            alone = texts.random_batch(tokens, 8, 4, 7, TRAINING, step)
+        else:
+            alone = texts.epoch_batch(tokens, 8, 4, 7, step)
         for name, leaf in alone.items():
             np.testing.assert_array_equal(stacked[name][i], leaf)
     assert stacked["loss_weights"].shape == (5, 4, 8)
@@ -102,10 +99,8 @@ def test_an_epoch_takes_every_window_once(
 ) -> None:
     tokens = np.arange(block_size + n_more, dtype=np.uint16)
     n_windows = max(1, len(tokens) // block_size - 1)
-    batches = [
-        texts.epoch_batch(tokens, block_size, batch_size, seed, step)
-        for step in range(2 * n_windows)
-    ]
+    sizes = block_size, batch_size
+    batches = [texts.epoch_batch(tokens, *sizes, seed, step) for step in range(2 * n_windows)]
     for batch in batches:
         np.testing.assert_array_equal(batch["targets"], batch["tokens"] + 1)
     starts = np.concatenate([batch["tokens"][:, 0] for batch in batches])
@@ -127,9 +122,7 @@ def test_every_epoch_starts_at_another_place_in_another_order() -> None:
 
 
 @pytest.mark.parametrize("windows", ["random", "epochs"])
-def test_a_part_of_a_batch_is_what_it_is_of_the_whole(
-    windows: Literal["random", "epochs"],
-) -> None:
+def test_a_part_of_a_batch_is_what_it_is_of_the_whole(windows: Windows) -> None:
     train = TrainConfig(batch_size=5, eval_batches=3)
     config = Config(BigramConfig(8), data=TextDataConfig(windows=windows), train=train)
     check_rows(text_data(np.arange(503, dtype=np.uint16)), config)
@@ -192,29 +185,25 @@ def test_load_splits_at_the_end_and_hashes_the_bytes(text_file: Path) -> None:
     assert loaded.source == str(text_file)
 
 
-def test_a_byte_order_mark_is_no_text(text_file: Path) -> None:
-    text_file.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
-    text, sha256 = text_files.read_text(text_file)
-    assert text == TEXT
-    assert sha256 == hashlib.sha256(b"\xef\xbb\xbf" + TEXT.encode()).hexdigest()
-
-
-@pytest.mark.parametrize(("val_fraction", "split"), [(0.01, "validation"), (0.99, "training")])
+@pytest.mark.parametrize(
+    ("val_fraction", "block_size", "says"),
+    [
+        (0.01, 8, "the validation split has 4 tokens, fewer than --model.block-size 8"),
+        (0.99, 8, "the training split has 4 tokens, fewer"),
+        (0.5, 200, "split has 200 tokens, fewer"),
+        (0.5, 199, ""),
+    ],
+)
 def test_a_split_too_short_for_a_window_is_refused(
-    text_file: Path, val_fraction: float, split: str
+    tmp_path: Path, val_fraction: float, block_size: int, says: str
 ) -> None:
-    config = TextDataConfig(path=text_file, val_fraction=val_fraction)
-    with pytest.raises(UserError, match=f"the {split} split has . tokens, fewer than --model.bl"):
-        texts.load(config, block_size=8)
-
-
-def test_the_shortest_text_that_works() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "read_text", lambda path: ("abcdefghi" * 2, "sha"))
-        config = TextDataConfig(path=Path("any.txt"), val_fraction=0.5)
-        assert len(texts.load(config, block_size=8).val) == 9
-        with pytest.raises(UserError, match="split has 9 tokens"):
-            texts.load(config, block_size=9)
+    (tmp_path / "text.txt").write_text("abcde" * 80)
+    config = TextDataConfig(path=tmp_path / "text.txt", val_fraction=val_fraction)
+    if not says:
+        assert len(texts.load(config, block_size).val) == block_size + 1
+        return
+    with pytest.raises(UserError, match=says):
+        texts.load(config, block_size)
 
 
 # --- token files
@@ -265,13 +254,12 @@ def test_token_files_are_memory_mapped_and_batched_like_text(
     assert type(one["tokens"]) is np.ndarray
 
 
-def test_prepare_drops_byte_order_marks_as_a_text_file_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "PIECE_BYTES", 2)
-    files = tmp_path / "a.txt", tmp_path / "b.txt"
+    files, marked = (tmp_path / "a.txt", tmp_path / "b.txt"), b"\xef\xbb\xbf" + TEXT.encode()
     for path in files:
-        path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+        path.write_bytes(marked)
+        assert text_files.read_text(path) == (TEXT, hashlib.sha256(marked).hexdigest())
     text_files.prepare(files, tmp_path / "out", "char")
     prepared = texts.load(TextDataConfig(path=tmp_path / "out"), block_size=8)
     assert prepared.tokenizer.decode([*prepared.train, *prepared.val]) == TEXT * 2
@@ -318,19 +306,19 @@ def test_an_empty_or_missing_file_leaves_nothing_behind(tmp_path: Path, kind: Ki
         assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "empty.txt"}
 
 
-def test_prepare_does_not_touch_a_folder_that_exists(tmp_path: Path, text_file: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "precious").write_text("mine")
-    with pytest.raises(UserError, match=f"--out {out} exists; name a new folder"):
-        text_files.prepare((text_file,), out, "byte")
-    assert [path.name for path in out.iterdir()] == ["precious"]
-
-
-def test_prepare_into_a_place_that_cannot_be_written(text_file: Path) -> None:
-    out = text_file / "out"  # below a file: not even root can make that folder
-    with pytest.raises(UserError, match=r"--out .*Not a directory; name a writable folder"):
-        text_files.prepare((text_file,), out, "byte")
+def test_prepare_into_a_place_that_is_taken_or_cannot_be_written(
+    tmp_path: Path, text_file: Path
+) -> None:
+    (tmp_path / "precious").mkdir()
+    for out, says in (
+        (tmp_path / "precious", "exists; name a new folder"),
+        # Below a file: not even root can make that folder.
+        (text_file / "out", ".*Not a directory; name a writable folder"),
+    ):
+        with pytest.raises(UserError, match=f"--out {out}:? ?{says}"):
+            text_files.prepare((text_file,), out, "byte")
+    assert {path.name for path in tmp_path.iterdir()} == {"precious", "text.txt"}
+    assert list((tmp_path / "precious").iterdir()) == []
 
 
 def test_prepare_on_the_command_line(

@@ -5,10 +5,12 @@ import itertools
 from functools import partial
 from typing import Any
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_error_rates import distance
 
 from gptjax import models, speech_recognizer
 from gptjax.config_encoders import SpeechConfig
@@ -20,23 +22,13 @@ from gptjax.decoding import beam_search, error_rates, transcription, word_alignm
 
 pytest.importorskip("jiwer", reason="an extra: pip install -e '.[evaluate]'")
 PLAIN = SpeechConfig(
+    **dataclasses.asdict(conftest.TINY) | {"block_size": 8},
     n_encoder_layer=2,
-    n_layer=2,
-    n_head=2,
-    n_embd=16,
     n_mels=20,
-    block_size=8,
     source_block_size=80,
-    dropout=0.0,
 )
 MODERN = dataclasses.replace(
-    PLAIN,
-    position="rotary",
-    norm="rmsnorm",
-    activation="relu2",
-    qk_norm=True,
-    short_conv=3,
-    bias=False,
+    PLAIN, **dataclasses.asdict(conftest.MODERN) | {"block_size": 8, "logit_softcap": 0.0}
 )
 BOTH = pytest.mark.parametrize("config", [PLAIN, MODERN], ids=["plain", "modern"])
 
@@ -87,10 +79,8 @@ def test_the_stem_is_two_convolutions_of_which_the_second_halves() -> None:
 
 def test_sinusoids_are_whispers() -> None:
     made = np.asarray(speech_recognizer.sinusoids(7, 6))
-    for s in range(7):
-        for i in range(3):
-            angle = s / 10_000 ** (i / 2)
-            np.testing.assert_allclose(made[s, [i, i + 3]], [np.sin(angle), np.cos(angle)], 1e-5)
+    angles = np.arange(7)[:, None] / 10_000 ** (np.arange(3) / 2)
+    np.testing.assert_allclose(made, np.hstack([np.sin(angles), np.cos(angles)]), 1e-5)
 
 
 @BOTH
@@ -278,16 +268,6 @@ def test_the_heads_that_follow_the_sound_are_chosen() -> None:
 # --- error rates
 
 
-def distance(a: list[str], b: list[str]) -> int:
-    """Levenshtein's distance."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        before, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
-    return row[-1]
-
-
 def test_error_rates_are_those_of_levenshtein() -> None:
     rng = np.random.default_rng(3)
     words = ["one", "two", "three", "four"]
@@ -300,32 +280,25 @@ def test_error_rates_are_those_of_levenshtein() -> None:
         for one in references
     ]
     found = error_rates.speech_errors(references, hypotheses)
-    n_wrong = [
-        distance(a.text.split(), b.split()) for a, b in zip(references, hypotheses, strict=True)
-    ]
-    n_words = sum(len(one.text.split()) for one in references)
-    assert found["wer"] == pytest.approx(sum(n_wrong) / n_words)
-    assert found["accuracy"] == pytest.approx(np.mean(np.array(n_wrong) == 0))
-    n_letters = sum(
-        distance(list(a.text), list(b)) for a, b in zip(references, hypotheses, strict=True)
-    )
+    pairs = list(zip(references, hypotheses, strict=True))
+    n_wrong = np.array([distance(a.text.split(), b.split()) for a, b in pairs])
+    n_words = np.array([len(one.text.split()) for one in references])
+    assert found["wer"] == pytest.approx(n_wrong.sum() / n_words.sum())
+    assert found["accuracy"] == pytest.approx(np.mean(n_wrong == 0))
+    n_letters = sum(distance(list(a.text), list(b)) for a, b in pairs)
     assert found["cer"] == pytest.approx(n_letters / sum(len(one.text) for one in references))
     low, high = found["wer_interval"]
     # The normal approximation of the ratio's distribution.
-    n_mean = n_words / len(references)
-    rest = np.array(n_wrong) - found["wer"] * np.array([len(s.text.split()) for s in references])
-    half = 1.96 * rest.std() / n_mean / len(references) ** 0.5
+    rest = n_wrong - found["wer"] * n_words
+    half = 1.96 * rest.std() / n_words.mean() / len(references) ** 0.5
     np.testing.assert_allclose([found["wer"] - low, high - found["wer"]], half, rtol=0.25)
     for k in range(3):
         row = found["per_speaker"][f"s{k}"]
-        of = [i for i in range(40) if i % 3 == k]
-        assert row["clips"] == len(of)
-        assert row["accuracy"] == pytest.approx(np.mean([n_wrong[i] == 0 for i in of]))
+        assert row["clips"] == len(n_wrong[k::3])
+        assert row["accuracy"] == pytest.approx(np.mean(n_wrong[k::3] == 0))
     rates = [w["errors"] / len(w["reference"].split()) for w in found["worst"]]
     assert rates == sorted(rates, reverse=True)
-    assert rates[0] == max(
-        w / len(s.text.split()) for w, s in zip(n_wrong, references, strict=True)
-    )
+    assert rates[0] == (n_wrong / n_words).max()
 
 
 def test_case_and_punctuation_are_no_errors() -> None:
