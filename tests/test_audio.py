@@ -31,13 +31,26 @@ def write(path: Path, samples: np.ndarray, rate: int = 16_000, **options: str) -
 
 
 @pytest.mark.parametrize(
-    ("name", "tolerance"), [("a.wav", 1e-4), ("a.flac", 1e-4), ("a.ogg", 0.05), ("a.mp3", 0.05)]
+    ("name", "subtype", "tolerance"),
+    [
+        ("a.wav", "PCM_U8", 2.0**-7),
+        ("a.wav", "PCM_16", 2.0**-15),
+        *(("a.wav", subtype, 1e-6) for subtype in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")),
+        ("a.flac", "PCM_16", 1e-4),
+        ("a.ogg", "VORBIS", 0.05),
+        ("a.mp3", "MPEG_LAYER_III", 0.05),
+    ],
 )
-def test_every_format_gives_the_same_samples(tmp_path: Path, name: str, tolerance: float) -> None:
-    samples = audio.read(write(tmp_path / name, tone()))
+def test_every_format_gives_the_same_samples(
+    tmp_path: Path, name: str, subtype: str, tolerance: float
+) -> None:
+    path = write(tmp_path / name, tone(), subtype=subtype)
+    samples = audio.read(path)
     assert samples.dtype == np.float32
-    assert abs(len(samples) - 8000) <= 1200  # an MP3 is padded
-    middle = slice(2000, 6000)
+    # An MP3 is padded.
+    assert 8000 <= len(samples) <= (9200 if name == "a.mp3" else 8000)
+    assert audio.duration(path) == pytest.approx(0.5, abs=0.075 if name == "a.mp3" else 0)
+    middle = slice(2000, 6000) if name in ("a.ogg", "a.mp3") else slice(None)
     np.testing.assert_allclose(samples[middle], tone()[middle], atol=tolerance)
 
 

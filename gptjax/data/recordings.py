@@ -20,6 +20,7 @@ from gptjax.data import audio
 from gptjax.data.audio import SAMPLE_RATE
 from gptjax.errors import UserError
 
+SPLITS = ("train", "val", "test")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FSDD_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav")
 # The official test split of FSDD is takes 0 to 4. The validation split is our choice.
@@ -60,16 +61,12 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(N_READERS)
 
 
-def read(clips: Sequence[Clip]) -> Iterator[np.ndarray]:
-    """The samples of clips, read by several threads."""
-    return _readers().map(audio.read, [clip.path for clip in clips])
-
-
 def read_examples(clips: Sequence[Clip]) -> Iterator[Example]:
-    """Each clip as an example. Reads a few clips ahead of the caller."""
+    """Each clip as an example. Several threads read a few clips ahead of the caller."""
     for first in range(0, len(clips), 2 * N_READERS):
         part = clips[first : first + 2 * N_READERS]
-        for clip, samples_N in zip(part, read(part), strict=True):
+        read = _readers().map(audio.read, [clip.path for clip in part])
+        for clip, samples_N in zip(part, read, strict=True):
             yield Example(samples_N, clip.text, clip.speaker)
 
 
@@ -85,7 +82,7 @@ def split(
         speakers = sorted({clip.speaker for clip in clips})
         if hold_out not in speakers:
             raise UserError(f"--data.hold-out {hold_out} is no speaker of {source}: {speakers}")
-    parts: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
+    parts: dict[str, list[Clip]] = {name: [] for name in SPLITS}
     for clip in clips:
         where = clip.split
         if not where:
@@ -96,7 +93,7 @@ def split(
         elif hold_out and where == "test":
             continue  # test clips of other speakers are never used
         parts[where].append(clip)
-    return tuple(tuple(parts[name]) for name in ("train", "val", "test"))
+    return tuple(map(tuple, parts.values()))
 
 
 def find_clips(path: Path) -> list[Clip]:
@@ -131,8 +128,8 @@ def _fsdd(folder: Path) -> list[Clip]:
 def _librispeech(folder: Path) -> list[Clip]:
     clips = []
     for listing in sorted(folder.rglob("*.trans.txt")):
-        inside = listing.relative_to(folder).parts[:-1]
-        where = next((s for part in inside for s in [_subset(part)] if s), _subset(folder.name))
+        places = (*listing.relative_to(folder).parts[:-1], folder.name)
+        where = next(filter(None, map(_subset, places)), "")
         for number, line in enumerate(read_transcripts(listing).splitlines(), 1):
             name, _, text = line.strip().partition(" ")
             if not name:
@@ -167,15 +164,13 @@ def _manifest(path: Path) -> list[Clip]:
                 f"{path}, line {number}: {line[:60]!r} is not "
                 '{"audio": "FILE", "text": "WORDS", "speaker": "NAME"}'
             ) from None
-        wrong = ""
-        if not sound.is_file():
-            wrong = f"audio {row['audio']} is no file"
-        elif not text:
-            wrong = "text is empty"
-        elif clip.split not in ("", "train", "val", "test"):
-            wrong = f"split {clip.split} is none of train, val, test"
-        if wrong:
-            raise UserError(f"{path}, line {number}: {wrong}")
+        for is_wrong, what in (
+            (not sound.is_file(), f"audio {row['audio']} is no file"),
+            (not text, "text is empty"),
+            (part not in ("", *SPLITS), f"split {part} is none of {', '.join(SPLITS)}"),
+        ):
+            if is_wrong:
+                raise UserError(f"{path}, line {number}: {what}")
         clips.append(clip)
     return clips
 

@@ -78,18 +78,14 @@ def word_times(tok: SpeechTokenizer, ids: np.ndarray, weights_TS: np.ndarray) ->
     shown, begin = "", 0
     texts = [tok.target.decode(ids[: i + 1]) for i in range(len(ids))]
     for i, text in enumerate(texts):
-        is_last = i + 1 == len(texts)
-        next_piece = "" if is_last else texts[i + 1][len(text) :]
         # A word ends before a token that starts with a space.
-        if not is_last and not next_piece[:1].isspace():
+        if i + 1 < len(texts) and not texts[i + 1][len(text) :][:1].isspace():
             continue
-        word = text[len(shown) :].strip()
-        if word:
+        if word := text[len(shown) :].strip():
             positions = np.flatnonzero((token_S >= begin) & (token_S <= i))
-            weight_S = weights_TS[begin : i + 1].max(0)
             if len(positions):
-                threshold = MIN_WEIGHT * weight_S[positions].max()
-                strong = positions[weight_S[positions] >= threshold]
+                weights = weights_TS[begin : i + 1, positions].max(0)
+                strong = positions[weights >= MIN_WEIGHT * weights.max()]
                 first, end = strong[0], strong[-1] + 1
             else:  # more tokens than positions
                 first = end = int(np.searchsorted(token_S, begin))
