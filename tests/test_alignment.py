@@ -15,29 +15,21 @@ from gptjax.config import GPTConfig
 from gptjax.decoding import attention_weights
 from gptjax.rotary import rotary_angles, rotate
 
-CONFIG = """
-from pathlib import Path
-from gptjax.config import BigramConfig, Config, TextDataConfig, GPTConfig, TrainConfig
-
-config = Config(
-    model={model},
-    data=TextDataConfig(path=Path({text!r})),
-    train=TrainConfig(max_steps=1, batch_size=4, eval_batches=0, sample_tokens=0),
-)
-"""
-MODELS = {
-    "gpt": "GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=64, dropout=0.2)",
-    "bigram": "BigramConfig(block_size=8)",
+CONFIGS = Path(__file__).parents[1] / "configs"
+FLAGS = {
+    "gpt": "debug.py --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.block-size 64"
+    " --model.dropout 0.2",
+    "bigram": "bigram.py --model.block-size 8",
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=FLAGS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "text.txt").write_text("To be, or not to be,\nthat is the question: $x_{y$\n" * 40)
-    config = CONFIG.format(model=MODELS[request.param], text=str(folder / "text.txt"))
-    (folder / "tiny.py").write_text(config)
-    train.main(["--config", str(folder / "tiny.py"), "--run-dir", str(folder / "run")])
+    flags = f"--config {CONFIGS}/{FLAGS[request.param]} --train.max-steps 1 --train.batch-size 4"
+    flags += f" --train.eval-batches 0 --train.sample-tokens 0 --data.path {folder / 'text.txt'}"
+    train.main(["--run-dir", str(folder / "run"), *flags.split()])
     return folder / "run"
 
 
