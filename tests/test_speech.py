@@ -222,9 +222,8 @@ def test_strings_are_made_of_their_own_split_alone(tmp_path: Path) -> None:
         is_word = (batch["loss_weights"] > 0) & (batch["targets"] != dataset.tokenizer.end)
         return set(target.decode(batch["targets"][is_word]).split())
 
-    assert [words(dataset.batch(config, step)) for step in range(6)] == [{"one"}] * 6
-    validation = list(map(words, dataset.validation(config, 4)))
-    assert validation == [{"two"}] * len(validation) != []
+    assert set().union(*(words(dataset.batch(config, step)) for step in range(6))) == {"one"}
+    assert set().union(*map(words, dataset.validation(config, 4))) == {"two"}
     assert {w for s in dataset.test_strings(MODEL) for w in s.text.split()} == {"three"}
     with pytest.raises(UserError):
         target.encode("three")
