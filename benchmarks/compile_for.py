@@ -87,6 +87,10 @@ def pretend_gpu() -> Iterator[None]:
         yield
 
 
+with pretend_gpu():
+    GPU_OPTIONS = devices.compiler_options()
+
+
 def read(name: str) -> Config:
     path = Path(__file__).parent.parent / "configs" / f"{name}.py"
     return runpy.run_path(str(path))["config"]
@@ -203,7 +207,7 @@ def main() -> None:
     if why := missing():
         raise SystemExit(why)
     chosen = choice.Choice(args.attention, None if args.norm is None else args.norm == "kernel")
-    options = dict(training.compiler_options("gpu"))
+    options = dict(GPU_OPTIONS)
     if args.triton_gemm:
         options["xla_gpu_enable_triton_gemm"] = args.triton_gemm == "true"
     table = []

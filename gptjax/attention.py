@@ -67,9 +67,9 @@ def attend_causally(
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2): (B, T, D) -> (B, T, D).
 
-    If causal, positions see only what is before them. Otherwise they see every position where
-    mask_BT is true (padding is false). `rotary` rotates queries and keys. With a cache, the keys
-    and values of earlier calls are seen as well. rows_B turns dropout on.
+    If causal, a position sees itself and earlier ones. Otherwise it sees all where mask_BT is true
+    (padding is false). `rotary` rotates queries and keys. With a cache, the keys and values of
+    earlier calls are seen as well. rows_B: see Dropout; None, as in evaluation, drops nothing.
 
     Returns (y_BTD, the cache with the new keys and values in it).
     """
@@ -88,16 +88,38 @@ class SelfAttention(nn.Module):
         rows_B: Array | None = None,
     ) -> tuple[Array, BlockCache | None]:
         c = self.config
+        dropped, streams_B2 = attention_dropout(self, c, rows_B)
+        if cache is None and use_fused(self, c, dropped):
+            # On a GPU: what `heads` computes, in one kernel and without T x T arrays in memory.
+            sources = fused_sources(c, self.dtype, x_BTD, None, rotary)
+            y_BTD = fused_attention(sources, self.causal, mask_BT, dropped, streams_B2)
+        else:
+            n = x_BTD.shape[1]
+            drop = weight_dropout(streams_B2, dropped, (c.n_head, n, n))
+            y_BTD, cache = self.heads(x_BTD, mask_BT, rotary, cache, drop)
+        # A last linear map mixes what the heads found.
+        output = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")
+        return output(y_BTD), cache
+
+    def heads(
+        self,
+        x_BTD: Array,
+        mask_BT: Array | None,
+        rotary: Rotary | None,
+        cache: BlockCache | None,
+        drop_weights: Callable[[Array, int], Array],
+    ) -> tuple[Array, BlockCache | None]:
+        """What the heads found, side by side: (B, T, H K). And the cache."""
+        c = self.config
 
         def project(name: str) -> Array:
             y_BTD = Linear(c.n_embd, c.attention_bias, dtype=self.dtype, name=name)(x_BTD)
             return split_heads(y_BTD, c.n_head)
 
-        dropped, streams_B2 = attention_dropout(self, c, rows_B)
-        if cache is None and use_fused(self, c, dropped):  # on a GPU: all of the below in a kernel
-            sources = fused_sources(c, self.dtype, x_BTD, None, rotary)
-            y_BTD = fused_attention(sources, self.causal, mask_BT, dropped, streams_B2)
-            return Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(y_BTD), cache
+        def drop(weights_BHTS: Array, first: int = 0) -> Array:
+            # Sown for pictures of attention. In training nobody collects it, and it costs nothing.
+            self.sow("intermediates", "weights", weights_BHTS)
+            return drop_weights(weights_BHTS, first)
 
         # What each position looks for, what it can be found by, and what it passes on.
         q_BHTK, k_BHTK, v_BHTK = project("query"), project("key"), project("value")
@@ -107,16 +129,8 @@ class SelfAttention(nn.Module):
         if rotary is not None:
             q_BHTK, k_BHTK = rotate(q_BHTK, rotary), rotate(k_BHTK, rotary)
 
-        n_batch, n_target, _ = x_BTD.shape
-        drop_weights = weight_dropout(streams_B2, dropped, (n_batch, c.n_head, n_target, n_target))
-
-        def drop(weights_BHTS: Array, first: int = 0) -> Array:
-            # Sown for pictures of attention; in training nobody collects it and it costs nothing.
-            self.sow("intermediates", "weights", weights_BHTS)
-            return drop_weights(weights_BHTS, first)
-
-        if cache is not None:  # decoding: only the new positions are computed
-            mask_TS = cache.mask(n_target)
+        if cache is not None:  # decoding: only the new positions are computed, without dropout
+            mask_TS = cache.mask(x_BTD.shape[1])
             cache, k_BHSK, v_BHSK = cache.append(k_BHTK, v_BHTK)
             y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask_TS, drop)
         elif self.causal:
@@ -124,10 +138,7 @@ class SelfAttention(nn.Module):
         else:
             mask = None if mask_BT is None else mask_BT[:, None, None, :]
             y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, mask, drop)
-
-        # A last linear map mixes what the heads found.
-        y_BTD = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(merge(y_BHTK))
-        return y_BTD, cache
+        return merge(y_BHTK), cache
 
 
 def split_heads(x_BTD: Array, n_head: int) -> Array:

@@ -1,8 +1,8 @@
-"""What a run sets: frozen dataclasses, every field declared once.
+"""The settings of a run: frozen dataclasses, every field declared once.
 
-A file in configs/ defines `config = Config(...)`. Any field can also be set on the command line,
-for example `--optim.learning-rate 1e-3`. Names follow nanoGPT where it has one. Models with an
-encoder add fields of their own in config_encoders.py.
+A file in configs/ defines `config = Config(...)`. The command line sets any field, for example
+`--optim.learning-rate 1e-3`. Names follow nanoGPT if it has the same option. Fields of models with
+an encoder are in config_encoders.py.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What every model has."""
+    """The field that all models share."""
 
     block_size: int = 256
     """Context length, in tokens."""
@@ -86,7 +86,7 @@ class GPTConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What every data set has."""
+    """The fields that all kinds of data share."""
 
     path: Path | None = None
     """Your own data instead of the default. A text: one UTF-8 file, or a folder made by `gptjax
@@ -110,7 +110,7 @@ class TextDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule. optim.py builds them."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon: Muon on the matrices of the blocks and AdamW on the rest."""
@@ -171,7 +171,8 @@ class TrainConfig:
     batch_size: int = 64
     """Sequences per optimizer step, over all devices."""
     micro_batch_size: int = 0
-    """Sequences per forward and backward pass. Gradients add up to batch_size. 0: automatic."""
+    """Sequences per forward and backward pass; a divisor of batch_size. Gradients of several passes
+    are summed. 0: automatic."""
     init_from: Path | None = None
     """Start from the parameters of this run. It must have the same model and vocabulary."""
     remat: bool = False
@@ -179,7 +180,7 @@ class TrainConfig:
     attention: Literal["auto", "kernel", "cudnn", "plain"] = "auto"
     """auto: on one GPU the kernel of kernels/attention.py; plain elsewhere."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of activations and matmuls. Weights stay float32. auto: bfloat16 on GPU and TPU."""
+    """Number type of activations and matmuls. Weights are float32. auto: bfloat16 on GPU, TPU."""
     eval_interval: int = 500
     """Steps between evaluations. Each one also writes loss.png, a sample and a checkpoint."""
     eval_batches: int = 200

@@ -4,7 +4,7 @@ Both map tokens to the logits of the next token at every position:
 
     logits_BTV, cache = model.apply({"params": params}, tokens_BT)
 
-In training rows_B (see Dropout) and `rngs={"dropout": key}` are given as well. In decoding the
+In training also rows_B (see Dropout) and `rngs={"dropout": key}`. In decoding the
 cache starts as `model.init_cache(batch_size)`, and each call is given the cache of the last one.
 Logits are float32 for every dtype.
 """
@@ -27,9 +27,9 @@ from gptjax.short_conv import ShortConv
 class Block(nn.Module):
     """Attention, then an MLP, each added to the residual stream: (B, T, D) -> (B, T, D).
 
-    Each is normalized at its input (pre-norm), so the stream itself runs through all blocks
-    unchanged, and gradients reach the first block directly. Arguments as in SelfAttention. Returns
-    (x_BTD, cache).
+    Each is normalized at its input (pre-norm). The stream itself is only added to, never normalized
+    or multiplied, so gradients reach the first block directly. Arguments as in SelfAttention.
+    Returns (x_BTD, cache).
     """
 
     config: GPTConfig
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
         # Attention: positions exchange information.
         y_BTD = Norm(c, dtype, name="attention_norm")(x_BTD)
-        conv = ShortConv(c.short_conv, causal, name="attention_input")
+        conv = ShortConv(c.short_conv, causal, name="attention_input")  # the identity at width 0
         y_BTD, cache = conv(y_BTD, mask_BT, cache)
         attention = SelfAttention(c, causal, dtype, name="attention")
         y_BTD, cache = attention(y_BTD, mask_BT, rotary, cache, rows_B)
@@ -66,7 +66,7 @@ class Block(nn.Module):
         y_BTD = MLP(c, dtype, name="mlp")(y_BTD)
         x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, rows_B)
 
-        if cache is not None:
+        if cache is not None:  # at the end: attention and convolutions use the same length
             cache = cache.advance(x_BTD.shape[1])
         return x_BTD, cache
 
@@ -98,7 +98,7 @@ class GPT(nn.Module):
         if n_target > c.block_size:
             raise ValueError(f"{n_target} tokens do not fit block_size {c.block_size}")
 
-        # A vector for every token, and where it is.
+        # Turn each token into a vector, and add (or prepare to rotate by) its position.
         embed = self.embedding or token_embedding(c, self.vocab_size, dtype)
         start = cache[0].length if cache else 0
         x_BTD, rotary = add_positions(c, embed(tokens_BT), start, c.block_size)
@@ -157,9 +157,9 @@ def token_embedding(config: GPTConfig, vocab_size: int, dtype: Any) -> Embed:
 
 
 def embedding_scale(config: GPTConfig) -> float:
-    """Standard deviation of embeddings: 0.02 if tied to the output head, as in GPT-2, else 1.
+    """Standard deviation of token and position embeddings: 0.02 if tied, as in GPT-2, else 1.
 
-    Positions have the same, or they would hide the tokens.
+    Larger positions would hide the tokens.
     """
     return 0.02 if config.tie_embeddings else 1.0
 

@@ -1,12 +1,13 @@
 """The simple parts of a Transformer: Linear, Norm, Embed, Dropout, MLP.
 
 Array names end in their dimensions:
-    B batch   T target position   S source position   V vocabulary
+    B batch   T position   S position that is attended to   V vocabulary
     D model width   H heads   K head width   F hidden width of the MLP   M mel band
 
 Modules are Flax Linen, used purely functionally: `model.init` makes a pytree of parameters and
-`model.apply` computes with them. Parameters are float32; `dtype` is that of activations and
-matmuls.
+`model.apply` computes with them. In a method marked @nn.compact, submodules are made where they
+are used, also inside functions that it calls; a submodule's name is part of its parameters' path.
+Parameters are float32; `dtype` is that of activations and matmuls.
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ class Linear(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         kernel, bias = self.weights(x.shape[-1])
-        # In two dimensions: XLA's CPU backend copies to transpose a gradient of more.
+        # Flattened to two dimensions: with more, the backward pass on a CPU makes another copy.
         y = x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
         if bias is not None:
             y = y + bias.astype(self.dtype)
@@ -74,7 +75,9 @@ class Norm(nn.Module):
         scale_D, bias_D = self.param("scale", nn.initializers.ones, (width,)), None
         if center and self.config.bias:
             bias_D = self.param("bias", nn.initializers.zeros, (width,))
-        return norm(x, scale_D, bias_D, center, self.dtype)  # on a GPU, in one kernel
+        # (x - mean) / sqrt(variance + 1e-5) * scale + bias, without mean and bias if not `center`.
+        # On a GPU one kernel does it.
+        return norm(x, scale_D, bias_D, center, self.dtype)
 
 
 def rms_normalize(x: Array) -> Array:
@@ -117,8 +120,8 @@ class Embed(nn.Module):
 class Dropout(nn.Module):
     """Zeroes a share `rate` of x, scales the rest to keep the mean (Srivastava et al. 2014).
 
-    x is (B, ...). rows_B are the numbers that its rows have in the whole batch of the step: the
-    mask of a row depends on the step's key and on that number alone, so it is the same for every
+    x is (B, ...). rows_B are the numbers of its rows in the whole batch of the step. The mask of a
+    row depends on the step's key, the layer and that number only, so it is the same for every
     micro-batch size and number of devices. Without rows_B, as in evaluation, nothing is dropped.
     """
 
@@ -129,7 +132,7 @@ class Dropout(nn.Module):
         if rows_B is None or not n_dropped(self.rate):
             return x
         # Flax folds the module's path into the key: every layer has masks of its own.
-        streams_B2 = row_streams(self.make_rng("dropout"), rows_B)
+        streams_B2 = row_streams(self.make_rng("dropout"), rows_B)  # a random seed for each row
         return dropout(x, streams_B2, n_dropped(self.rate))
 
 
@@ -157,4 +160,6 @@ class MLP(nn.Module):
             case "swiglu":
                 gate_BTF = Linear(c.hidden_width, c.bias, dtype=self.dtype, name="gate")(x_BTD)
                 h_BTF = jax.nn.silu(gate_BTF) * h_BTF
+            case _:
+                raise ValueError(f"unknown activation {c.activation}")
         return Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")(h_BTF)

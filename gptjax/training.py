@@ -1,9 +1,9 @@
-"""The train step: loss, gradient, update, many times per call to the device.
+"""The train step: loss, gradient, update. One call to the device runs many of them.
 
-A batch is one dict for every model: `tokens` (B, T) int32, `targets` (B, T) int32 and
-`loss_weights` (B, T) float32, zero where a target does not count (padding). Models with an encoder
-also get `source` and `source_mask`. Everything random is a pure function of the seed and the step,
-so a run that stops and resumes repeats itself bit for bit.
+A batch is one dict for every model: `tokens` (B, T) int32, `targets` (B, T) int32, the token that
+follows each token (targets[:, t] is tokens[:, t + 1]), and `loss_weights` (B, T) float32, zero
+where a target does not count (padding). Everything random is a pure function of the seed and the
+step, so a run that was stopped and resumed gets the same bits as one that was not.
 """
 
 from collections.abc import Callable
@@ -50,10 +50,10 @@ def cross_entropy(
     dropout_key: Array | None = None,
     rows_B: Array | None = None,
 ) -> tuple[Array, Array]:
-    """(sum of weighted losses in nats, sum of weights). With a key, dropout is on.
+    """(sum of losses in nats, times their weights; sum of the weights). A key turns dropout on.
 
-    rows_B are then the numbers that the rows have in the batch of the step, by default 0 ... B - 1.
-    Sums, not means: they add up exactly over micro-batches, devices and padding.
+    rows_B are then the numbers of the rows in the batch of the step, by default 0 ... B - 1. Sums,
+    because means over micro-batches with different padding could not be added.
     """
     rngs = None
     if dropout_key is not None:
@@ -63,7 +63,8 @@ def cross_entropy(
     logits_BTV, _ = model.apply(
         {"params": params}, batch["tokens"], rows_B=rows_B, rngs=rngs, **source
     )
-    # -log p(target): zero if the model was sure of the right token, ln V if it knows nothing.
+    # -log softmax(logits)[target]: 0 if the model is sure of the right token, ln V if it knows
+    # nothing.
     losses_BT = token_losses(logits_BTV, batch["targets"])
     return jnp.sum(losses_BT * batch["loss_weights"]), jnp.sum(batch["loss_weights"])
 
@@ -77,37 +78,38 @@ def make_gradient(
     large batch need not fit in memory (or, on a CPU, in its caches) at once.
     """
 
-    def loss(params: Params, batch: Batch, key: Array, rows_B: Array) -> tuple[Array, Array]:
+    def loss_function(params: Params, batch: Batch, key: Array, rows_B: Array) -> Any:
         return cross_entropy(model, params, batch, key, rows_B)
 
     # Several devices: each keeps a part of the parameters, and gathers the rest for use.
-    loss = sharding.gather_for_use(loss, mesh, model.dtype)
-    loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
+    loss_function = sharding.gather_for_use(loss_function, mesh, model.dtype)
+    # has_aux: the gradient is that of the first result, the sum of losses.
+    loss_and_gradient = jax.value_and_grad(loss_function, has_aux=True)
 
     def gradient(params: Params, batch: Batch, dropout_key: Array) -> tuple[Array, Params]:
         batch_size = batch["targets"].shape[0]
         n_micro = batch_size // micro_batch_size
-        if n_micro == 1:
-            rows_B = jnp.arange(batch_size)
-            (loss, weight), grads = loss_and_gradient(params, batch, dropout_key, rows_B)
-            grads = sharding.constrain(grads, mesh)
-            return loss / weight, jax.tree.map(lambda g: g / weight, grads)
 
-        # Micro-batch i has rows i, i + n_micro, ...: neighbouring rows are on one device, and so
-        # every device computes its share of every micro-batch.
+        # Devices hold contiguous rows. With 8 rows on 2 devices, a micro-batch of rows 0 ... 3
+        # would use the first device only; rows 0, 2, 4, 6 use both.
         def split(x: Array) -> Array:
             return x.reshape(micro_batch_size, n_micro, *x.shape[1:]).swapaxes(0, 1)
 
-        def accumulate(sums: Any, rows_and_micro_batch: tuple[Array, Batch]) -> tuple[Any, None]:
-            rows_B, micro_batch = rows_and_micro_batch
-            (loss, weight), grads = loss_and_gradient(params, micro_batch, dropout_key, rows_B)
-            grads = sharding.constrain(grads, mesh)
-            return jax.tree.map(jnp.add, sums, (loss, weight, grads)), None
+        def micro_gradient(rows_B: Array, micro_batch: Batch) -> Any:
+            sums, grads = loss_and_gradient(params, micro_batch, dropout_key, rows_B)
+            return sums, sharding.constrain(grads, mesh)
 
-        zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        micro_batches = jax.tree.map(split, (jnp.arange(batch_size), batch))
-        (loss, weight, grads), _ = lax.scan(accumulate, zeros, micro_batches)
-        return loss / weight, jax.tree.map(lambda g: g / weight, grads)
+        def accumulate(total: Any, rows_and_micro_batch: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, micro_gradient(*rows_and_micro_batch)), None
+
+        rows_and_batch = (jnp.arange(batch_size), batch)
+        if n_micro == 1:
+            total = micro_gradient(*rows_and_batch)
+        else:
+            zeros = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
+            total, _ = lax.scan(accumulate, zeros, jax.tree.map(split, rows_and_batch))
+        (loss_sum, weight_sum), grads = total
+        return loss_sum / weight_sum, jax.tree.map(lambda g: g / weight_sum, grads)
 
     return gradient
 
@@ -121,13 +123,13 @@ def make_train_steps(
 ) -> Callable[[TrainState, Batch, int], tuple[TrainState, StepMetrics]]:
     """Returns train_steps(state, batches, n_steps) -> (state, metrics), one call to the device.
 
-    batches: arrays (K, B, ...), of which the first n_steps <= K are used. metrics: arrays (K,).
-    `state` is donated: its memory is reused for the new one.
+    batches: arrays (N, B, ...), of which the first n_steps <= N are used. metrics: arrays (N,),
+    NaN for unused steps. `state` is donated: its memory is reused, the old one is gone.
     """
     gradient = make_gradient(model, micro_batch_size, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        # A key of this step alone. With the row's number and the layer it decides every mask.
+        # The key of this step. With the layer and the row's number it decides every mask.
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
         loss, grads = gradient(state.params, batch, dropout_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -147,17 +149,8 @@ def make_train_steps(
         state, history = lax.fori_loop(0, n_steps, body, (state, StepMetrics(empty, empty)))
         return state, sharding.replicate(history, mesh)
 
-    # On a CPU the number of steps is an argument of the program, so one program serves every
-    # number with the same bits. A GPU runs a loop of known length without asking the host.
+    # On a CPU n_steps is an argument of the program, which is compiled once. On a GPU it is a
+    # constant: a loop of unknown length would wait for the host at every step.
     static = () if devices.on_cpu() else ("n_steps",)
-    options = compiler_options(devices.backend())
+    options = devices.compiler_options()
     return jax.jit(train_steps, donate_argnums=0, static_argnames=static, compiler_options=options)
-
-
-def compiler_options(backend: str) -> dict[str, Any]:
-    """XLA's options for the train step.
-
-    On a GPU cuBLASLt multiplies matrices: it adds biases and applies ReLU itself, and there are no
-    Triton tilings to try, which is most of the compile time.
-    """
-    return {"xla_gpu_enable_triton_gemm": False} if backend == "gpu" else {}

@@ -10,7 +10,6 @@ import math
 import pytest
 
 from benchmarks import compile_for
-from gptjax import training
 
 WHY_NOT = compile_for.missing()
 pytestmark = [
@@ -44,7 +43,7 @@ def test_square_arrays_are_found():
 def test_a_step_on_an_h100_moves_few_bytes(name, gigabytes, kernels, mebibytes):
     c = compile_for.read(name)
     c = dataclasses.replace(c, train=dataclasses.replace(c.train, steps_per_dispatch=2))
-    options = training.compiler_options("gpu")
+    options = compile_for.GPU_OPTIONS
     figures, hlo = compile_for.measure(compile_for.lower(c), options)
     assert not has_square(hlo, c.model.block_size)
     assert figures["gb_per_step"] <= gigabytes

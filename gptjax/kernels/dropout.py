@@ -155,18 +155,20 @@ dropout.defvjp(_forward, _backward)
 
 
 def weight_dropout(
-    streams_B2: Array | None, dropped: int, shape: tuple[int, ...]
+    streams_B2: Array | None, dropped: int, shape: tuple[int, int, int]
 ) -> Callable[[Array, int], Array]:
     """Returns drop(weights, first): dropout of attention weights, in one piece or by chunks.
 
-    shape: (B, H, T, S) of all weights. A chunk has the rows from `first` on and the first columns.
+    shape: (H, T, S) of all weights of a row. A chunk has the rows from `first` on and the first columns.
     Without streams nothing is dropped.
     """
     if streams_B2 is None:
         return lambda weights, first: weights
     if not devices.on_cpu():
         return lambda weights, first: dropout(weights, streams_B2, dropped, first, shape[-2:])
-    keep = keep_mask(streams_B2, shape, dropped)  # one for all chunks, which share its words
+    keep = keep_mask(
+        streams_B2, (len(streams_B2), *shape), dropped
+    )  # one for all chunks, which share its words
     scale = N_LEVELS / (N_LEVELS - dropped)
 
     def drop(weights: Array, first: int) -> Array:

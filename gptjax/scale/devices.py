@@ -87,6 +87,15 @@ def steps_per_dispatch(n_params: int, tokens_per_step: float) -> int:
     return max(1, min(STEPS_PER_DISPATCH, int(FLOPS_PER_DISPATCH / flops_per_device)))
 
 
+def compiler_options() -> dict[str, Any]:
+    """XLA's options for the train step.
+
+    On a GPU cuBLASLt multiplies matrices: it adds biases and applies ReLU itself, and there are no
+    Triton tilings to try, which is most of the compile time.
+    """
+    return {"xla_gpu_enable_triton_gemm": False} if backend() == "gpu" else {}
+
+
 def query_chunks(n_target: int) -> list[tuple[int, int]]:
     """Ranges (first, end) of queries that causal attention computes one after the other.
 
