@@ -64,7 +64,7 @@ class CrossAttention(nn.Module):
             keys_values = project("key", x_BSD), project("value", x_BSD)
         if keys_values is None:
             raise ValueError("cross-attention needs the encoder's output, or a cache that saw it")
-        shape = (*q_BHTK.shape[1:3], keys_values[0].shape[2])
+        shape = (c.n_head, q_BHTK.shape[2], keys_values[0].shape[2])
         drop_weights = weight_dropout(streams_B2, dropped, shape)
 
         def drop(weights_BHTS: Array) -> Array:

@@ -4,9 +4,8 @@ Both map tokens to the logits of the next token at every position:
 
     logits_BTV, cache = model.apply({"params": params}, tokens_BT)
 
-In training also rows_B (see Dropout) and `rngs={"dropout": key}`. In decoding the
-cache starts as `model.init_cache(batch_size)`, and each call is given the cache of the last one.
-Logits are float32 for every dtype.
+In training also rows_B (see Dropout) and `rngs={"dropout": key}`. In decoding the cache starts as
+`model.init_cache(batch_size)`; each call is given the last one's. Logits are always float32.
 """
 
 from typing import Any
@@ -157,10 +156,7 @@ def token_embedding(config: GPTConfig, vocab_size: int, dtype: Any) -> Embed:
 
 
 def embedding_scale(config: GPTConfig) -> float:
-    """Standard deviation of token and position embeddings: 0.02 if tied, as in GPT-2, else 1.
-
-    Larger positions would hide the tokens.
-    """
+    """Standard deviation of tokens and positions alike: 0.02 if tied, as in GPT-2, else 1."""
     return 0.02 if config.tie_embeddings else 1.0
 
 

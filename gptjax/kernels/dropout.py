@@ -159,8 +159,8 @@ def weight_dropout(
 ) -> Callable[[Array, int], Array]:
     """Returns drop(weights, first): dropout of attention weights, in one piece or by chunks.
 
-    shape: (H, T, S) of all weights of a row. A chunk has the rows from `first` on and the first columns.
-    Without streams nothing is dropped.
+    shape: (H, T, S) of all weights of a batch row. A chunk has the positions T from `first` on and
+    the first S. Without streams nothing is dropped.
     """
     if streams_B2 is None:
         return lambda weights, first: weights
