@@ -38,6 +38,8 @@ class Launch:
     """Also write TensorBoard events (extra: tensorboard)."""
     wandb: bool = False
     """Also log to Weights & Biases (extra: wandb)."""
+    compilation_cache: bool = True
+    """Keep compiled programs on disk, for the next start. On a GPU or TPU only."""
     coordinator: str = ""
     """HOST:PORT of process 0, if there are several. Slurm, Open MPI and Kubernetes provide it."""
     processes: int = 0

@@ -1,5 +1,6 @@
 """The mean loss over a validation split, and the check for numbers that are not finite."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,10 +17,14 @@ from gptjax.training import Batch, Params, cross_entropy
 def make_evaluate(
     model: Model, mesh: Mesh | None = None
 ) -> Callable[[Params, Iterable[Batch]], float]:
-    """Returns evaluate(params, batches) -> mean loss in nats per token.
+    """Returns evaluate(params, batches) -> mean loss in nats per token; see mean_loss."""
+    return functools.partial(mean_loss, make_sums(model, mesh))
 
-    batches: dicts of arrays (K, B, ...), all of one shape. Exact: a sum of losses over a sum of
-    weights, added up on the host in float64.
+
+def make_sums(model: Model, mesh: Mesh | None = None) -> Any:
+    """Returns the jitted sums(params, batches) -> (losses (K,), weights (K,)), leaves (K, B, ...).
+
+    `sums.lower` compiles it ahead of time.
     """
 
     @jax.jit
@@ -31,15 +36,22 @@ def make_evaluate(
         losses_and_weights = lax.map(lambda batch: loss(params, batch), batches)
         return sharding.replicate(losses_and_weights, mesh)
 
-    def evaluate(params: Params, batches: Iterable[Batch]) -> float:
-        loss = weight = 0.0
-        for group in batches:
-            losses, weights = jax.device_get(sums(params, group))
-            loss += float(losses.sum(dtype="float64"))
-            weight += float(weights.sum(dtype="float64"))
-        return loss / weight
+    return sums
 
-    return evaluate
+
+def mean_loss(
+    sums: Callable[[Params, Batch], Any], params: Params, batches: Iterable[Batch]
+) -> float:
+    """The mean loss of batches, dicts of arrays (K, B, ...).
+
+    Exact: a sum of losses over a sum of weights, added up on the host in float64.
+    """
+    loss = weight = 0.0
+    for group in batches:
+        losses, weights = jax.device_get(sums(params, group))
+        loss += float(losses.sum(dtype="float64"))
+        weight += float(weights.sum(dtype="float64"))
+    return loss / weight
 
 
 @jax.jit

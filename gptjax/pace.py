@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterator
 
+from gptjax.config import TrainConfig
 from gptjax.scale import devices, processes
-from gptjax.setup import Run
 
 # On a CPU one call to the device lasts about this long, so that a signal is noticed soon.
 DISPATCH_SECONDS = 1.0
@@ -31,13 +31,25 @@ class Pace:
         self._saved = time.perf_counter()
 
 
-def step_ranges(run: Run, pace: Pace) -> Iterator[range]:
-    """The steps of each call to the device. None goes past an evaluation."""
-    c, step = run.config.train, int(run.state.step)
+def step_ranges(c: TrainConfig, step: int, most_steps: int, pace: Pace) -> Iterator[range]:
+    """The steps of each call to the device: `most_steps`, but none past an evaluation."""
     while step < c.max_steps:
-        n = min(run.steps_per_dispatch, c.eval_interval - step % c.eval_interval)
+        n = min(most_steps, c.eval_interval - step % c.eval_interval)
         n = min(n, c.max_steps - step)
         if devices.on_cpu():  # where a different number of steps compiles nothing new
             n = max(1, min(n, int(DISPATCH_SECONDS / pace.seconds_per_step)))
         yield range(step, step + n)
         step += n
+
+
+def first_lengths(c: TrainConfig, step: int, most_steps: int) -> list[int]:
+    """The numbers of steps of the calls up to the first evaluation, each once.
+
+    On a GPU every number of steps is a program of its own.
+    """
+    lengths = []
+    for steps in step_ranges(c, step, most_steps, Pace()):
+        lengths.append(len(steps))
+        if steps.stop % c.eval_interval == 0:
+            break
+    return list(dict.fromkeys(lengths))

@@ -1,6 +1,7 @@
 """From a configuration to everything that the training loop needs."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,18 +14,24 @@ from gptjax import config_json, evaluation, models, optim, training
 from gptjax.command_line import Launch
 from gptjax.config import Config
 from gptjax.data import dataset as data
-from gptjax.data.dataset import Data
+from gptjax.data.dataset import Data, prefetch
 from gptjax.data.texts import TextData
+from gptjax.decoding import previews
 from gptjax.errors import UserError
 from gptjax.kernels import choice
 from gptjax.models import Model
+from gptjax.pace import Pace, first_lengths, step_ranges
 from gptjax.runs import init_from, resuming, run_directory
 from gptjax.runs.checkpoints import KEEP_LATEST, Checkpoints, committed_steps
 from gptjax.runs.report import NullReporter, Reporter, check_trackers
-from gptjax.scale import devices, memory, processes, sharding
+from gptjax.scale import compilation, devices, memory, processes, sharding
+from gptjax.scale.compilation import CompileAhead
 from gptjax.scale.mesh import describe as describe_mesh
 from gptjax.scale.mesh import local_rows, make_mesh, n_row_groups, put
 from gptjax.training import Batch, Params, TrainState
+
+# What is compiled ahead.
+EVALUATION, TRAIN_STEP, SAMPLE = "evaluation", "train step", "sample"
 
 
 class Run(NamedTuple):
@@ -42,6 +49,7 @@ class Run(NamedTuple):
     """Before the first step, or from the last checkpoint."""
     train_steps: Callable[[TrainState, Batch, int], tuple[TrainState, training.StepMetrics]]
     mean_loss: Callable[[Params, Any], float]
+    compile_ahead: CompileAhead
     learning_rate: optax.Schedule
     checkpoints: Checkpoints
     report: Reporter | NullReporter
@@ -53,6 +61,20 @@ class Run(NamedTuple):
         n_steps = self.steps_per_dispatch
         batches = data.training_batches(self.dataset, self.config, steps, n_steps, rows)
         return steps, put(batches, batch_size, self.mesh)
+
+    def batches(self, pace: Pace) -> Generator[tuple[range, Batch]]:
+        """The steps and batches of each call to the device, to the last step of the run.
+
+        While the device runs some steps, a thread loads the batches of the next ones.
+        """
+        first, most = int(self.state.step), self.steps_per_dispatch
+        return prefetch(self.load_batches, step_ranges(self.config.train, first, most, pace))
+
+    def preview(self, params: Params) -> str:
+        """What the model writes: see previews.preview."""
+        self.compile_ahead.wait(SAMPLE)
+        with jax.set_mesh(self.mesh):
+            return previews.preview(self.dataset, self.model, params, self.config)
 
     def validation(self) -> dict[str, Iterator[Batch]]:
         """The batches of each validation loss, moved to the devices one group at a time."""
@@ -67,9 +89,7 @@ class Run(NamedTuple):
         whole = split(size, lambda rows: dataset.validation(config, size, rows))
         splits = {"val_loss": whole}
         if config.train.eval_batches and isinstance(dataset, TextData):
-            sampled = split(
-                config.train.batch_size, lambda rows: dataset.sampled_validation(config, rows)
-            )
+            sampled = split(size, lambda rows: dataset.sampled_validation(config, size, rows))
             splits["val_loss_sampled"] = sampled  # the original project's measure
         return splits
 
@@ -81,6 +101,7 @@ def set_up(config: Config, launch: Launch) -> Run:
     """
     c, folder = config.train, launch.folder
     devices.require_backend()
+    compilation.use_cache(launch.compilation_cache)
     check_trackers(launch.trackers)
     tokenizer = init_from.vocabulary(config, folder)
     dataset = data.load(config, tokenizer)
@@ -125,16 +146,13 @@ def set_up(config: Config, launch: Launch) -> Run:
     elif step is not None:
         report.say(f"complete at step {step}; raise --train.max-steps or name another --run-dir")
 
-    if state is None:
-        params = None
-        if tokenizer is not None:
-            report.say(f"starting from the parameters of {c.init_from}")
-            params = init_from.parameters(config, tokenizer, shapes.params)
-        state = jax.jit(first_state, out_shardings=state_sharding)(params)
     steps_per_dispatch = 1  # batches of pairs and recordings differ in shape
     if dataset.one_shape:
         steps_per_dispatch = devices.steps_per_dispatch(n_params, tokens_per_step)
-    return Run(
+    ahead = CompileAhead(report.say)
+    sums = evaluation.make_sums(model, mesh)
+    train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed, mesh)
+    run = Run(
         config=config,
         folder=folder,
         dataset=dataset,
@@ -142,14 +160,57 @@ def set_up(config: Config, launch: Launch) -> Run:
         mesh=mesh,
         micro_batch_size=micro_batch_size,
         steps_per_dispatch=min(steps_per_dispatch, c.max_steps),
-        state=state,
-        train_steps=training.make_train_steps(
-            model, optimizer, micro_batch_size, config.seed, mesh
-        ),
-        mean_loss=evaluation.make_evaluate(model, mesh),
+        state=shapes,
+        train_steps=ahead.before_calls(TRAIN_STEP, train_steps),
+        mean_loss=functools.partial(evaluation.mean_loss, ahead.before_calls(EVALUATION, sums)),
+        compile_ahead=ahead,
         learning_rate=optim.schedule(config.optim, c.max_steps, config.optim.learning_rate),
         checkpoints=checkpoints,
         report=report,
+    )
+    if not processes.several():
+        _start_compiling(run, step or 0, train_steps, sums)
+    if state is None:
+        params = None
+        if tokenizer is not None:
+            report.say(f"starting from the parameters of {c.init_from}")
+            params = init_from.parameters(config, tokenizer, shapes.params)
+        state = jax.jit(first_state, out_shardings=state_sharding)(params)
+    return run._replace(state=state)
+
+
+def _start_compiling(run: Run, step: int, train_steps: Any, sums: Any) -> None:
+    """Compiles, side by side in threads, what a start needs: evaluation, training, a sample."""
+    c, state = run.config.train, run.state
+
+    def train_step(n_steps: int) -> jax.stages.Lowered:
+        _, batches = run.load_batches(range(step, step + 1))
+        return train_steps.lower(state, _shapes(batches), n_steps)
+
+    def evaluate() -> jax.stages.Lowered:
+        group = next(run.validation()["val_loss"])
+        return sums.lower(state.params, _shapes(group))
+
+    def sample(lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Lowered:
+        with jax.set_mesh(run.mesh):
+            return lower()
+
+    ahead = run.compile_ahead
+    if not step:  # a run that continues may train first
+        ahead.add(EVALUATION, evaluate)
+    for n_steps in first_lengths(c, step, run.steps_per_dispatch):
+        ahead.add(TRAIN_STEP, functools.partial(train_step, n_steps))
+    if step:
+        ahead.add(EVALUATION, evaluate)
+    if run.mesh.size == 1:
+        for lower in previews.programs(run.dataset, run.model, state.params, run.config):
+            ahead.add(SAMPLE, functools.partial(sample, lower))
+
+
+def _shapes(arrays: Any) -> Any:
+    """Shapes that carry the shardings of the arrays."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays
     )
 
 

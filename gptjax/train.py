@@ -16,10 +16,8 @@ import numpy as np
 from gptjax import evaluation
 from gptjax.command_line import parse
 from gptjax.config import TrainConfig
-from gptjax.data.dataset import prefetch
-from gptjax.decoding.previews import preview
 from gptjax.errors import Interrupted, TrainingDiverged, exit_codes
-from gptjax.pace import Pace, step_ranges
+from gptjax.pace import Pace
 from gptjax.runs import run_directory
 from gptjax.runs.stop_signal import StopSignal
 from gptjax.scale import memory, processes
@@ -50,7 +48,7 @@ def train(run: Run, stop: StopSignal) -> None:
     c, report, state, step = run.config.train, run.report, run.state, int(run.state.step)
     pace = Pace()
     # While the device runs some steps, a thread loads the batches of the next ones.
-    batches_in_order = closing(prefetch(run.load_batches, step_ranges(run, pace)))
+    batches_in_order = closing(run.batches(pace))
     with report, batches_in_order as steps_and_batches:
         try:
             # At the start, or if a signal came between a step and its evaluation.
@@ -82,6 +80,7 @@ def train(run: Run, stop: StopSignal) -> None:
             report.say(f"{name}: saved step {step}; the same command continues from there")
             raise
         finally:
+            run.compile_ahead.close()
             # After a failure other processes may be gone: a save begun with them never ends.
             failure = sys.exception()
             if not processes.several() or failure is None or isinstance(failure, Interrupted):
@@ -101,8 +100,7 @@ def evaluate_and_sample(run: Run, state: TrainState, stop: StopSignal) -> float:
         losses[name] = run.mean_loss(state.params, stop.check_before_each(batches))
         check_finite(run.folder, step, **{name: losses[name]})
     if run.config.train.sample_tokens:
-        with jax.set_mesh(run.mesh):
-            run.report.sample(step, preview(run.dataset, run.model, state.params, run.config))
+        run.report.sample(step, run.preview(state.params))
     run.report.evaluation(step, losses)
     return losses["val_loss"]
 

@@ -98,7 +98,7 @@ def check_rows(dataset: Any, config: Config) -> None:
             yield {name: leaf[None] for name, leaf in dataset.batch(config, step, rows).items()}
         yield from dataset.validation(config, batch_size, rows)
         if isinstance(dataset, TextData):
-            yield from dataset.sampled_validation(config, rows)
+            yield from dataset.sampled_validation(config, batch_size, rows)
 
     for rows in (slice(0, 2), slice(2, batch_size)):
         for part, whole in zip(batches(rows), batches(slice(None)), strict=True):

@@ -132,12 +132,17 @@ def test_the_sampled_validation_is_the_same_every_time() -> None:
     text = text_data(np.arange(500, dtype=np.uint16))
     train = TrainConfig(batch_size=4, eval_batches=3)
     config = Config(BigramConfig(8), train=train, seed=7)
-    batches, again = (list(text.sampled_validation(config)) for _ in range(2))
+    batches, again = (list(text.sampled_validation(config, 4)) for _ in range(2))
     for batch, other in zip(batches, again, strict=True):
         for name, leaf in batch.items():
             np.testing.assert_array_equal(leaf, other[name])
     assert joined(batches, "loss_weights").sum() == 3 * 4 * 8
-    assert {batch["tokens"].shape for batch in batches} == {(1, 4, 8)}
+    whole = {batch["tokens"].shape for batch in text.validation(config, 4)}
+    assert {batch["tokens"].shape for batch in batches} == whole  # one program for both
+    halves = list(text.sampled_validation(config, 2))  # micro-batches
+    for name in batches[0]:
+        rows, half_rows = (joined(groups, name) for groups in (batches, halves))
+        np.testing.assert_array_equal(rows[: 3 * 4 * 8], half_rows[: 3 * 4 * 8])
     training = texts.random_batch(text.val, 8, 4, 7, TRAINING, 0)
     assert not np.array_equal(batches[0]["tokens"][0], training["tokens"])
 

@@ -22,7 +22,7 @@ from gptjax.data.tokenizer import SpeechTokenizer, Tokenizer
 from gptjax.decoding import beam_search, error_rates, transcription
 from gptjax.errors import UserError, exit_codes
 from gptjax.runs import checkpoints, init_from, resuming, run_directory
-from gptjax.scale import devices
+from gptjax.scale import compilation, devices
 
 CLIPS_IN_MEMORY = 256
 """Clips that are read and transcribed at a time."""
@@ -78,6 +78,7 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
     does not fit the run.
     """
     devices.require_backend()
+    compilation.use_cache()
     beam_search.check(command.beam, command.length_penalty)
     config = run_directory.read_config(command.run)
     if isinstance(config.model, SpeechConfig):

@@ -8,7 +8,7 @@ from gptjax.commands.sample_options import Sample
 from gptjax.data.tokenizer import PairTokenizer, SpeechTokenizer
 from gptjax.errors import UserError, exit_codes
 from gptjax.runs import run_directory
-from gptjax.scale import devices
+from gptjax.scale import compilation, devices
 
 SPEECH_ONLY = ("audio",)
 PAIRS_ONLY = ("source", "source_file", "n_best")
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 def sample(command: Sample) -> None:
     """Raises UserError for a folder that is not a run, bad input, or an option out of range."""
     devices.require_backend()
+    compilation.use_cache()
     run_config = run_directory.read_config(command.run)
     tok = run_directory.read_tokenizer(command.run)
     if isinstance(tok, PairTokenizer):

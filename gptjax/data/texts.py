@@ -6,6 +6,7 @@ serves a corpus of any size.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,15 +63,28 @@ class TextData:
         """These rows of the batches of the whole validation split, in groups of (K, B, T)."""
         return whole_split(self.val, config.model.block_size, batch_size, rows)
 
-    def sampled_validation(self, config: Config, rows: slice = ALL) -> Iterator[Batch]:
-        """Random batches, the same ones every time, leaves (1, B, T).
+    def sampled_validation(
+        self, config: Config, batch_size: int, rows: slice = ALL
+    ) -> Iterator[Batch]:
+        """These rows of random windows, the same ones every time, in groups like validation's.
 
         This is how the original PyTorch GPT measures its loss.
         """
         sizes = config.model.block_size, config.train.batch_size
-        for step in range(config.train.eval_batches):
-            batch = random_batch(self.val, *sizes, config.seed, SAMPLED_EVALUATION, step, rows)
-            yield {name: leaf[None] for name, leaf in batch.items()}
+
+        def batches() -> Iterator[Batch]:
+            for step in range(config.train.eval_batches):
+                batch = random_batch(self.val, *sizes, config.seed, SAMPLED_EVALUATION, step)
+                for first in range(0, config.train.batch_size, batch_size):
+                    last = first + batch_size
+                    yield {name: leaf[first:last][rows] for name, leaf in batch.items()}
+
+        left, group = batches(), _group_size(len(self.val), config.model.block_size, batch_size)
+        while some := list(itertools.islice(left, group)):
+            # Like validation's last group, the last one is padded with weights of zero.
+            padding = some[0] | {"loss_weights": np.zeros_like(some[0]["loss_weights"])}
+            some += [padding] * (group - len(some))
+            yield {name: np.stack([batch[name] for batch in some]) for name in some[0]}
 
 
 def load(config: TextDataConfig, block_size: int, tok: Tokenizer | None = None) -> TextData:
@@ -155,6 +169,12 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
     return {"tokens": windows[..., :-1], "targets": windows[..., 1:], "loss_weights": weights}
 
 
+def _group_size(n_tokens: int, block_size: int, batch_size: int) -> int:
+    """Batches in a group of an evaluation of so many tokens."""
+    n_batches = -(-(n_tokens - 1) // (block_size * batch_size))
+    return max(1, min(n_batches, EVALUATION_TOKENS // (block_size * batch_size)))
+
+
 def whole_split(
     tokens: np.ndarray, block_size: int, batch_size: int, rows: slice = ALL
 ) -> Iterator[Batch]:
@@ -162,8 +182,7 @@ def whole_split(
 
     All groups have leaves of one shape (K, B, T). Padding of the last group has weight zero.
     """
-    n_batches = -(-(len(tokens) - 1) // (block_size * batch_size))
-    group = max(1, min(n_batches, EVALUATION_TOKENS // (block_size * batch_size)))
+    group = _group_size(len(tokens), block_size, batch_size)
     size = group * batch_size * block_size
     starts_KB = np.arange(0, size, block_size).reshape(group, batch_size)[:, rows]
     for first in range(0, len(tokens) - 1, size):

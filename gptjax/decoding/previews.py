@@ -1,7 +1,9 @@
 """What a model writes during training: a text, or answers next to the references."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from gptjax.config import Config
@@ -13,6 +15,7 @@ from gptjax.data.texts import TextData
 from gptjax.decoding import beam_search, sampling, transcription
 
 N_EXAMPLES = 20
+SAMPLER = sampling.Sampler(temperature=0.8)
 
 
 def preview(dataset: Data, model: Any, params: Any, config: Config) -> str:
@@ -23,9 +26,9 @@ def preview(dataset: Data, model: Any, params: Any, config: Config) -> str:
     match dataset:
         case TextData():
             prompt_11 = np.array([[dataset.tokenizer.start]])
-            sampler, n_tokens = sampling.Sampler(temperature=0.8), config.train.sample_tokens
+            n_tokens = config.train.sample_tokens
             ids_1T = sampling.complete(
-                model, params, prompt_11, n_tokens, sampler=sampler, seed=config.seed
+                model, params, prompt_11, n_tokens, sampler=SAMPLER, seed=config.seed
             )
             return dataset.tokenizer.decode(ids_1T[0])
         case PairData():
@@ -45,3 +48,12 @@ def preview(dataset: Data, model: Any, params: Any, config: Config) -> str:
                 f"{transcript.text}\t({example.text})"
                 for transcript, example in zip(transcripts, examples, strict=True)
             )
+
+
+def programs(
+    dataset: Data, model: Any, params: Any, config: Config
+) -> list[Callable[[], jax.stages.Lowered]]:
+    """The programs of the preview of a text, to compile ahead. params: shapes, on one device."""
+    if not isinstance(dataset, TextData) or not config.train.sample_tokens:
+        return []
+    return sampling.programs(model, params, config.train.sample_tokens, SAMPLER)

@@ -10,7 +10,7 @@ block_size tokens before every single token, as nanoGPT does.
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,7 @@ def generate(
     window_BT = text_BT[:, -block_size:]
     while made < n_tokens:
         length = window_BT.shape[1]
-        bucket = min(block_size, max(SHORTEST_PREFILL, 1 << (length - 1).bit_length()))
+        bucket = _bucket(length, block_size)
         padded_BT = np.pad(window_BT, ((0, 0), (0, bucket - length)))
         token_B, cache = _prefill(
             model, sampler, params, padded_BT, jnp.int32(length), (key, jnp.int32(made))
@@ -154,6 +154,39 @@ def generate(
             length += n
             new_BN = np.asarray(out_BN)[:, :n]
         window_BT = text_BT[:, -keep:]
+
+
+def _bucket(length: int, block_size: int) -> int:
+    """The length that a window is padded to: a power of two, so that few programs compile."""
+    return min(block_size, max(SHORTEST_PREFILL, 1 << (length - 1).bit_length()))
+
+
+def programs(
+    model: Model, params: Any, n_tokens: int, sampler: Sampler
+) -> list[Callable[[], jax.stages.Lowered]]:
+    """What `generate` runs for a prompt of one token; each lowers to a program to compile.
+
+    params: shapes with their shardings, on one device. Call them in the mesh of `generate`: keys
+    and lengths are arrays of that mesh.
+    """
+    block_size = model.config.block_size
+    lengths = [1] if n_tokens < block_size else [1, max(1, block_size // 2)]
+    whole = sharding.replicated(jax.tree.leaves(params)[0].sharding.mesh)
+
+    def keys() -> tuple:
+        return jax.random.key(0), jnp.int32(0)
+
+    def prefill(bucket: int) -> tuple[Any, ...]:
+        return model, sampler, params, np.zeros((1, bucket), np.int32), jnp.int32(1), keys()
+
+    def decode() -> jax.stages.Lowered:
+        made = jax.eval_shape(lambda *rest: _prefill(model, sampler, *rest), *prefill(1)[2:])
+        token_B, cache = sharding.with_sharding(made, whole)
+        return _decode.lower(model, sampler, params, token_B, cache, jnp.int32(1), keys())
+
+    buckets = dict.fromkeys(_bucket(length, block_size) for length in lengths)
+    lower = [lambda bucket=bucket: _prefill.lower(*prefill(bucket)) for bucket in buckets]
+    return lower if n_tokens < 2 else [*lower, decode]
 
 
 def complete(

@@ -103,7 +103,9 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every leaf of a training state, or of its parameters."""
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, partition_spec(path_of(path), leaf.shape, mesh))
+        spec = partition_spec(path_of(path), leaf.shape, mesh)
+        # On one device what XLA computes is P(): as equal specs, no program compiles twice.
+        return NamedSharding(mesh, spec if mesh.size > 1 else P())
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
