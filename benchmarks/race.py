@@ -10,11 +10,14 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
+
 from benchmarks import environment, rounds
 from gptjax import config_json
 from gptjax.config import BigramConfig, Config, GPTConfig
 from gptjax.data import dataset as data
 from gptjax.data.dataset import prefetch
+from gptjax.data.texts import TextData
 from gptjax.errors import UserError
 
 # name, side, style, compile mode, dtype
@@ -78,7 +81,23 @@ def flops_per_token(config: GPTConfig, vocab_size: int) -> int:
 # --- one competitor, in its own process
 
 
-def serve_gptjax(config: Config, dtype: str) -> None:
+@dataclasses.dataclass
+class RandomTokens:
+    """Stands for a tokenizer where the text is random tokens."""
+
+    vocab_size: int
+
+
+def text_of(config: Config, vocab_size: int | None) -> Any:
+    """The config's text or, with a vocab_size, random tokens."""
+    if vocab_size is None:
+        return data.load(config)
+    tokens = np.random.default_rng(0).integers(0, vocab_size, 1 << 20).astype(np.int32)
+    tokenizer: Any = RandomTokens(vocab_size)
+    return TextData(tokens, tokens, tokenizer, "random tokens", "")
+
+
+def serve_gptjax(config: Config, dtype: str, vocab_size: int | None = None) -> None:
     import jax
     import jax.numpy as jnp
 
@@ -86,7 +105,7 @@ def serve_gptjax(config: Config, dtype: str) -> None:
     from gptjax.scale import devices, sharding
     from gptjax.scale.mesh import make_mesh, n_row_groups, put
 
-    text = data.load(config)
+    text = text_of(config, vocab_size)
     c = config.train
     model = models.build(config.model, text.tokenizer.vocab_size, jnp.dtype(dtype))
     optimizer = optim.build(config.optim, c.max_steps)
@@ -119,7 +138,9 @@ def serve_gptjax(config: Config, dtype: str) -> None:
     rounds.serve(run, quantum, quantum, lambda: devices.matmul_rate(jnp.dtype(dtype), 2048))
 
 
-def serve_torch(config: Config, style: str, mode: str | None, dtype: str) -> None:
+def serve_torch(
+    config: Config, style: str, mode: str | None, dtype: str, vocab_size: int | None = None
+) -> None:
     import torch
 
     from benchmarks import torch_gpt
@@ -128,7 +149,7 @@ def serve_torch(config: Config, style: str, mode: str | None, dtype: str) -> Non
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if style == "tuned":
         torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX does by default
-    text = data.load(config)
+    text = text_of(config, vocab_size)
     torch.manual_seed(config.seed)
     kind = torch_gpt.OriginalGPT if style == "original" else torch_gpt.TunedGPT
     model = kind(config.model, text.tokenizer.vocab_size).to(device)
@@ -211,6 +232,7 @@ if __name__ == "__main__":
     spec = rounds.competitor(__doc__ or "")
     run_config = config_json.from_json(spec["config"])
     if spec["side"] == "gptjax":
-        serve_gptjax(run_config, spec["dtype"])
+        serve_gptjax(run_config, spec["dtype"], spec.get("vocab_size"))
     else:
-        serve_torch(run_config, spec["style"], spec["mode"], spec["dtype"])
+        options = (spec["style"], spec["mode"], spec["dtype"], spec.get("vocab_size"))
+        serve_torch(run_config, *options)

@@ -33,14 +33,15 @@ def machine(record: dict[str, Any]) -> str:
 
 
 def measured_on(record: dict[str, Any]) -> str:
-    """Hardware, versions, date and command of a record with benchmarks.environment."""
+    """Hardware, versions, date, commit and command of a record with benchmarks.environment."""
     e = record["environment"]
     packages = ", ".join(
         f"{name} {e['packages'][name]}" for name in ("jax", "torch") if e["packages"][name]
     )
+    commit = f", commit {e['commit']}" if e.get("commit") else ""
     where = f"{e['cpus']} cores of {e['processor']}" if e["backend"] == "cpu" else e["device"]
     return (
-        f"Measured on {where}, {packages}, Python {e['python']}, {e['date']}, by "
+        f"Measured on {where}, {packages}, Python {e['python']}, {e['date']}{commit}, by "
         f"`{record['command']}`."
     )
 

@@ -6,9 +6,11 @@ round. The child calls `serve`, which computes nothing until it is asked.
 
 import contextlib
 import json
+import math
 import os
 import re
 import resource
+import select
 import statistics
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 # A round of one competitor takes about this long.
 SECONDS_PER_TURN = 2.0
@@ -93,83 +95,121 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def race(module: str, competitors: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
+def race(
+    module: str,
+    competitors: list[dict[str, Any]],
+    rounds: int,
+    together: bool = False,
+    deadline: float = math.inf,
+) -> list[dict[str, Any]]:
     """Runs `python -m module JSON` for each competitor and returns one row for each.
 
-    A competitor that fails keeps its row, with the last line that it printed as `error`.
+    A competitor that fails keeps its row, with the last line that it printed as `error`. together:
+    all start, and compile, at once. deadline: of time.perf_counter(); what is not ready by then
+    fails, and no round begins that would end later.
     """
-    children, rows, logs = [], [], {}
+    rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as closing:
+        racers = []
         for competitor in competitors:
-            command = [sys.executable, "-m", module, json.dumps(competitor)]
-            log = closing.enter_context(tempfile.TemporaryFile("w+"))
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=os.environ | CHILD,
-            )
-            closing.enter_context(child)
-            logs[child.pid] = log
-            closing.callback(child.kill)  # called before the line above waits
-            row: dict[str, Any] = {"name": competitor["name"], "seconds_per_unit": []}
-            assert child.stdout is not None
-            line = child.stdout.readline()
-            if line:
-                started = json.loads(line)
-                seconds = started["second"] / started["warm_up"]
-                quantum = started["quantum"]
-                units = max(1, round(SECONDS_PER_TURN / seconds / quantum)) * quantum
-                row |= {
-                    "units_per_turn": units,
-                    "compile_seconds": started["first"] - started["second"],
-                }
-                children.append((child, row))
-            else:
-                row["error"] = last_line(child, log)
-            print(f"{row['name']}: {row.get('error', 'ready')}", file=sys.stderr, flush=True)
-            rows.append(row)
-        rates = []
+            racer = Racer(module, competitor, deadline)
+            closing.callback(racer.close)
+            racers.append(racer)
+            rows.append(racer.row)
+            if not together:
+                racer.get_ready()
+        for racer in racers:
+            if together:
+                racer.get_ready()
+        rates, round_seconds = [], 0.0
         for i in range(rounds):
-            for child, row in children:
-                if i and row["seconds_per_unit"][0] > SLOW:
+            start = time.perf_counter()
+            if start + round_seconds > deadline:
+                break
+            for racer in racers:
+                row = racer.row
+                if "error" in row or (i and row["seconds_per_unit"][0] > SLOW):
                     continue
-                reply = ask(child, {"run": row["units_per_turn"]})
-                if reply is None:
-                    row["error"] = last_line(child, logs[child.pid])
-                    print(f"{row['name']}: {row['error']}", file=sys.stderr, flush=True)
-                else:
+                if reply := racer.ask({"run": row["units_per_turn"]}):
                     row["seconds_per_unit"].append(reply["seconds"] / row["units_per_turn"])
-            children = [(child, row) for child, row in children if "error" not in row]
-            replies = (ask(child, {"rate": 1}) for child, _ in children)
+            running = [racer for racer in racers if "error" not in racer.row]
+            replies = (racer.ask({"rate": 1}) for racer in running)
             rates.append(max((reply["rate"] for reply in replies if reply), default=0))
+            round_seconds = time.perf_counter() - start
             print(f"round {i + 1} of {rounds}", file=sys.stderr, flush=True)
-        for child, row in children:
-            row["peak_bytes"] = (ask(child, {"peak": 1}) or {"peak_bytes": 0})["peak_bytes"]
+        for racer in racers:
+            row = racer.row
+            if "error" not in row and not row["seconds_per_unit"]:
+                row["error"] = NOT_IN_TIME
+            if "error" in row:
+                continue
+            row["peak_bytes"] = (racer.ask({"peak": 1}) or {"peak_bytes": 0})["peak_bytes"]
             row["matmul_rate"] = statistics.median(rates)
             row["median"] = statistics.median(row["seconds_per_unit"])
             row["least"], row["most"] = min(row["seconds_per_unit"]), max(row["seconds_per_unit"])
     return rows
 
 
-def ask(child: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any] | None:
-    """The child's reply, or None if it has died."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        child.stdin.write(json.dumps(request) + "\n")
-        child.stdin.flush()
-        line = child.stdout.readline()
-    except BrokenPipeError:
-        line = ""
-    return json.loads(line) if line else None
+NOT_IN_TIME = "not measured in time"
 
 
-def last_line(child: subprocess.Popen[str], log: IO[str]) -> str:
-    """The last line that a dead child printed, or its exit code."""
-    child.wait()
-    log.seek(0)
-    lines = log.read().strip().splitlines()
-    return lines[-1] if lines else f"exit code {child.returncode}"
+class Racer:
+    """One competitor in a process of its own, and its row."""
+
+    def __init__(self, module: str, competitor: dict[str, Any], deadline: float) -> None:
+        self.row: dict[str, Any] = {"name": competitor["name"], "seconds_per_unit": []}
+        self._deadline = deadline
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", module, json.dumps(competitor)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=os.environ | CHILD,
+        )
+
+    def get_ready(self) -> None:
+        """Waits until it has compiled; chooses the units of a turn."""
+        if started := self._reply():
+            seconds = started["second"] / started["warm_up"]
+            quantum = started["quantum"]
+            units = max(1, round(SECONDS_PER_TURN / seconds / quantum)) * quantum
+            compile_seconds = started["first"] - started["second"]
+            self.row |= {"units_per_turn": units, "compile_seconds": compile_seconds}
+            print(f"{self.row['name']}: ready", file=sys.stderr, flush=True)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Its reply, or None if it has died or is too slow. The row then has an error."""
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(json.dumps(request) + "\n")
+            self._child.stdin.flush()
+        return self._reply()
+
+    def _reply(self) -> dict[str, Any] | None:
+        assert self._child.stdout is not None
+        left = self._deadline - time.perf_counter()
+        in_time = left == math.inf
+        if not in_time:
+            in_time = bool(select.select([self._child.stdout], [], [], max(0.0, left))[0])
+        line = self._child.stdout.readline() if in_time else ""
+        if line:
+            return json.loads(line)
+        if not in_time:
+            self._child.kill()
+        self._child.wait()
+        self.row["error"] = self._last_line() if in_time else NOT_IN_TIME
+        print(f"{self.row['name']}: {self.row['error']}", file=sys.stderr, flush=True)
+        return None
+
+    def _last_line(self) -> str:
+        """The last line that the dead child printed, or its exit code."""
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        return lines[-1] if lines else f"exit code {self._child.returncode}"
+
+    def close(self) -> None:
+        self._child.kill()
+        with self._child, self._log:
+            pass

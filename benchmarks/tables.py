@@ -10,26 +10,44 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ablate, decode, h100, ladders, parity, plan, quality, race, scaling, verdicts
+from benchmarks import (
+    ablate,
+    decode,
+    gpu_tables,
+    h100,
+    ladders,
+    parity,
+    plan,
+    quality,
+    race,
+    scaling,
+    verdicts,
+)
 from benchmarks import task_tables as tasks
 from benchmarks.records import FOLDER, load, measured_on, read, shown
 
 OPEN_ON_A_GPU = {
-    "parity-gpu": "parity with PyTorch (`benchmarks/gpu.sh parity`)",
-    "race-gpt-gpu": "milliseconds per step in float32, and PyTorch without torch.compile "
-    "(`benchmarks/gpu.sh race`)",
-    "decode-gpu": "tokens per second of sampling, batch 1 and 32 (`benchmarks/gpu.sh decode`)",
-    "quality-gpt-gpu": "seconds to the original's best validation loss, 1.4994, and whole runs of "
-    "`gpt.py` and `gpt_best.py` (`benchmarks/gpu.sh recipe`)",
-    "expected-g2p": "`configs/g2p.py`: word and phoneme error rates (`benchmarks/gpu.sh g2p`)",
-    "expected-digits": "`configs/digits.py`: spoken digits right, word error rate of strings "
-    "(`benchmarks/gpu.sh digits`)",
+    "parity-gpu": "parity with PyTorch (`python -m benchmarks.compare parity --config "
+    "configs/gpt.py --json docs/benchmarks/parity-gpu.json`)",
+    "race-gpt-gpu": "milliseconds per step of today's `configs/gpt.py` (`{script} race`)",
+    "gpu-startup": "seconds to the first steps, with an empty and a filled compilation cache "
+    "(`{script} startup`)",
+    "gpu-fast": "seconds to the original's best validation loss, 1.4994 (`{script} fast`)",
+    "gpu-best": "whole runs of `gpt_best.py` with three seeds (`{script} best`)",
+    "decode-gpu": "tokens per second of sampling, batch 1 and 32 (`{script} sampling`)",
+    "race-gpt2-gpu": "a step of `configs/gpt2_124m.py` and its share of the GPU's peak "
+    "(`{script} gpt2`)",
     "quant-gpt2-gpu": "decoding with int8 and int4 at GPT-2's size, 124 M parameters, and at the "
-    "size of `configs/gpt.py` (`benchmarks/gpu.sh quant`)",
+    "size of `configs/gpt.py` (`{script} int8`)",
+    "expected-g2p": "`configs/g2p.py`: word and phoneme error rates (`{script} g2p`)",
+    "expected-digits": "`configs/digits.py`: spoken digits right, word error rate of strings "
+    "(`{script} digits`)",
+    "quality-gpt-gpu": "the curves of `gpt.py` and the recipes by time (`python -m "
+    "benchmarks.compare train`)",
     "ablate-gpu": "the ladder of [recipe.md](recipe.md) at the size of `configs/gpt.py` "
-    "(`benchmarks/gpu.sh ablate`)",
+    "(`python -m benchmarks.ablate gpu`)",
     "scaling-weak-data-gpu": "weak and strong scaling over several GPUs, [scaling.md](scaling.md) "
-    "(`benchmarks/gpu.sh scaling`)",
+    "(`python -m benchmarks.scaling`)",
 }
 RACES = {
     "race-gpt-gpu": "configs/gpt.py on a GPU",
@@ -76,6 +94,7 @@ def benchmarks_md() -> str:
         "",
         h100.section(),
         "",
+        *gpu_tables.section(),
         "## The first steps of configs/gpt.py, on a CPU",
         "",
         tasks.first_steps_table(),
@@ -151,7 +170,10 @@ def benchmarks_md() -> str:
         if read(name):
             lines += [f"### {title}", "", tasks.quant_decoding(name), ""]
     lines += [tasks.QWIX, ""]
-    missing = [text for name, text in OPEN_ON_A_GPU.items() if read(name) is None]
+    script = f"{gpu_tables.SCRIPT} --only"
+    missing = [
+        text.format(script=script) for name, text in OPEN_ON_A_GPU.items() if read(name) is None
+    ]
     if missing:
         lines += ["## Open", "", "Not measured on a GPU yet:", ""]
         lines += [*[f"- {text}" for text in missing], ""]

@@ -1,6 +1,5 @@
 """gptjax against PyTorch in one table, the first figures of README.md."""
 
-import statistics
 from typing import Any
 
 from benchmarks import h100, race
@@ -13,14 +12,11 @@ def verdicts() -> str:
     """One row for each question. Ratios above 1 mean that gptjax is faster."""
     decoding = [_rates(of["rows"]) for of in load("decode-cpu")["races"]]
     writes = [ours / theirs for ours, theirs in decoding]
-    ms = {name: statistics.median(rounds) for name, rounds in h100.milliseconds().items()}
-    on_h100 = [ms[f"torch graphs {d}"] / ms[f"gptjax {d}"] for d in ("d.2", "d0")]
+    on_h100 = [theirs / ours for ours, theirs in map(h100.race_of, (0.2, 0.0))]
     curves = load("quality-cpu")["curves"]
     theirs, ours = curves["PyTorch, tuned"], curves["gptjax, configs/gpt_cpu.py"]
     small, original = _race("race-gpt_cpu-cpu"), _race("race-gpt-cpu")
-    assert max(*on_h100, *original[:2]) < 1 < min(*writes, *small), (
-        "the words of the table say who is faster"
-    )
+    assert max(original[:2]) < 1 < min(*writes, *small), "the words of the table say who is faster"
     rows = [
         [
             "Are the results equal?",
@@ -40,8 +36,8 @@ def verdicts() -> str:
         ],
         [
             "Is training faster on one H100? `gpt.py`",
-            f"**No: {on_h100[0]:.2f}x as fast as PyTorch at its best**, {on_h100[1]:.2f}x without "
-            "dropout",
+            f"**{'Yes' if min(on_h100) > 1 else 'No'}: {on_h100[0]:.2f}x as fast as PyTorch at its "
+            f"best**, {on_h100[1]:.2f}x without dropout",
             f"[H100]({PAGE}#on-an-h100)",
         ],
         [

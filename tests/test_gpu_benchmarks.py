@@ -1,0 +1,166 @@
+"""benchmarks/gpu.py: its parts, their limits, and the tables of what it measured."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu, gpu_tables, h100, records, rounds
+
+ENVIRONMENT = {
+    "device": "1 x NVIDIA H100 80GB HBM3",
+    "backend": "gpu",
+    "cpus": 16,
+    "processor": "a processor",
+    "packages": {"jax": "0.11.2", "torch": "2.11.0"},
+    "python": "3.12.3",
+    "date": "2030-01-02",
+    "commit": "abc1234",
+}
+
+# A competitor that answers every request; its argument says how long it takes to get ready.
+ANSWERS = """
+import json, sys, time
+spec = json.loads(sys.argv[1])
+time.sleep(spec["ready_after"])
+print(json.dumps({"first": 2.5, "second": 0.5, "warm_up": 1, "quantum": 1}), flush=True)
+for line in sys.stdin:
+    print(json.dumps({"seconds": 0.25, "rate": 1e9, "peak_bytes": 5}), flush=True)
+"""
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "answers.py").write_text(ANSWERS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "answers"
+
+
+@pytest.mark.slow
+def test_competitors_start_at_once(answers: str) -> None:
+    start = time.perf_counter()
+    specs = [{"name": str(i), "ready_after": 2} for i in range(4)]
+    rows = rounds.race(answers, specs, rounds=3, together=True)
+    assert time.perf_counter() - start < 8  # one after the other: more than that
+    for row in rows:
+        assert row["seconds_per_unit"] == [0.25 / row["units_per_turn"]] * 3
+        assert row["compile_seconds"] == 2
+
+
+@pytest.mark.slow
+def test_what_is_late_keeps_its_row_and_delays_no_one(answers: str) -> None:
+    start = time.perf_counter()
+    specs = [{"name": "good", "ready_after": 0}, {"name": "late", "ready_after": 60}]
+    good, late = rounds.race(answers, specs, 2, together=True, deadline=start + 10)
+    assert time.perf_counter() - start < 40
+    assert late["error"] == rounds.NOT_IN_TIME
+    # Its rounds were left out: the deadline had passed.
+    assert good["error"] == rounds.NOT_IN_TIME or len(good["seconds_per_unit"]) == 2
+
+
+def save(folder: Path, name: str, **record: object) -> None:
+    text = json.dumps(record | {"environment": ENVIRONMENT, "command": "python -m benchmarks.gpu"})
+    (folder / f"{name}.json").write_text(text)
+
+
+def row(name: str, seconds: float) -> dict:
+    return {
+        "name": name,
+        "seconds_per_unit": [seconds] * 3,
+        "median": seconds,
+        "least": seconds,
+        "most": seconds,
+        "matmul_rate": 5e14,
+        "compile_seconds": 20.0,
+        "peak_bytes": 1 << 30,
+    }
+
+
+def test_tables_show_the_parts_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    assert gpu_tables.section() == []
+    start = {"first_evaluation": 9.04, "first_training_steps": 12.06}
+    save(tmp_path, "gpu-startup", cold=start, warm={"first_evaluation": 3.11})
+    save(
+        tmp_path,
+        "gpu-fast",
+        target=1.4994,
+        ms_per_step=5.0,
+        passed={"step": 220, "seconds_with_evaluations": 20.0},
+        losses=[[200, 10.0, 1.51], [220, 20.0, 1.49], [240, 21.0, 1.4512]],
+        complete=True,
+    )
+    runs = [{"seed": 1, "complete": False, "losses": [[250, 1.5], [500, 1.44], [750, 1.46]]}]
+    save(tmp_path, "gpu-best", runs=[*runs, {"seed": 2, "complete": False, "losses": []}])
+    text = "\n".join(gpu_tables.section())
+    assert "| nothing cached | 9.0 s | 12.1 s |" in text
+    assert "| compilation cache filled | 3.1 s |  |" in text
+    assert (
+        "at most 1.4994 at step 220, after 1.1 s of steps; the lowest is 1.4512 at step 240" in text
+    )
+    assert "| 1 | 1.4400 at 500 | 1.4600 at 750 (stopped there) |" in text
+    assert "NVIDIA H100 80GB HBM3, jax 0.11.2, torch 2.11.0, Python 3.12.3, 2030-01-02" in text
+    assert "commit abc1234" in text
+
+
+@pytest.mark.parametrize(
+    ("ours", "words"), [(5e-3, "1.20x and 1.20x as fast there"), (7e-3, "slower than PyTorch")]
+)
+def test_the_verdict_is_that_of_the_newest_race(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: float, words: str
+) -> None:
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    races = [
+        {"dropout": dropout, "rows": [row("gptjax bfloat16", ours), row("PyTorch, tuned", 6e-3)]}
+        for dropout in (0.2, 0.0)
+    ]
+    save(tmp_path, "race-gpt-gpu", races=races)
+    assert words in h100.verdict()
+    assert f"takes gptjax {1e3 * ours:.2f} ms and PyTorch at its best 6.00 ms" in h100.verdict()
+
+
+def test_an_unknown_part_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        gpu.main(["--out", str(tmp_path / "out"), "--only", "race,rase"])
+    assert stop.value.code == 2
+    assert "--only rase; the parts are race, startup" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_that_does_not_fit_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+    parts = {
+        "long": gpu.Part(lambda session: ran.append("long"), 300, 200),
+        "breaks": gpu.Part(lambda session: 1 / 0, 30, 1),
+        "short": gpu.Part(lambda session: ran.append("short"), 30, 1),
+    }
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(rounds, "SECONDS_PER_TURN", rounds.SECONDS_PER_TURN)
+    gpu.main(["--out", str(tmp_path), "--only", "long,breaks,short", "--seconds", "100"])
+    assert ran == ["short"]
+    printed = capsys.readouterr().out
+    assert "long: left out" in printed
+    assert "breaks failed: ZeroDivisionError" in printed
+
+
+@pytest.mark.slow
+def test_the_start_is_measured_at_tiny_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "input.txt"
+    text.write_text("All the world's a stage, and all the men and women merely players.\n" * 60)
+    monkeypatch.setattr(gpu.downloads, "fetch", lambda name: text)
+    session = gpu.Session(tmp_path, 300, tiny=True)
+    try:
+        monkeypatch.setattr(gpu, "TINY_TRAIN", [*gpu.TINY_TRAIN, "--data.path", str(text)])
+        gpu.measure_startup(session)
+    finally:
+        session.close()
+    record = json.loads((tmp_path / "gpu-startup.json").read_text())
+    for name in ("cold", "warm"):
+        of = record[name]
+        assert 0 < of["first_evaluation"] <= of["first_training_steps"] <= of["end"]
+        assert any("compiled side by side" in line for _, line in of["output"])
