@@ -37,7 +37,7 @@ def use_cache(wanted: bool = True) -> Path | None:
     if not wanted:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    if named := jax.config.jax_compilation_cache_dir:
+    if named := jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return Path(named)
     if devices.on_cpu():
         return None
