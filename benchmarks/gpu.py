@@ -94,11 +94,13 @@ class Session:
         if self._environment is None:
             printed, _ = self._describing.communicate()
             self._environment = json.loads(printed.splitlines()[-1])
-            git = ["git", "rev-parse", "--short", "HEAD"]
-            commit = ""
-            with contextlib.suppress(OSError):
-                commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-            self._environment["commit"] = commit or os.environ.get("COMMIT", "")
+            # COMMIT first: a copied working tree may have another HEAD than its files.
+            commit = os.environ.get("COMMIT", "")
+            if not commit:
+                with contextlib.suppress(OSError):
+                    git = ["git", "rev-parse", "--short", "HEAD"]
+                    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+            self._environment["commit"] = commit
         return self._environment
 
     def save(self, name: str, **record: Any) -> None:

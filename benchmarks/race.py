@@ -214,7 +214,8 @@ def verdict(race: dict[str, Any]) -> str:
         sentence(fastest(race, "gptjax", dtypes), fastest(race, "PyTorch", dtypes))
         for dtypes in ("any", "float32")
     )
-    return overall if overall == float32 else f"{overall} In float32: {float32}"
+    none_in_float32 = all("bfloat16" in row["name"] for row in race["rows"])
+    return overall if none_in_float32 or overall == float32 else f"{overall} In float32: {float32}"
 
 
 def sentence(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> str:

@@ -218,7 +218,7 @@ def readme(text: str) -> str:
     parts = {
         "sample": "\n".join(["```", *sample, "```"]),
         "expected": tasks.expected_table("docs/benchmarks.md#on-an-h100"),
-        "h100": f"{h100.verdict()}: [measurements](docs/benchmarks.md#on-an-h100).",
+        "h100": f"{h100.verdict()}: [measurements](docs/benchmarks.md{h100.anchor()}).",
         "race": verdicts.verdicts(),
         "g2p": f"{tasks.g2p_table()}\n\n{tasks.PUBLISHED}",
         "digits": tasks.digits_table(),

@@ -35,10 +35,10 @@ def verdicts() -> str:
             f"[races]({PAGE}#how-fast-does-it-train)",
         ],
         [
-            "Is training faster on one H100? `gpt.py`",
+            f"Is training faster on a GPU? `gpt.py` on one {h100.device()}",
             f"**{'Yes' if min(on_h100) > 1 else 'No'}: {on_h100[0]:.2f}x as fast as PyTorch at its "
             f"best**, {on_h100[1]:.2f}x without dropout",
-            f"[H100]({PAGE}#on-an-h100)",
+            f"[race]({PAGE}{h100.anchor()})",
         ],
         [
             "Is sampling faster on a CPU?",

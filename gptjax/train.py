@@ -123,7 +123,7 @@ def save(run: Run, state: TrainState, val_loss: float | None = None) -> None:
 
 def check_finite(folder: Path, step: int, **numbers: float) -> None:
     if not all(np.isfinite(number) for number in numbers.values()):
-        shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
+        shown = ", ".join(f"{name.replace('_', ' ')} {x}" for name, x in numbers.items())
         raise TrainingDiverged(
             f"step {step}: {shown}; nothing of it was saved, the checkpoints in {folder} are "
             "older; try a lower --optim.learning-rate or --optim.grad-clip 1"

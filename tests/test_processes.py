@@ -28,7 +28,7 @@ from gptjax.config import Config, TextDataConfig, GPTConfig, OptimConfig, TrainC
 config = Config(
     model=GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.2),
     data=TextDataConfig(path=Path({text!r})),
-    optim=OptimConfig(learning_rate=1e-2),
+    optim=OptimConfig(learning_rate=3e-3),  # at 1e-2 rounding alone grows to 1e-4
     train=TrainConfig(max_steps=20, batch_size=16, micro_batch_size=8, eval_interval=10,
         eval_batches=2, log_interval=1, sample_tokens=20),
 )

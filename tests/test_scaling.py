@@ -95,8 +95,8 @@ def test_gpt2_124m_says_what_the_arithmetic_says():
     n_micro = config.train.batch_size // config.train.micro_batch_size
     held = plan.memory(GPT2, plan.Layout(8, 1, 1, n_micro))
     assert f"{tokens / 1e9:.0f} billion tokens of {operations / 1e6:.0f} MFLOP" in text
-    assert f"eight H100s {hours:.0f} hours at their peak" in text
-    assert f"{config.train.micro_batch_size // 8} sequences are about {held / 1e9:.0f} GB" in text
+    assert f"Eight H100s at their peak need {hours:.0f} hours" in text
+    assert f"{config.train.micro_batch_size // 8} sequences need about {held / 1e9:.0f} GB" in text
     assert "124,439,808 parameters" in text
 
 

@@ -22,7 +22,10 @@ LOG2_E = math.log2(math.e)
 
 
 class Tiling(NamedTuple):
-    """Queries and sources that a program handles at a time, its warps and its pipeline stages."""
+    """Queries and sources that a program handles at a time, its warps and its pipeline stages.
+
+    The defaults were the fastest of those in docs/benchmarks/kernel-race-gpu.json (an H200).
+    """
 
     queries: int = 64
     sources: int = 64
