@@ -109,8 +109,8 @@ def section() -> str:
             "",
             table([*race_header, "PyTorch's best / this"], race_rows),
             "",
-            "The GPU was never idle: the time was in the kernels, most of all in attention's (T, T) "
-            "weights.",
+            "The GPU was never idle: the time was in the kernels, most of all in attention's "
+            "(T, T) weights.",
             "",
             "Seconds from the start of `train.py --config configs/gpt.py`, nothing else on the "
             "machine:",

@@ -22,7 +22,7 @@ class Pace:
     def start(self) -> None:
         self._started = time.perf_counter()
 
-    def stop(self, n_steps: int) -> None:
+    def finish(self, n_steps: int) -> None:
         now = time.perf_counter()
         times = (now - self._started) / n_steps, now - self._saved
         self.seconds_per_step, self.seconds_unsaved = processes.all_reduce_max(*times)

@@ -51,7 +51,7 @@ def train(run: Run, stop: StopSignal) -> None:
     batches_in_order = closing(run.batches(pace))
     with report, batches_in_order as steps_and_batches:
         try:
-            # At the start, or if a signal came between a step and its evaluation.
+            # Evaluate now at step 0, or if a signal came between a step and its evaluation.
             due = evaluation_is_due(c, step) and step not in report.evaluated
             if any(processes.all_reduce_max(due)):
                 val_loss = evaluate_and_sample(run, state, stop)
@@ -62,8 +62,8 @@ def train(run: Run, stop: StopSignal) -> None:
                 pace.start()
                 state, metrics = run.train_steps(state, batches, len(steps))
                 metrics = jax.device_get(metrics)  # waits for the device
-                pace.stop(len(steps))
-                step = steps.stop
+                pace.finish(len(steps))
+                step += len(steps)
                 report.steps_done(step)
                 log(run, steps, metrics)
                 stop.check()
@@ -98,7 +98,7 @@ def evaluate_and_sample(run: Run, state: TrainState, stop: StopSignal) -> float:
     step, losses = int(state.step), {}
     for name, batches in run.validation().items():
         losses[name] = run.mean_loss(state.params, stop.check_before_each(batches))
-        check_finite(run.folder, step, **{name: losses[name]})
+        check_finite(run.folder, step, {name: losses[name]})
     if run.config.train.sample_tokens:
         run.report.sample(step, run.preview(state.params))
     run.report.evaluation(step, losses)
@@ -107,8 +107,9 @@ def evaluate_and_sample(run: Run, state: TrainState, stop: StopSignal) -> float:
 
 def log(run: Run, steps: range, metrics: StepMetrics) -> None:
     """Writes every log_interval-th step. Raises TrainingDiverged if a number is not finite."""
+    # Step i, counted from 0, leads to the state of step i + 1. Unused metrics follow the last one.
     for step, loss, norm in zip(steps, metrics.loss, metrics.grad_norm, strict=False):
-        check_finite(run.folder, step + 1, loss=loss, gradient_norm=norm)
+        check_finite(run.folder, step + 1, {"loss": loss, "gradient norm": norm})
         if (step + 1) % run.config.train.log_interval == 0:
             rate = float(np.asarray(run.learning_rate(step)))
             run.report.training(step + 1, float(loss), float(norm), rate)
@@ -116,14 +117,14 @@ def log(run: Run, steps: range, metrics: StepMetrics) -> None:
 
 def save(run: Run, state: TrainState, val_loss: float | None = None) -> None:
     """Starts to save a checkpoint. Raises TrainingDiverged if a parameter is not finite."""
-    finite = evaluation.all_finite(state)
-    check_finite(run.folder, int(state.step), parameters=0.0 if finite else np.nan)
+    if not evaluation.all_finite(state):
+        check_finite(run.folder, int(state.step), {"a parameter": np.nan})
     run.checkpoints.save(state, val_loss)
 
 
-def check_finite(folder: Path, step: int, **numbers: float) -> None:
+def check_finite(folder: Path, step: int, numbers: dict[str, float]) -> None:
     if not all(np.isfinite(number) for number in numbers.values()):
-        shown = ", ".join(f"{name.replace('_', ' ')} {x}" for name, x in numbers.items())
+        shown = ", ".join(f"{name} {x}" for name, x in numbers.items())
         raise TrainingDiverged(
             f"step {step}: {shown}; nothing of it was saved, the checkpoints in {folder} are "
             "older; try a lower --optim.learning-rate or --optim.grad-clip 1"
