@@ -117,7 +117,9 @@ def serve_gptjax(config: Config, dtype: str, vocab_size: int | None = None) -> N
     state = jax.device_put(state, sharding.shardings(state, mesh))
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed, mesh)
     n_params = models.count(state.params)
-    capacity = devices.steps_per_dispatch(n_params, c.batch_size * config.model.block_size)
+    capacity = devices.steps_per_dispatch(
+        n_params, c.batch_size * config.model.block_size, mesh.size
+    )
     # As in training: an accelerator's program is compiled for whole dispatches.
     quantum = 1 if devices.on_cpu() else capacity
     step = 0

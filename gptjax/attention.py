@@ -67,9 +67,9 @@ def attend_causally(
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2): (B, T, D) -> (B, T, D).
 
-    If causal, a position sees itself and earlier ones. Otherwise it sees all where mask_BT is true
-    (padding is false). `rotary` rotates queries and keys. With a cache, the keys and values of
-    earlier calls are seen as well. rows_B: see Dropout; None, as in evaluation, drops nothing.
+    If causal, a position sees itself and earlier ones, and mask_BT must be None. Otherwise it sees
+    all where mask_BT is true (padding is false). `rotary` rotates queries and keys. With a cache,
+    those of earlier calls are seen as well. rows_B: see Dropout; None drops nothing.
 
     Returns (y_BTD, the cache with the new keys and values in it).
     """
@@ -88,8 +88,10 @@ class SelfAttention(nn.Module):
         rows_B: Array | None = None,
     ) -> tuple[Array, BlockCache | None]:
         c = self.config
+        if self.causal and mask_BT is not None:
+            raise ValueError("attention is causal or has a padding mask, not both")
         dropped, streams_B2 = attention_dropout(self, c, rows_B)
-        if cache is None and use_fused(self, c, dropped):
+        if cache is None and use_fused(self, c, dropped, x_BTD):
             # On a GPU: what `heads` computes, in one kernel and without T x T arrays in memory.
             sources = fused_sources(c, self.dtype, x_BTD, None, rotary)
             y_BTD = fused_attention(sources, self.causal, mask_BT, dropped, streams_B2)

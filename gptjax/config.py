@@ -178,7 +178,7 @@ class TrainConfig:
     remat: bool = False
     """Save memory by recomputing activations in the backward pass (a third more work)."""
     attention: Literal["auto", "kernel", "cudnn", "plain"] = "auto"
-    """auto: on one GPU the kernel of kernels/attention.py; plain elsewhere."""
+    """auto: on one GPU kernels/attention.py; on several, without dropout, cuDNN; else plain."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of activations and matmuls. Weights are float32. auto: bfloat16 on GPU, TPU."""
     eval_interval: int = 500

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def exit_codes() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if os.getpid() == 1:  # in a container, where a SIGTERM that has no handler is ignored
+        signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(128 + signum))
     try:
         yield
     except (UserError, TrainingDiverged) as error:

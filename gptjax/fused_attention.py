@@ -28,12 +28,14 @@ def attention_dropout(
     return dropped, dropout.row_streams(module.make_rng("dropout"), rows_B)
 
 
-def use_fused(module: Any, config: GPTConfig, dropped: int) -> bool:
+def use_fused(module: Any, config: GPTConfig, dropped: int, *x: Array) -> bool:
     """Whether a kernel computes attention over whole sequences.
 
-    Not where somebody collects the weights, which it never writes.
+    x: targets and sources (B, length, D). Not where the attention weights are collected, which
+    the kernel never writes.
     """
-    kind = choice.attention_kind(module.dtype, config.n_embd // config.n_head, dropped)
+    width, lengths = config.n_embd // config.n_head, tuple(each.shape[1] for each in x)
+    kind = choice.attention_kind(module.dtype, width, dropped, lengths)
     collected = module.is_mutable_collection("intermediates") or module.is_initializing()
     return kind != "plain" and not collected
 
@@ -90,9 +92,9 @@ def fused_attention(
     """What the heads found, (B, T, H K), before the output projection."""
     now = choice.current()
     options = kernels.Options(causal, dropped, now.tiling, now.interpret)
-    head_width = sources[0].shape[-1]
+    head_width, lengths = sources[0].shape[-1], tuple(source.shape[1] for source in sources)
     y_BTHK: Any
-    if choice.attention_kind(sources[0].dtype, head_width, dropped) == "cudnn":
+    if choice.attention_kind(sources[0].dtype, head_width, dropped, lengths) == "cudnn":
         y_BTHK = kernels.cudnn_attention(sources, mask_BS, options)
     else:
         y_BTHK = kernels.attention(sources, streams_B2, mask_BS, options)

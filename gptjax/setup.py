@@ -107,7 +107,9 @@ def set_up(config: Config, launch: Launch) -> Run:
     dataset = data.load(config, tokenizer)
     processes.check_same("run", config_json.flatten(config) | {"data": dataset.sha256})
     mesh = make_mesh(config)
-    choice.set_attention(None if c.attention == "auto" else c.attention)
+    attention = None if c.attention == "auto" else c.attention
+    choice.check(attention, config.model, devices.compute_dtype(c), mesh.size)
+    choice.set_attention(attention, mesh.size)
     model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c), c.remat)
     optimizer = optim.build(config.optim, c.max_steps)
     tokens_per_sequence = dataset.tokens_per_sequence(config)
@@ -136,7 +138,9 @@ def set_up(config: Config, launch: Launch) -> Run:
         run_directory.describe_run(folder, config, dataset)
         report = Reporter(folder, config, step or 0, tokens_per_step, launch.trackers)
         report.say(_headline(config, mesh, n_params, tokens_per_step, step or 0))
-        report.say(memory.describe(config, model, shapes, micro_batch_size, tokens_per_sequence))
+        fused = choice.is_fused(config.model, model.dtype)
+        sizes = micro_batch_size, tokens_per_sequence
+        report.say(memory.describe(config, model, shapes, *sizes, fused))
     sizes = "  ".join(f"{n:,} {of.replace('_', ' ')}" for of, n in dataset.sizes.items())
     report.say(f"data {dataset.source}  {sizes}  vocabulary {model.vocab_size}")
     for change in changes:
@@ -148,7 +152,7 @@ def set_up(config: Config, launch: Launch) -> Run:
 
     steps_per_dispatch = 1  # batches of pairs and recordings differ in shape
     if dataset.one_shape:
-        steps_per_dispatch = devices.steps_per_dispatch(n_params, tokens_per_step)
+        steps_per_dispatch = devices.steps_per_dispatch(n_params, tokens_per_step, mesh.size)
     ahead = CompileAhead(report.say)
     sums = evaluation.make_sums(model, mesh)
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed, mesh)
@@ -170,12 +174,16 @@ def set_up(config: Config, launch: Launch) -> Run:
     )
     if not processes.several():
         _start_compiling(run, step or 0, train_steps, sums)
-    if state is None:
-        params = None
-        if tokenizer is not None:
-            report.say(f"starting from the parameters of {c.init_from}")
-            params = init_from.parameters(config, tokenizer, shapes.params)
-        state = jax.jit(first_state, out_shardings=state_sharding)(params)
+    try:
+        if state is None:
+            params = None
+            if tokenizer is not None:
+                report.say(f"starting from the parameters of {c.init_from}")
+                params = init_from.parameters(config, tokenizer, shapes.params)
+            state = jax.jit(first_state, out_shardings=state_sharding)(params)
+    except BaseException:  # Ctrl-C too: do not wait for programs that nobody will call
+        ahead.close()
+        raise
     return run._replace(state=state)
 
 

@@ -29,15 +29,16 @@ CHECKPOINT_SECONDS = 600.0
 
 
 def main(argv: list[str] | None = None) -> None:
-    with exit_codes(), StopSignal() as stop:
+    with exit_codes():
         config, launch = parse(sys.argv[1:] if argv is None else argv)
-        address = (launch.coordinator, launch.processes, launch.process)
         with (
-            processes.distributed_session(*address),
+            processes.distributed_session(launch.coordinator, launch.processes, launch.process),
             run_directory.locked(launch.folder),
             memory.advice(),
         ):
-            train(set_up(config, launch), stop)
+            run = set_up(config, launch)  # a signal ends it at once: there is nothing to save yet
+            with StopSignal() as stop:
+                train(run, stop)
 
 
 def train(run: Run, stop: StopSignal) -> None:
@@ -47,10 +48,10 @@ def train(run: Run, stop: StopSignal) -> None:
     """
     c, report, state, step = run.config.train, run.report, run.state, int(run.state.step)
     pace = Pace()
-    # While the device runs some steps, a thread loads the batches of the next ones.
     batches_in_order = closing(run.batches(pace))
     with report, batches_in_order as steps_and_batches:
         try:
+            stop.check()
             # Evaluate now at step 0, or if a signal came between a step and its evaluation.
             due = evaluation_is_due(c, step) and step not in report.evaluated
             if any(processes.all_reduce_max(due)):

@@ -91,6 +91,8 @@ def train_again(printed: Printed, copied: Path, text_file: Path) -> Printed:
         (["--train.batch-size", "0"], ["--train.batch-size is 0, but must be at least 1"]),
         (["--train.micro-batch-size", "3"], ["--train.micro-batch-size is 3", "divisor of 4"]),
         (["--data.val-fraction", "1"], ["--data.val-fraction is 1.0, but must be in (0, 1)"]),
+        (["--train.attention", "kernel"], ["--train.attention kernel needs a GPU", "auto"]),
+        (["--train.attention", "cudnn"], ["--train.attention cudnn needs a GPU", "auto"]),
         (["--seed", "-1"], ["--seed is -1, but must be in [0, 2**32)"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,

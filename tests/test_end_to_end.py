@@ -23,10 +23,12 @@ import pytest
 
 from gptjax import models, optim, setup, train, training
 from gptjax.commands import sample
+from gptjax.errors import exit_codes
 from gptjax.runs import run_directory
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.plots import read_metrics
 from gptjax.runs.report import Reporter
+from gptjax.runs.stop_signal import StopSignal
 from gptjax.scale.sharding import with_sharding
 
 REPO = Path(__file__).parents[1]
@@ -267,6 +269,57 @@ def test_signals_save_and_the_same_command_continues(
     assert_same_run(run, whole)
 
 
+SIGNAL_WHILE_LOADING = """
+import os, signal, sys, time
+from gptjax import train
+from gptjax.runs.report import Reporter
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's & would ignore
+say = Reporter.say
+
+def say_then_signal(reporter, line):
+    say(reporter, line)
+    if line.startswith("data "):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(1)
+        print("still loading", flush=True)
+
+Reporter.say = say_then_signal
+train.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
+def test_a_signal_while_loading_ends_the_run_at_once(
+    config_file: Path, tmp_path: Path, signum: int, code: int
+) -> None:
+    """There is nothing to save yet. A shell shows -15 as 143."""
+    run = tmp_path / "run"
+    flags = ["--config", str(REPO / "configs/bigram.py"), "--train.max-steps", "2"]
+    flags += ["--data.path", str(config_file.with_name("text.txt")), "--run-dir", str(run)]
+    flags += ["--train.sample-tokens", "4", "--train.eval-batches", "2"]
+    script = [sys.executable, "-c", SIGNAL_WHILE_LOADING, str(int(signum)), *flags]
+    ended = subprocess.run(script, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == code
+    assert "still loading" not in ended.stdout
+    assert "Traceback" not in ended.stderr
+    assert committed(run) == []
+    train.main(flags)  # nothing is half-written: the same command starts
+    assert committed(run)[-1] == 2
+
+
+def test_the_first_process_of_a_container_ends_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux drops signals to process 1 that have no handler."""
+    handlers = {}
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with exit_codes():
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+    assert codes == [143]
+
+
 @pytest.mark.parametrize("stop_at", [0, 4, 6])
 def test_a_signal_when_an_evaluation_is_due(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
@@ -280,21 +333,21 @@ def test_a_signal_when_an_evaluation_is_due(
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train.main([*flags, "--run-dir", str(straight)])
 
-    steps_done, say = Reporter.steps_done, Reporter.say
+    steps_done, begin = Reporter.steps_done, train.train
 
     def done_then_signal(reporter: Reporter, step: int) -> None:
         steps_done(reporter, step)
         if step == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def say_then_signal(reporter: Reporter, line: str) -> None:
-        say(reporter, line)
-        if stop_at == 0 and line.startswith("data "):
+    def signal_then_begin(run: setup.Run, stop: StopSignal) -> None:
+        if stop_at == 0:
             os.kill(os.getpid(), signal.SIGTERM)
+        begin(run, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(Reporter, "steps_done", done_then_signal)
-        patch.setattr(Reporter, "say", say_then_signal)
+        patch.setattr(train, "train", signal_then_begin)
         with pytest.raises(SystemExit) as stop:
             train.main([*flags, "--run-dir", str(stopped)])
     assert stop.value.code == 143

@@ -25,6 +25,7 @@ from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, SpeechTokenizer,
 from gptjax.decoding import sampling
 from gptjax.errors import UserError
 from gptjax.interop import huggingface, stablehlo
+from gptjax.kernels import choice
 from gptjax.quantization.quant_array import Format, dequantize_params, quantize_params
 from gptjax.runs import run_directory
 
@@ -344,6 +345,15 @@ def test_a_program_refuses_what_does_not_fit(tmp_path: Path) -> None:
     for inputs in (np.zeros((1, 25), np.int32), np.zeros((1, 3), np.float32)):
         with pytest.raises(ValueError, match=r"refining shapes|Dtype"):
             forward.call(inputs)
+
+
+def test_a_program_has_no_kernels_of_this_machine(tmp_path: Path) -> None:
+    """Which would run on no CPU, and on no other GPU."""
+    run = make_run(tmp_path / "run", SEED, CHAR)
+    with choice.using(choice.Choice("kernel", norm=True)):
+        out = run_export(run, "stablehlo", tmp_path / "out")
+    forward = jax.export.deserialize(bytearray((out / "forward.stablehlo").read_bytes()))
+    assert forward.call(np.zeros((2, 24), np.int32)).shape == (2, 24, CHAR.vocab_size)
 
 
 def test_a_program_too_large_is_refused(tmp_path: Path, refused: Refused) -> None:

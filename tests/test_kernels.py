@@ -1,6 +1,7 @@
 """GPU kernels, interpreted on a CPU, against the plain jnp beside them; and dropout's generator."""
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -8,14 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.extend.core import jaxprs_in_params
 
 from gptjax import models, training
-from gptjax.config import GPTConfig
+from gptjax.attention import SelfAttention
+from gptjax.config import BigramConfig, GPTConfig
+from gptjax.errors import UserError
 from gptjax.kernels import attention, choice, dropout, layer_norm
 from gptjax.kernels.attention_tiles import Options, Tiling
 from gptjax.kernels.cross_entropy import token_losses
 from gptjax.kernels.relu import relu
 from gptjax.layers import Dropout
+from gptjax.scale import devices
 
 SMALL_TILES = Tiling(16, 16, 16)
 KEY = jax.random.key(11)
@@ -131,6 +137,10 @@ CASES = {
     "padding, odd, dropout": ((37, 37, 24), False, True, 51),
     "cross, padding, dropout": ((19, 37, 24), False, True, 51),
     "cross": ((37, 19, 16), False, False, 0),
+    "cross, whole tiles": ((32, 96, 16), False, False, 51),
+    "cross, whole tiles, few sources": ((96, 32, 16), False, True, 51),
+    "a row sees nothing": ((32, 32, 16), False, "hidden", 0),
+    "a row sees nothing, cross, odd, dropout": ((19, 37, 24), False, "hidden", 51),
 }
 
 
@@ -151,7 +161,8 @@ def make_case(name, dtype=jnp.float32):
     else:
         q = jax.random.normal(keys[0], (2, n_t, 1, 2, width), dtype)
         sources = (q, jax.random.normal(keys[1], (2, n_s, 2, 2, width), dtype))
-    mask = jnp.arange(n_s) < jnp.array([[n_s // 2], [n_s]]) if padded else None
+    shortest = 0 if padded == "hidden" else n_s // 2
+    mask = jnp.arange(n_s) < jnp.array([[shortest], [n_s]]) if padded else None
     streams = dropout.row_streams(KEY, jnp.arange(2) + 5)
     weights = jax.random.normal(keys[2], (2, n_t, 2, width))
     return sources, streams, mask, Options(causal, dropped, SMALL_TILES, True), weights
@@ -177,7 +188,76 @@ def test_attention_in_bfloat16_is_off_by_its_rounding_alone():
         assert float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()) < 2**-6
 
 
-def test_attention_wants_three_slots():
+def memory_operations(jaxpr):
+    """(name, mask or None) of all loads and stores of tiles in a program, inner ones too."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name in ("masked_load", "masked_swap"):
+            operands = jax.tree.unflatten(equation.params["args_tree"], equation.invars)
+            yield name, operands[2 if name == "masked_load" else 3]
+        for inner in jaxprs_in_params(equation.params):
+            yield from memory_operations(inner)
+
+
+@pytest.mark.parametrize("lengths", [(64, 192), (192, 64), (70, 192), (128, 128)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_programs_past_the_end_neither_load_nor_store(lengths, padded):
+    """The backward grid covers the longer of targets and sources. Interpret mode hides such stores:
+    it clamps them."""
+    n_t, n_s = lengths
+    q, kv = (jnp.zeros((1, n, slots, 2, 64), jnp.bfloat16) for n, slots in ((n_t, 1), (n_s, 2)))
+    mask = jnp.ones((1, n_s), bool) if padded else None
+
+    def total(q, kv):
+        y = attention.attention((q, kv), None, mask, Options(False, interpret=True))
+        return jnp.sum(y.astype(jnp.float32))
+
+    found = list(memory_operations(jax.make_jaxpr(jax.grad(total, (0, 1)))(q, kv).jaxpr))
+    assert [name for name, _ in found].count("masked_swap") == 2 + 3  # y and lse; dk, dv and dq
+    # Tiles that all fit need no masks.
+    assert {mask is not None for _, mask in found} == {n_t != n_s}
+
+
+def test_padding_reaches_cudnn_in_a_shape_that_it_takes(monkeypatch):
+    """jax checks shapes when it traces, without a GPU."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(
+        fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda _: False
+    )
+
+    def gradient(n_t, n_s, width=64):
+        def total(q, kv, mask):
+            y = attention.cudnn_attention((q, kv), mask, Options(False))
+            return jnp.sum(y.astype(jnp.float32))
+
+        shapes = (2, n_t, 1, 2, width), (2, n_s, 2, 2, width)
+        q, kv = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+        mask = jax.ShapeDtypeStruct((2, n_s), jnp.bool)
+        return jax.eval_shape(jax.grad(total, (0, 1)), q, kv, mask)
+
+    assert gradient(64, 192)[1].shape == (2, 192, 2, 2, 64)
+    # What cuDNN refuses is what `choose` computes in another way.
+    for n_t, n_s, width in ((63, 192, 64), (64, 191, 64), (64, 192, 20)):
+        with pytest.raises(NotImplementedError):
+            gradient(n_t, n_s, width)
+        kind = attention.choose("gpu", jnp.bfloat16, width, 0, n_devices=8, lengths=(n_t, n_s))
+        assert kind == "plain"
+
+
+def test_attention_is_causal_or_padded():
+    (qkv,), _, _, options, _ = make_case("causal")
+    mask = jnp.ones(qkv.shape[:2], bool)
+    for f in (attention.attention, attention.plain_attention):
+        with pytest.raises(ValueError, match="not both"):
+            f((qkv,), None, mask, options)
+    with pytest.raises(ValueError, match="not both"):
+        attention.cudnn_attention((qkv,), mask, options)
+    with pytest.raises(ValueError, match="not both"):
+        SelfAttention(GPT, causal=True).init(KEY, jnp.zeros((2, 8, 32)), jnp.ones((2, 8), bool))
+
+
+def test_attention_needs_three_slots():
     with pytest.raises(ValueError, match="2 slots"):
         attention.attention((jnp.zeros((1, 16, 2, 1, 16)),), None, None, Options(True))
 
@@ -189,6 +269,74 @@ def test_attention_is_chosen_by_device_dtype_and_dropout():
     assert attention.choose("gpu", jnp.bfloat16, 256, 0) == "plain"
     assert attention.choose("gpu", jnp.bfloat16, 64, 0, n_devices=8) == "cudnn"
     assert attention.choose("gpu", jnp.bfloat16, 64, 51, n_devices=8) == "plain"
+    assert attention.choose("gpu", jnp.bfloat16, 64, 0, n_devices=8, lengths=(64, 64)) == "cudnn"
+
+
+WIDE = GPTConfig(n_head=1, n_embd=256, dropout=0.0)
+UNDROPPED = GPTConfig(dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "config", "dtype", "n_devices", "words"),
+    [
+        ("kernel", "cpu", UNDROPPED, jnp.bfloat16, 1, "kernel needs a GPU, but this is a CPU"),
+        ("cudnn", "tpu", UNDROPPED, jnp.bfloat16, 1, "cudnn needs a GPU, but this is a TPU"),
+        ("kernel", "gpu", UNDROPPED, jnp.float32, 1, "float32; use --train.dtype bfloat16"),
+        ("kernel", "gpu", WIDE, jnp.bfloat16, 1, "n_embd 256 / n_head 1 is 256; raise --model.n-h"),
+        ("kernel", "gpu", UNDROPPED, jnp.bfloat16, 8, "the mesh has 8; use --mesh.data 1"),
+        ("cudnn", "gpu", GPTConfig(), jnp.bfloat16, 1, "--model.dropout is 0.2; use --model.dr"),
+        (
+            "cudnn",
+            "gpu",
+            GPTConfig(dropout=0.0, block_size=33),
+            jnp.bfloat16,
+            8,
+            "even block sizes, but they are 64 and 33",
+        ),
+        ("cudnn", "gpu", GPTConfig(dropout=0.0, n_embd=120), jnp.bfloat16, 1, "they are 20 and"),
+    ],
+)
+def test_attention_that_cannot_work_is_refused(
+    kind, backend, config, dtype, n_devices, words, monkeypatch
+):
+    monkeypatch.setattr(devices, "backend", lambda: backend)
+    with pytest.raises(UserError, match=re.escape(words)) as refusal:
+        choice.check(kind, config, dtype, n_devices)
+    assert f"--train.attention {kind}" in str(refusal.value)
+    assert "auto" in str(refusal.value)
+    for other in (None, "plain"):
+        choice.check(other, config, dtype, n_devices)
+
+
+def test_attention_that_works_is_not_refused(monkeypatch):
+    monkeypatch.setattr(devices, "backend", lambda: "gpu")
+    choice.check("kernel", GPTConfig(), jnp.bfloat16, 1)
+    choice.check("cudnn", UNDROPPED, jnp.bfloat16, 8)
+    choice.check("cudnn", BigramConfig(), jnp.float32, 8)  # has no attention
+
+
+def test_the_size_of_the_mesh_decides_not_the_number_of_devices(monkeypatch):
+    monkeypatch.setattr(devices, "backend", lambda: "gpu")
+    monkeypatch.setattr(devices, "n_devices", lambda: 8)
+    assert choice.attention_kind(jnp.bfloat16, 64, 51) == "plain"
+    with choice.using(choice.Choice()):
+        choice.set_attention(None, 1)
+        assert choice.attention_kind(jnp.bfloat16, 64, 51) == "kernel"
+
+
+def test_cudnn_is_left_out_where_it_cannot_work():
+    with choice.using(choice.Choice("cudnn")):
+        assert choice.attention_kind(jnp.bfloat16, 64, 0, (64, 64)) == "cudnn"
+        assert choice.attention_kind(jnp.bfloat16, 64, 0, (64, 37)) == "plain"
+
+
+def test_norm_kernels_are_for_16_bit_floats(monkeypatch):
+    monkeypatch.setattr(devices, "backend", lambda: "gpu")
+    monkeypatch.setattr(layer_norm, "norm", lambda *_: "kernel")
+    with choice.using(choice.Choice(n_devices=1)):
+        for dtype, kernel in ((jnp.bfloat16, True), (jnp.float32, False)):
+            y = choice.norm(jnp.ones((2, 8), dtype), jnp.ones(8), None, True, dtype)
+            assert isinstance(y, str) == kernel
 
 
 # ---------------------------------------------------------------- norms, ReLU, loss

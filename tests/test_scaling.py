@@ -68,6 +68,17 @@ def test_the_estimate_of_memory_is_that_of_the_compiled_step():
     assert in_xla.temp_size_in_bytes == pytest.approx(work, rel=0.25)
 
 
+def test_kernels_keep_neither_attention_weights_nor_float32_logits():
+    size = plan.Size("small", plan.gpt2(2, 4, 64, 64), 1024, 32)
+    _, state = scaling.compile_step(size, plan.Layout(1, 1, 1))
+    model = models.GPT(size.model, size.vocab_size, jnp.bfloat16)
+    config = Config(size.model, train=TrainConfig(batch_size=32))
+    plain, fused = (memory.estimate(config, model, state, 32, 64, f)[1] for f in (False, True))
+    weights = 2 * 3 * 32 * 2 * 4 * 64 * 64  # bytes, copies, rows, layers, heads, T, T
+    logits = (3 * 4 - 2 * 2) * 32 * 64 * 1024
+    assert plain - fused == weights + logits
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
 def test_the_plan_and_train_py_agree_on_memory(shape):
     """But for what is rounded to whole shards."""

@@ -10,8 +10,8 @@ Queries, keys and values are read out of the arrays that matmuls make, without a
 of three for self-attention, one and two for cross-attention, two and one where q and k are rotated
 or normalised first.
 
-`plain_attention` is the same in jnp. Pallas's Triton backend is deprecated as of JAX 0.11, but in
-0.12 still; nothing outside this file knows of it.
+`plain_attention` is the same in jnp. Pallas's Triton backend is deprecated since JAX 0.11, but
+still in 0.12. All files of this folder that call pallas_call use it.
 """
 
 import functools
@@ -26,28 +26,54 @@ from jax.experimental.pallas import triton as triton
 
 from gptjax.kernels import dropout
 from gptjax.kernels.attention_programs import backward_kernel, forward_kernel
-from gptjax.kernels.attention_tiles import MASKED, Options, Sources, block, split, tile_of
+from gptjax.kernels.attention_tiles import (
+    MASKED,
+    Options,
+    Sources,
+    block,
+    check_masks,
+    split,
+    tile_of,
+)
 
 Kind = Literal["kernel", "cudnn", "plain"]
 
 
-def choose(backend: str, dtype: Any, head_width: int, dropped: int, n_devices: int = 1) -> Kind:
+MOST_WIDTH = 128
+"""Largest head width of the kernels, whose tiles must fit the registers, and of cuDNN."""
+
+
+def choose(
+    backend: str,
+    dtype: Any,
+    head_width: int,
+    dropped: int,
+    n_devices: int = 1,
+    lengths: tuple[int, ...] = (),
+) -> Kind:
     """Which attention to use, for `backend` of "gpu", "cpu" or "tpu".
 
-    The kernels want 16-bit floats on one GPU, and heads whose tiles fit its registers. On several
-    devices XLA does not know how to split an own kernel; cuDNN's it can, but that has no dropout.
+    The kernels need 16-bit floats on one GPU. On several devices XLA does not know how to split a
+    custom kernel. It can split cuDNN's, which has no dropout, and needs heads whose width is a
+    multiple of 8 and even `lengths` (of targets and sources).
     """
-    if backend not in ("gpu", "cuda") or jnp.dtype(dtype).itemsize != 2:
+    if backend != "gpu" or jnp.dtype(dtype).itemsize != 2 or head_width > MOST_WIDTH:
         return "plain"
-    if n_devices == 1 and head_width <= 128:
+    if n_devices == 1:
         return "kernel"
-    return "cudnn" if not dropped and head_width <= 128 and head_width % 8 == 0 else "plain"
+    return "cudnn" if not dropped and fits_cudnn(head_width, lengths) else "plain"
+
+
+def fits_cudnn(head_width: int, lengths: tuple[int, ...]) -> bool:
+    """Whether cuDNN takes heads of this width and sequences of these lengths."""
+    return head_width % 8 == 0 and all(length % 2 == 0 for length in lengths)
 
 
 def plain_attention(
     sources: Sources, streams_B2: Array | None, mask_BS: Array | None, options: Options
 ) -> Array:
     """What `attention` computes, in jnp: (B, T, H, K)."""
+    check_masks(mask_BS, options)
     q, k, v = split(sources)
     scores = jnp.einsum("BTHK,BSHK->BHTS", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
@@ -64,8 +90,12 @@ def plain_attention(
 
 def cudnn_attention(sources: Sources, mask_BS: Array | None, options: Options) -> Array:
     """The same by cuDNN, without dropout: (B, T, H, K)."""
+    check_masks(mask_BS, options)
     q, k, v = split(sources)
-    mask = None if mask_BS is None else mask_BS[:, None, None]
+    mask = None
+    if mask_BS is not None:  # cuDNN takes no mask that is broadcast over the targets
+        shape = (q.shape[0], 1, q.shape[1], k.shape[1])
+        mask = jnp.broadcast_to(mask_BS[:, None, None], shape)
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, is_causal=options.causal, implementation="cudnn"
     )
@@ -78,7 +108,8 @@ def attention(
     """softmax(q k / sqrt(K)) v, (B, T, H, K), by the kernels.
 
     streams_B2: of dropout.row_streams; may be None if nothing is dropped. mask_BS is true where a
-    source may be seen. Raises ValueError if sources are not q, k and v.
+    source may be seen; a row that sees none is the mean of all values. Raises ValueError if sources
+    are not q, k and v, and for a mask with options.causal.
     """
     return _forward(sources, streams_B2, mask_BS, options)[0]
 

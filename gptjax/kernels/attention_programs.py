@@ -63,7 +63,7 @@ def forward_kernel(*refs: Any, t: Tile, size_t: int, size_s: int) -> None:
     y = y * (keep_factor(t) / total)[:, None]
     store(y_ref, (row, head), start_t, y, t.n_target, t)
     lse_view = lse_ref.at[row, head, pl.ds(start_t, size_t)]
-    mask = None if t.n_target % size_t == 0 else span_t < t.n_target
+    mask = span_t < t.n_target if t.may_pass_end(size_t, t.n_target) else None
     triton.store(lse_view, largest + jnp.log2(total), mask=mask)
 
 
@@ -87,7 +87,7 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
         q = load(q_ref, (row, q_slot, head), start_t, size, n_t, t)
         y = load(y_ref, (row, head), start_t, size, n_t, t).astype(jnp.float32)
         dy = load(dy_ref, (row, head), start_t, size, n_t, t)
-        lse = vector(lse_ref, (row, head), start_t, size, n_t)
+        lse = vector(lse_ref, (row, head), start_t, size, n_t, t)
         return q, dy, lse, jnp.sum(y * dy.astype(jnp.float32), -1)
 
     def of_sources(start_s: Any) -> tuple[Array, Array]:
@@ -98,11 +98,19 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
         span_t = start_t + jnp.arange(size)
         scores, exists = tile_scores(q, k, span_t, start_s, mask_ref, row, t)
         weights = jnp.exp2(scores - lse[:, None])
+        if t.has_mask:  # rows that see nothing weigh all sources the same, as in softmax
+            weights = jnp.where((lse < MASKED / 2)[:, None], 1 / n_s, weights)
         if exists is not None:
             weights = jnp.where(exists, weights, 0.0)
-        if n_t % size:  # rows past the end have no log-sum-exp
+        if t.may_pass_end(size, n_t):  # rows past the end have no log-sum-exp
             weights = jnp.where((span_t < n_t)[:, None], weights, 0.0)
         return weights
+
+    def d_scores_of(weights: Array, d_weights: Array, mean: Array, lse: Array) -> Array:
+        d_scores = weights * (d_weights - mean[:, None])
+        if t.has_mask:  # the scores of rows that see nothing are constants
+            d_scores = jnp.where((lse < MASKED / 2)[:, None], 0.0, d_scores)
+        return d_scores
 
     zeros = jnp.zeros((size, t.padded_width), jnp.float32)
     k, v = of_sources(start)
@@ -116,7 +124,7 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
         if keep is not None:
             kept, d_weights = (jnp.where(keep, x, 0.0) for x in (weights, d_weights))
         dv = dv + triton.dot(kept.astype(dy.dtype), dy, trans_a=True)
-        d_scores = weights * (d_weights - mean[:, None])
+        d_scores = d_scores_of(weights, d_weights, mean, lse)
         return dk + triton.dot(d_scores.astype(q.dtype), q, trans_a=True), dv
 
     if n_t % 4 == 0 and quarter % size == 0:  # tiles a quarter apart share their words
@@ -161,7 +169,7 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
         if t.options.dropped:
             keep = tile_keep(stream, head, span, j * size + jnp.arange(size), t)
             d_weights = jnp.where(keep, d_weights, 0.0)
-        d_scores = weights * (d_weights - mean[:, None])
+        d_scores = d_scores_of(weights, d_weights, mean, lse)
         return dq + triton.dot(d_scores.astype(k.dtype), k)
 
     n_blocks = -(-n_s // size)

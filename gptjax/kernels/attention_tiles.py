@@ -53,6 +53,12 @@ def places_of(sources: Sources) -> list[tuple[int, int]]:
     return places
 
 
+def check_masks(mask_BS: Array | None, options: Options) -> None:
+    """Raises ValueError for causal attention with padding: a position would see nothing."""
+    if options.causal and mask_BS is not None:
+        raise ValueError("attention is causal or has a padding mask, not both; pass mask None")
+
+
 def split(sources: Sources) -> tuple[Array, Array, Array]:
     """q (B, T, H, K), and k and v (B, S, H, K)."""
     q, k, v = (sources[i][:, :, slot] for i, slot in places_of(sources))
@@ -70,8 +76,17 @@ class Tile(NamedTuple):
     options: Options
     has_mask: bool
 
+    def may_pass_end(self, size: int, length: int) -> bool:
+        """Whether a tile of `size` may reach past the end of `length` queries or sources.
+
+        The backward grid covers the longer of the two: its last tiles are past the end of the
+        shorter, even if its length is a multiple of the tile.
+        """
+        return length % size != 0 or self.n_target != self.n_source
+
 
 def tile_of(sources: Sources, mask_BS: Array | None, options: Options) -> Tile:
+    check_masks(mask_BS, options)
     places = places_of(sources)
     n_target, n_source = (sources[places[i][0]].shape[1] for i in (0, 1))
     width = sources[0].shape[-1]
@@ -87,12 +102,12 @@ def block(wanted: int, length: int) -> int:
 def rows_of(ref: Any, at: tuple[Any, ...], start: Any, size: int, length: int, t: Tile) -> Any:
     """(reference to rows start ... start + size - 1 of ref[at[0], :, *at[1:]], mask of what exists)
 
-    The mask is None where the tile fits exactly, which spares the comparisons.
+    The mask is None where every tile fits exactly, which saves the comparisons.
     """
     rows, columns = start + jnp.arange(size), jnp.arange(t.padded_width)
     at = tuple(jnp.int32(index) for index in at)  # interpret mode takes no Python integers
     mask = None
-    if length % size:
+    if t.may_pass_end(size, length):
         mask = jnp.broadcast_to((rows < length)[:, None], (size, t.padded_width))
     if t.width != t.padded_width:
         fits = jnp.broadcast_to((columns < t.width)[None], (size, t.padded_width))
@@ -111,10 +126,10 @@ def store(ref: Any, at: tuple[Any, ...], start: Any, value: Array, length: int, 
     triton.store(view, value.astype(ref.dtype), mask=mask)
 
 
-def vector(ref: Any, at: tuple[Any, ...], start: Any, size: int, length: int) -> Array:
+def vector(ref: Any, at: tuple[Any, ...], start: Any, size: int, length: int, t: Tile) -> Array:
     """ref[*at, start : start + size], zero outside of the array."""
     view = ref.at[*at, pl.ds(start, size)]
-    if length % size == 0:
+    if not t.may_pass_end(size, length):
         return triton.load(view)
     return triton.load(view, mask=start + jnp.arange(size) < length, other=0)
 
@@ -128,10 +143,10 @@ def tile_scores(
     if t.options.causal:
         scores = jnp.where(span_t[:, None] >= span_s[None], scores, MASKED)
     if mask_ref is not None:
-        seen = vector(mask_ref, (row,), start_s, k.shape[0], t.n_source)
+        seen = vector(mask_ref, (row,), start_s, k.shape[0], t.n_source, t)
         scores = jnp.where((seen != 0)[None], scores, MASKED)
     exists = None
-    if t.n_source % k.shape[0]:
+    if t.may_pass_end(k.shape[0], t.n_source):
         exists = jnp.broadcast_to((span_s < t.n_source)[None], scores.shape)
     return scores, exists
 

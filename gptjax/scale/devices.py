@@ -78,12 +78,12 @@ def micro_batch_size(
     return max(fits, default=config.batch_size)
 
 
-def steps_per_dispatch(n_params: int, tokens_per_step: float) -> int:
+def steps_per_dispatch(n_params: int, tokens_per_step: float, n_devices: int) -> int:
     """Most optimizer steps in one call to the device.
 
     At most 50, and fewer for large models, so that signals are checked every few seconds.
     """
-    flops_per_device = 6 * n_params * tokens_per_step / n_devices()
+    flops_per_device = 6 * n_params * tokens_per_step / n_devices
     return max(1, min(STEPS_PER_DISPATCH, int(FLOPS_PER_DISPATCH / flops_per_device)))
 
 

@@ -30,12 +30,18 @@ class Sized(Protocol):
 
 
 def estimate(
-    config: Config, model: Sized, state: Any, micro_batch_size: int, tokens_per_sequence: float
+    config: Config,
+    model: Sized,
+    state: Any,
+    micro_batch_size: int,
+    tokens_per_sequence: float,
+    fused: bool = False,
 ) -> tuple[int, int]:
     """(bytes of the training state, bytes that a step needs besides) on each device.
 
     state: shapes with their shardings. A step needs gradients, weights in the model's dtype, what
-    the backward pass reads of every block, and the logits.
+    the backward pass reads of every block, and the logits. fused: kernels compute the attention, as
+    choice.is_fused says.
     """
     mesh = jax.tree.leaves(state)[0].sharding.mesh
     gradients = sharding.bytes_per_device(state.params)
@@ -44,34 +50,43 @@ def estimate(
     n_tokens = micro_batch_size / n_row_groups(mesh) * tokens_per_sequence
     n_model, itemsize = mesh.shape["model"], np.dtype(model.dtype).itemsize
     work = gradients + _weights_in_use(state.params, itemsize)
-    work += n_tokens * logits_bytes(model.vocab_size, n_model)
+    work += n_tokens * logits_bytes(model.vocab_size, n_model, itemsize if fused else 0)
     if isinstance(config.model, GPTConfig):
         work += n_tokens * activation_bytes(
-            config.model, tokens_per_sequence, itemsize, n_model, config.train.remat
+            config.model, tokens_per_sequence, itemsize, n_model, config.train.remat, fused
         )
     return sharding.bytes_per_device(state), int(work)
 
 
-def logits_bytes(vocab_size: int, n_model: int = 1) -> float:
+def logits_bytes(vocab_size: int, n_model: int = 1, fused_itemsize: int = 0) -> float:
     """Bytes for each token of the logits, their softmax and their gradient, in float32.
 
-    The model axis splits them if it divides the vocabulary.
+    With fused_itemsize only of the logits and their gradient, which have that many bytes each: see
+    kernels/cross_entropy.py. The model axis splits them if it divides the vocabulary.
     """
-    return 3 * 4 * vocab_size / (n_model if vocab_size % n_model == 0 else 1)
+    one = 2 * fused_itemsize or 3 * 4
+    return one * vocab_size / (n_model if vocab_size % n_model == 0 else 1)
 
 
 def activation_bytes(
-    c: GPTConfig, length: float, itemsize: int, n_model: int = 1, remat: bool = False
+    c: GPTConfig,
+    length: float,
+    itemsize: int,
+    n_model: int = 1,
+    remat: bool = False,
+    fused: bool = False,
 ) -> float:
     """Bytes for each token that the forward pass of all blocks keeps for the backward pass.
 
-    length: tokens of a sequence. remat keeps the input of every block, and the rest of one.
+    length: tokens of a sequence. remat keeps the input of every block, and the rest of one. fused:
+    a kernel computes the attention, and keeps no weights.
     """
     n_blocks = c.n_layer + getattr(c, "n_encoder_layer", 0)
     # Two norms, the residual stream and what is added to it are whole on every device. The model
     # axis splits heads (query, key, value, output), hidden values and attention weights.
     block = 6 * c.n_embd + (5 * c.n_embd + 3 * c.hidden_width) / n_model
-    block += 3 * c.n_head * min(c.block_size, length) / n_model
+    if not fused:
+        block += 3 * c.n_head * min(c.block_size, length) / n_model
     return itemsize * (n_blocks * c.n_embd + block if remat else n_blocks * block)
 
 
@@ -106,10 +121,15 @@ def limit() -> int:
 
 
 def describe(
-    config: Config, model: Sized, state: Any, micro_batch_size: int, tokens_per_sequence: float
+    config: Config,
+    model: Sized,
+    state: Any,
+    micro_batch_size: int,
+    tokens_per_sequence: float,
+    fused: bool = False,
 ) -> str:
     """The estimate in words, with advice if it does not fit."""
-    held, work = estimate(config, model, state, micro_batch_size, tokens_per_sequence)
+    held, work = estimate(config, model, state, micro_batch_size, tokens_per_sequence, fused)
     text = f"memory of each device: {_size(held)} of state, about {_size(work)} to work in"
     if held + work > limit():
         text += f"; it has {_size(limit())}, so this may not fit: {LESS}"

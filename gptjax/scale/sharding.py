@@ -35,8 +35,8 @@ RULES = (
     (r"\.(bias|scale|w_-?\d+)", P(("model", "fsdp"))),
     # Muon's stacks of all matrices of one shape: whole matrices on each device if possible.
     (r"\.\(\d+, \d+\)", P(("fsdp", "model"))),
-    # The optimizer's counts, Muon's coefficients, the step.
-    (r"(^|\.)(count|ns_coeffs|step)", P()),
+    # The optimizer's counts, the step.
+    (r"(^|\.)(count|step)", P()),
 )
 
 # Parameters that the model axis also splits in use. Those that add to the residual stream, such as
