@@ -52,8 +52,7 @@ def attend_causally(
     """`attend`, where position t sees positions 0 ... t. Returns y_BHTK.
 
     On a CPU the queries are split into chunks. Each leaves out the positions after it, which none
-    of its queries may see: with four chunks only 5/8 of the scores are computed. `drop` is told
-    the first position of a chunk.
+    of its queries may see: four chunks compute 5/8 of the scores. `drop` gets a chunk's start.
     """
     n = q_BHTK.shape[2]
     mask_TT = jnp.tril(jnp.ones((n, n), bool))
