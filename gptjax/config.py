@@ -92,8 +92,7 @@ class DataConfig:
     """Your own data instead of the default. A text: one UTF-8 file, or a folder made by `gptjax
     prepare`. Pairs: a .tsv file of source, TAB, target. Speech: a folder, or a .jsonl file."""
     tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "char"
-    """char, word, byte: one token each. gpt2: GPT-2's BPE. bpe: a BPE trained on your text. With
-    pairs this is the tokenizer of the targets."""
+    """gpt2: GPT-2's BPE. bpe: a BPE trained on your text. For pairs: the targets' tokenizer."""
     vocab_size: int = 1024
     """Vocabulary size of `bpe`. Other tokenizers ignore it."""
     val_fraction: float = 0.1
@@ -171,8 +170,7 @@ class TrainConfig:
     batch_size: int = 64
     """Sequences per optimizer step, over all devices."""
     micro_batch_size: int = 0
-    """Sequences per forward and backward pass; a divisor of batch_size. Gradients of several passes
-    are summed. 0: automatic."""
+    """Sequences per forward and backward pass, a divisor of batch_size. 0: automatic."""
     init_from: Path | None = None
     """Start from the parameters of this run. It must have the same model and vocabulary."""
     remat: bool = False

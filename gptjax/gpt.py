@@ -73,9 +73,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only Transformer (Radford et al. 2018). Its options are in GPTConfig.
 
-    remat: the backward pass computes the inside of every block again instead of keeping it in
-    memory. As the decoder of an encoder-decoder it is given the encoder's output, and perhaps a
-    token embedding to share. Raises ValueError for more than block_size tokens.
+    remat: the backward pass recomputes the inside of every block instead of keeping it in memory.
+    Decoders get an encoder's output too. Raises ValueError for more than block_size tokens.
     """
 
     config: GPTConfig

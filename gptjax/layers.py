@@ -75,8 +75,7 @@ class Norm(nn.Module):
         scale_D, bias_D = self.param("scale", nn.initializers.ones, (width,)), None
         if center and self.config.bias:
             bias_D = self.param("bias", nn.initializers.zeros, (width,))
-        # (x - mean) / sqrt(variance + 1e-5) * scale + bias, without mean and bias if not `center`.
-        # On a GPU one kernel does it.
+        # (x - mean) / sqrt(variance + 1e-5) * scale + bias; RMSNorm has neither mean nor bias.
         return norm(x, scale_D, bias_D, center, self.dtype)
 
 

@@ -7,6 +7,7 @@ step, so a run that was stopped and resumed gets the same bits as one that was n
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -78,11 +79,8 @@ def make_gradient(
     large batch need not fit in memory (or, on a CPU, in its caches) at once.
     """
 
-    def loss_function(params: Params, batch: Batch, key: Array, rows_B: Array) -> Any:
-        return cross_entropy(model, params, batch, key, rows_B)
-
     # Several devices: each keeps a part of the parameters, and gathers the rest for use.
-    loss_function = sharding.gather_for_use(loss_function, mesh, model.dtype)
+    loss_function = sharding.gather_for_use(partial(cross_entropy, model), mesh, model.dtype)
     # has_aux: the gradient is that of the first result, the sum of losses.
     loss_and_gradient = jax.value_and_grad(loss_function, has_aux=True)
 
