@@ -202,12 +202,14 @@ def _watch_process_0() -> None:
 
 
 def _report_lost_process_0() -> None:
-    """Prints one line when JAX's runtime aborts because process 0 has exited."""
+    """Prints one line when JAX's runtime aborts because process 0 has exited or hangs."""
     host, _, port = (distributed.global_state.coordinator_address or "").rpartition(":")
 
     def check_process_0() -> None:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            # A server greets at once. A stopped process only accepts, and recv times out.
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=2) as connection:
+                connection.recv(1)
         except OSError:
             _exit_after_loss([0])  # if it does answer, the abort has another reason and goes on
 
