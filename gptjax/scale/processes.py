@@ -169,9 +169,9 @@ def _start(coordinator: str, n_processes: int, process: int) -> None:
         _on_abort(None)
     if several():
         threading.Thread(target=_watch_all, daemon=True).start()
+        _report_loss_on_abort()
     if not is_first():
         threading.Thread(target=_watch_process_0, daemon=True).start()
-        _report_lost_process_0()
 
 
 def _watch_all() -> None:
@@ -201,19 +201,22 @@ def _watch_process_0() -> None:
         time.sleep(1)
 
 
-def _report_lost_process_0() -> None:
-    """Prints one line when JAX's runtime aborts because process 0 has exited or hangs."""
+def _report_loss_on_abort() -> None:
+    """Prints one line when JAX's runtime aborts because another process has exited or hangs."""
     host, _, port = (distributed.global_state.coordinator_address or "").rpartition(":")
 
-    def check_process_0() -> None:
+    def report() -> None:
         try:
             # A server greets at once. A stopped process only accepts, and recv times out.
             with socket.create_connection((host.strip("[]"), int(port)), timeout=2) as connection:
                 connection.recv(1)
         except OSError:
-            _exit_after_loss([0])  # if it does answer, the abort has another reason and goes on
+            _exit_after_loss([0])
+        # A collective may break off before _watch_all knows why: let it find and name the lost
+        # process. If it finds none, the abort has another reason and goes on.
+        time.sleep(2 * HEARTBEAT_SECONDS)
 
-    _on_abort(check_process_0)
+    _on_abort(report)
 
 
 def _on_abort(function: Callable[[], None] | None) -> None:
