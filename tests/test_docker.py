@@ -204,3 +204,10 @@ def test_ci_calls_what_the_readme_tells() -> None:
     readme = (REPO / "README.md").read_text()
     for command in commands[1:]:
         assert command in readme
+
+
+def test_every_room_is_named_for_the_builder() -> None:
+    """It skips a folder of gptjax that no pattern names, whatever patterns with * say."""
+    patterns = (REPO / ".dockerignore").read_text().splitlines()
+    rooms = {path.parent.name for path in REPO.glob("gptjax/*/__init__.py")}
+    assert {room for room in rooms if f"!gptjax/{room}/*.py" in patterns} == rooms
