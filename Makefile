@@ -5,6 +5,9 @@
 #
 # make test-fast runs the tests that answer in a minute, make check the linter and the type checker.
 #
+# make aot compiles train steps for an NVIDIA GPU, which need not be there, and checks what they do.
+# It has an environment of its own: half a GB of XLA's compiler for GPUs.
+#
 # make docker-test builds the Docker image without a daemon and tries it, where that is possible.
 # make train CONFIG=configs/debug.py ARGS="--train.max-steps 100" trains something else.
 
@@ -17,7 +20,7 @@ DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>
 ACCELERATOR ?= $(if $(DRIVER),$(shell [ "$(DRIVER)" -ge 580 ] && echo cuda13 || echo cuda12))
 EXTRAS = $(if $(ACCELERATOR),[$(ACCELERATOR)])
 
-.PHONY: train test test-fast check docker-test format clean
+.PHONY: train test test-fast aot check docker-test format clean
 
 train: $(VENV)/installed
 	@backend=$$($(BIN)/python -c 'import jax; print(jax.default_backend())') || exit 1; \
@@ -35,6 +38,9 @@ test: $(VENV)/installed-test
 
 test-fast: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m 'not slow'
+
+aot: $(VENV)-aot/installed
+	$(VENV)-aot/bin/python -m pytest -n0 tests/test_compile_for_gpu.py
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -62,5 +68,11 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
+$(VENV)-aot/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-aot
+	$(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[aot]' pytest pytest-xdist
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-aot

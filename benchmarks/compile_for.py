@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax import models, optim, training
-from gptjax.config import Config
+from gptjax.config import Config, TextDataConfig
 from gptjax.kernels import choice
 from gptjax.scale import devices
 
@@ -70,6 +70,8 @@ def sharding_of(gpu: Path) -> Any:
     """Of arrays on one GPU that is not there."""
     from jax.experimental import topologies
 
+    # To compile, JAX 0.11 would want CUDA's libraries, which only a GPU needs.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     topology = topologies.get_topology_desc(
         "", "cuda", topology="1x1x1", target_config=gpu.read_text()
     )
@@ -92,14 +94,18 @@ with pretend_gpu():
 
 
 def read(name: str) -> Config:
+    """A configuration of configs/; of gpt2_124m a micro-batch of 16, which is one GPU's work."""
     path = Path(__file__).parent.parent / "configs" / f"{name}.py"
-    return runpy.run_path(str(path))["config"]
+    config = runpy.run_path(str(path))["config"]
+    if name == "gpt2_124m":
+        config = override(override(config, "train.batch_size", 16), "train.micro_batch_size", 16)
+    return config
 
 
-def lower(
-    c: Config, gpu: Path = H100, chosen: choice.Choice = AUTOMATIC, vocab_size: int = 65
-) -> jax.stages.Lowered:
+def lower(c: Config, gpu: Path = H100, chosen: choice.Choice = AUTOMATIC) -> jax.stages.Lowered:
     """The train steps of a configuration, of whole batches, for this GPU."""
+    assert isinstance(c.data, TextDataConfig)
+    vocab_size = 50257 if c.data.tokenizer == "gpt2" else 65
     with pretend_gpu(), choice.using(chosen):
         model = models.build(c.model, vocab_size, jnp.bfloat16, c.train.remat)
         optimizer = optim.build(c.optim, c.train.max_steps)
@@ -217,11 +223,7 @@ def main() -> None:
         for assignment in args.set:
             path, _, value = assignment.partition("=")
             c = override(c, path, json.loads(value))
-        if name.startswith("gpt2_124m"):  # one GPU's share of a micro-batch of eight
-            rows = 16 if not args.set else c.train.batch_size
-            c = override(override(c, "train.batch_size", rows), "train.micro_batch_size", rows)
-        vocab_size = 50257 if c.data.tokenizer == "gpt2" else 65
-        figures, hlo = measure(lower(c, args.gpu, chosen, vocab_size), options)
+        figures, hlo = measure(lower(c, args.gpu, chosen), options)
         table.append({"config": name, **figures})
         print(
             f"{name:12s} {figures['gb_per_step']:7.1f}  {figures['kernels_per_step']:7d}  "
