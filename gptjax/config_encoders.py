@@ -61,6 +61,9 @@ class SpeechDataConfig(DataConfig):
     """espeak: number of recordings to synthesize. They are kept in the cache."""
     string_clips: int = 1
     """Join 1 to this many recordings of one speaker into an example, drawn anew every time."""
+    on_broken: Literal["stop", "skip"] = "stop"
+    """Recordings that cannot be decoded: stop before training and name them, or leave them out.
+    stop is the default, because less data than you believe is worse than a line to read."""
     hold_out: str = ""
     """A speaker who is never trained on; the test split."""
     speed_change: float = 0.0

@@ -104,8 +104,9 @@ def set_up(config: Config, launch: Launch) -> Run:
     compilation.use_cache(launch.compilation_cache)
     check_trackers(launch.trackers)
     tokenizer = init_from.vocabulary(config, folder)
-    dataset = data.load(config, tokenizer)
-    processes.check_same("run", config_json.flatten(config) | {"data": dataset.sha256})
+    dataset = resuming.keep_vocabulary(folder, config, data.load(config, tokenizer))
+    facts = {"data": dataset.sha256, **dataset.sizes}
+    processes.check_same("run", config_json.flatten(config) | facts)
     mesh = make_mesh(config)
     attention = None if c.attention == "auto" else c.attention
     choice.check(attention, config.model, devices.compute_dtype(c), mesh.size)
@@ -135,6 +136,7 @@ def set_up(config: Config, launch: Launch) -> Run:
 
     report: Reporter | NullReporter = NullReporter()
     if processes.is_first():
+        resuming.remember_recordings(folder, dataset)
         run_directory.describe_run(folder, config, dataset)
         report = Reporter(folder, config, step or 0, tokens_per_step, launch.trackers)
         report.say(_headline(config, mesh, n_params, tokens_per_step, step or 0))

@@ -107,6 +107,7 @@ def make_gradient(
             zeros = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
             total, _ = lax.scan(accumulate, zeros, jax.tree.map(split, rows_and_batch))
         (loss_sum, weight_sum), grads = total
+        weight_sum = jnp.maximum(weight_sum, 1)  # 0 if every recording of a batch became unreadable
         return loss_sum / weight_sum, jax.tree.map(lambda g: g / weight_sum, grads)
 
     return gradient

@@ -28,6 +28,7 @@ import pytest
 
 from gptjax import models, train
 from gptjax.config import Config, GPTConfig
+from gptjax.data import recording_checks
 from gptjax.data.texts import TextData
 
 # The files that take longest come first: a worker takes a whole file, and one that begins late
@@ -106,6 +107,16 @@ def check_rows(dataset: Any, config: Config) -> None:
         for part, whole in zip(batches(rows), batches(slice(None)), strict=True):
             for name, leaf in whole.items():
                 np.testing.assert_allclose(part[name], leaf[:, rows], 1e-5, 1e-5, err_msg=name)
+
+
+@pytest.fixture(autouse=True)
+def recordings_are_remembered_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the user's cache folder."""
+
+    def cache_file(folder: Path) -> Path:
+        return Path(_CACHE.name) / "recordings" / f"{str(folder).replace('/', '-')[-200:]}.json"
+
+    monkeypatch.setattr(recording_checks, "_cache_file", cache_file)
 
 
 # A run on text that trains in seconds.

@@ -1,22 +1,25 @@
 """Speech as data: splits, strings, reproducible batches, and folders that are refused."""
 
 import dataclasses
+import errno
+import hashlib
 import io
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import Refused, check_rows
 
-from gptjax import command_line, config_json, models
+from gptjax import command_line, config_json, models, training
 from gptjax.commands import evaluate, sample_speech
 from gptjax.config import Config, TrainConfig
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
-from gptjax.data import audio, downloads, recordings, speech
+from gptjax.data import audio, downloads, recording_checks, recordings, speech
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.batches import Batch
 from gptjax.data.recordings import Clip
@@ -157,6 +160,8 @@ def test_samples_are_read_only_when_a_batch_needs_them(
 ) -> None:
     read = paths_read(monkeypatch)
     config = make_config(folder)
+    speech.load(config)  # decodes every file once
+    read.clear()
     dataset = speech.load(config)
     assert read == []
     dataset.batch(config, 0)
@@ -233,7 +238,8 @@ def test_two_words_are_separated_by_a_pause(tmp_path: Path) -> None:
     clips = [Clip(tmp_path / tone(tmp_path / "a.wav", 0.2), "one", "x", "train")]
     pool = recordings.Strings(clips, 4)
     for seed in range(10):
-        string = pool.draw(np.random.default_rng(seed), 4, 20 * SAMPLE_RATE).read()
+        string = pool.draw(np.random.default_rng(seed), 4, 20 * SAMPLE_RATE)
+        string = string.read(recordings.read_word)
         assert len(string.text.split()) == 4
         pause = (len(string.samples_N) / SAMPLE_RATE - 4 * 0.2) / 3
         assert recordings.PAUSE_SECONDS[0] <= pause <= recordings.PAUSE_SECONDS[1]
@@ -447,6 +453,197 @@ def test_broken_recordings_and_empty_splits_are_refused_before_training(tmp_path
     (tmp_path / "1_anna_9.wav").write_bytes(b"RIFF, but nothing more")
     with pytest.raises(UserError, match=r"1_anna_9\.wav cannot be read as sound"):
         load(tmp_path)
+
+
+# --- recordings that break
+
+
+def many(folder: Path, n: int = 12, suffix: str = ".flac") -> list[Path]:
+    """n recordings in a manifest; the last two are for validation and test."""
+    splits = ["train"] * (n - 2) + ["val", "test"]
+    paths = [folder / f"{i}{suffix}" for i in range(n)]
+    rows = [
+        {"audio": tone(path, 0.3), "text": str(i), "split": split}
+        for i, (path, split) in enumerate(zip(paths, splits, strict=True))
+    ]
+    write_manifest(folder, rows)
+    return paths
+
+
+def cut(path: Path) -> None:
+    """As an interrupted copy: the header is whole, and a part of the sound is there."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for i in range(len(content) // 2, len(content) // 2 + 100):
+        content[i] ^= 0x5A
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda p: p.write_bytes(b""), Path.unlink])
+def test_a_broken_recording_is_found_before_training(
+    tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, manifest = many(tmp_path), tmp_path / "mine.jsonl"
+    load(manifest)
+    damage(paths[3])
+    with pytest.raises(UserError, match=r"3\.flac .*--data\.on-broken skip"):
+        load(manifest)
+    dataset = load(manifest, on_broken="skip")
+    assert paths[3] not in {clip.path for clip in dataset.train}
+    assert dataset.sizes == {"train_clips": 9, "val_clips": 1, "test_clips": 1}
+    assert "left out: 1 of 12 recordings" in capsys.readouterr().err
+
+
+def test_all_broken_recordings_are_counted_and_some_named(tmp_path: Path) -> None:
+    for path in many(tmp_path)[:5]:
+        cut(path)
+    with pytest.raises(UserError, match=r"5 of 12 .*0\.flac .*1\.flac .*2\.flac .*and 2 more"):
+        load(tmp_path / "mine.jsonl")
+
+
+def test_a_recording_is_decoded_again_only_if_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, manifest = many(tmp_path), tmp_path / "mine.jsonl"
+    cut(paths[3])
+    read = paths_read(monkeypatch)
+    for expected in (paths, [paths[3]]):  # a broken one is tried at every start
+        read.clear()
+        load(manifest, on_broken="skip")
+        assert sorted(read) == sorted(expected)
+    tone(paths[3], 0.4)
+    tone(paths[5], 0.4)
+    read.clear()
+    dataset = load(manifest)
+    assert sorted(read) == [paths[3], paths[5]]
+    assert dataset.train[5].n_samples == 0.4 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"a": 1}', "[" * 100_000, "\0"])
+def test_lengths_remembered_wrongly_are_measured_again(tmp_path: Path, content: str) -> None:
+    many(tmp_path)
+    load(tmp_path / "mine.jsonl")
+    cache = recording_checks._cache_file(tmp_path)
+    assert cache.is_file()
+    cache.write_text(content)
+    assert load(tmp_path / "mine.jsonl").train[0].n_samples == 0.3 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("string_clips", [1, 3])
+def test_a_recording_that_breaks_later_is_silence_without_loss(
+    tmp_path: Path, string_clips: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All other rows, and every shape, are what they would have been."""
+    paths = many(tmp_path)
+    config = make_config(tmp_path / "mine.jsonl", batch_size=10, string_clips=string_clips)
+    dataset = speech.load(config)
+    whole = dataset.batch(config, 0)
+    recordings.read_word.cache_clear()
+    cut(paths[3])
+    batch = dataset.batch(config, 0)
+    dataset.batch(config, 1)
+    (three,) = dataset.tokenizer.target.encode("3")
+    has = (batch["targets"] == three).any(1)
+    assert 0 < has.sum() < 10
+    assert not batch["loss_weights"][has].any()
+    for name in ("source", "source_mask", "tokens", "targets", "loss_weights"):
+        assert batch[name].shape == whole[name].shape
+        np.testing.assert_array_equal(batch[name][~has], whole[name][~has], err_msg=name)
+    assert np.isfinite(batch["source"]).all()
+    err = capsys.readouterr().err
+    assert err.count("skipped from now on") == err.count("\n") == 1
+    assert "3.flac" in err
+
+
+def test_a_step_whose_recordings_are_all_broken_changes_no_gradient(tmp_path: Path) -> None:
+    path = many(tmp_path, 3)[0]
+    config = make_config(tmp_path / "mine.jsonl", batch_size=2)
+    dataset = speech.load(config)
+    cut(path)
+    batch = dataset.batch(config, 0)
+    assert not batch["loss_weights"].any()
+    model = models.build(MODEL, dataset.tokenizer)
+    gradient = jax.jit(training.make_gradient(model, 2))
+    loss, grads = gradient(models.init(model, 0), batch, jax.random.key(0))
+    assert loss == 0
+    assert all(not leaf.any() for leaf in jax.tree.leaves(grads))
+
+
+def test_a_disk_that_is_gone_ends_the_run(tmp_path: Path) -> None:
+    paths = many(tmp_path)
+    config = make_config(tmp_path / "mine.jsonl")
+    dataset = speech.load(config)
+    for path in paths:
+        path.unlink()
+    with pytest.raises(UserError, match=r"none of 8 recordings .*is there"):
+        dataset.batch(config, 0)
+
+
+def test_a_recording_that_may_not_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a bad sector, or a file that belongs to somebody else."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / tone(tmp_path / "a.wav")
+    monkeypatch.setattr(Path, "open", refuse)
+    for function in (audio.read, audio.duration):
+        with pytest.raises(UserError, match=r"a\.wav .*Input/output error"):
+            function(path)
+
+
+def test_stdin_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio, "MOST_BYTES", 1 << 20)
+    with open("/dev/zero") as endless:
+        monkeypatch.setattr("sys.stdin", endless)
+        with pytest.raises(UserError, match="stdin is longer than 1 MiB"):
+            audio.read(Path("-"))
+
+
+# --- names that are not unique
+
+
+def test_recordings_of_one_name_in_several_folders_are_split(tmp_path: Path) -> None:
+    """By their path inside the data's folder, so that this folder can be moved."""
+    found = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        rows = []
+        for i in range(40):
+            tone(folder / f"s{i}/audio.wav")
+            rows.append({"audio": f"s{i}/audio.wav", "text": "a"})
+        dataset = load(write_manifest(folder, rows), val_fraction=0.2)
+        parts = (dataset.train, dataset.val, dataset.test)
+        assert min(map(len, parts)) > 2
+        found.append([[clip.path.parent.name for clip in part] for part in parts])
+    assert found[0] == found[1]
+
+
+def test_a_unique_name_keeps_the_split_that_it_had(tmp_path: Path) -> None:
+    """Committed figures depend on it; one repeated name changes no other."""
+    clips = [Clip(tmp_path / f"{i}.wav", "a") for i in range(50)]
+    alone = recordings.split(clips, 0.2, "", "here", tmp_path)
+    hashes = [hashlib.sha256(clip.path.name.encode()).hexdigest() for clip in clips]
+    shares = [int(digest[:8], 16) / 16**8 for digest in hashes]
+    assert len(alone[2]) == sum(share < 0.2 for share in shares)
+    assert len(alone[1]) == sum(0.2 <= share < 0.4 for share in shares)
+    twice = [Clip(tmp_path / f"{where}/0.wav", "a") for where in "xy"]
+    mixed = recordings.split([*clips[1:], *twice], 0.2, "", "here", tmp_path)
+    for part, others in zip(alone, mixed, strict=True):
+        assert set(part) - set(mixed[0] + mixed[1] + mixed[2]) <= {clips[0]._replace(split="train"),
+            clips[0]._replace(split="val"), clips[0]._replace(split="test")}  # fmt: skip
+        assert set(others) - set(part) <= {c for c in others if c.path.name == "0.wav"}
+
+
+def test_two_texts_of_one_file_are_in_one_split(tmp_path: Path) -> None:
+    clips = [Clip(tmp_path / f"{where}/a.wav", text) for where in "xy" for text in ("1", "2")]
+    for part in recordings.split(clips, 0.3, "", "here", tmp_path):
+        assert len(part) % 2 == 0
 
 
 # --- fetching

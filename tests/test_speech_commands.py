@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -16,7 +18,7 @@ from matplotlib.axes import Axes
 
 from gptjax import train
 from gptjax.commands import evaluate, sample
-from gptjax.data import audio, batches, recordings
+from gptjax.data import audio, batches, recording_checks, recordings
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.decoding import transcription
 from gptjax.runs import plots
@@ -300,6 +302,74 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
         losses.append([row["train_loss"] for row in found if "train_loss" in row])
     assert len(losses[0]) == 12
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_a_run_continues_when_recordings_broke_were_dropped_or_mended(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    """Its vocabulary is kept: a BPE of the remaining texts alone would be another."""
+    shutil.copytree(config_file.parent, tmp_path / "clips")
+    rows = (tmp_path / "clips/clips.jsonl").read_text().splitlines()
+    manifest = tmp_path / "clips/clips.jsonl"
+    broken = tmp_path / "clips/train-0_george_0.wav"
+    line = ["--config", config_file, "--data.path", manifest, "--run-dir", tmp_path / "run"]
+    line += ["--data.tokenizer", "bpe", "--data.vocab-size", "262", "--train.eval-interval", "2"]
+    line += ["--model.block-size", "16"]
+
+    def continues(max_steps: int, *flags: str) -> str:
+        capsys.readouterr()
+        run_train(*line, "--train.max-steps", max_steps, *flags)
+        return capsys.readouterr().out
+
+    def refuses(*flags: str) -> str:
+        return refused(train.main, *line, *flags)
+
+    assert "changed since" not in continues(2)
+    whole = broken.read_bytes()
+    # Broken: refused with its name and the fix; then left out.
+    broken.write_bytes(b"RIFF")
+    assert "train-0_george_0.wav" in refuses()
+    found = continues(4, "--data.on-broken", "skip")
+    assert "1 recording of another size: train-0_george_0.wav" in found
+    assert "7 train clips" in found
+    # Dropped, file and line: the texts of "zero" that are left would give another vocabulary.
+    broken.unlink()
+    kept = [row for row in rows if "zero" not in row or '"val"' in row or '"test"' in row]
+    manifest.write_text("\n".join(kept) + "\n")
+    found = continues(6)
+    assert "2 recordings dropped: paused-0_george_0.wav, train-0_george_0.wav" in found
+    # Mended, and put back: as at the first start.
+    broken.write_bytes(whole)
+    manifest.write_text("\n".join(rows) + "\n")
+    assert "0_george_0" not in continues(8)
+    # Other data is refused as before.
+    for row in (rows[0].replace('"zero"', '"one"'), rows[0].replace('"train"', '"val"')):
+        manifest.write_text("\n".join([row, *rows[1:]]) + "\n")
+        assert re.search("1 recording (new, or with another text|in another split)", refuses())
+
+
+def test_a_recording_that_breaks_does_not_end_the_training(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the training split and in the validation split, after the check before the first step."""
+    shutil.copytree(config_file.parent, tmp_path / "clips")
+    measure = recording_checks.measure
+
+    def then_break(*arguments: Any) -> Any:
+        clips = measure(*arguments)
+        for name in ("train-0_george_0", "val-3_george_1"):
+            (tmp_path / f"clips/{name}.wav").write_bytes(b"RIFF")
+        return clips
+
+    line = ["--config", config_file, "--data.path", tmp_path / "clips/clips.jsonl"]
+    line += ["--run-dir", tmp_path / "run", "--train.eval-interval", 2, "--train.max-steps", 4]
+    with mock.patch.object(recording_checks, "measure", then_break):
+        run_train(*line)
+    said = capsys.readouterr().err
+    assert said.count("skipped from now on") == 2
+    losses = [row["val_loss"] for row in plots.read_metrics(tmp_path / "run") if "val_loss" in row]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,11 @@ NOISE_DB = (5.0, 40.0)
 # Longest masks of SpecAugment, as shares of the batch's frames and of the mel bands.
 TIME_SHARE, BAND_SHARE = 0.06, 0.15
 NEEDS = "sound needs"
+MOST_BYTES = 1 << 30
+"""Longest sound from stdin, which is read into memory as a whole."""
+# What reading may raise besides an error of libsndfile. TypeError: a file named .raw. ValueError:
+# a NUL byte in the name.
+UNREADABLE = OSError, MemoryError, TypeError, ValueError
 
 
 def read(path: Path) -> np.ndarray:
@@ -41,13 +46,13 @@ def read(path: Path) -> np.ndarray:
     """
     soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
     from_stdin = path == Path("-")
-    if not from_stdin and not path.is_file():
-        raise UserError(f"{path} is no file; name a WAV, FLAC, OGG or MP3")
     try:
+        if not from_stdin and not path.is_file():
+            raise UserError(f"{path} is no file; name a WAV, FLAC, OGG or MP3")
         # An open file, because libsndfile accepts only file names that are UTF-8.
-        with io.BytesIO(sys.stdin.buffer.read()) if from_stdin else path.open("rb") as file:
+        with _stdin() if from_stdin else path.open("rb") as file:
             samples_NC, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw
+    except (soundfile.LibsndfileError, *UNREADABLE) as error:
         raise _unreadable(Path("stdin") if from_stdin else path, error) from None
     if not RATES[0] <= rate <= RATES[1]:
         raise UserError(f"{path} has a rate of {rate:,} Hz, which no sound has; convert it again")
@@ -61,9 +66,25 @@ def read(path: Path) -> np.ndarray:
     return samples_N
 
 
+def _stdin() -> io.BytesIO:
+    content = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"stdin is longer than {MOST_BYTES >> 20} MiB; cut it, or name a file")
+    return io.BytesIO(content)
+
+
 def _unreadable(path: Path, error: Exception) -> UserError:
-    why = getattr(error, "error_string", "no header")
-    return UserError(f"{path} cannot be read as sound ({why}); convert it to WAV or FLAC")
+    why = "no header"
+    if isinstance(error, OSError):
+        why = error.strerror or str(error)
+    elif isinstance(error, MemoryError):
+        why = "more samples than fit in memory"
+    elif isinstance(error, RuntimeError):  # of libsndfile
+        why = getattr(error, "error_string", str(error))
+    return UserError(
+        f"{path} cannot be read as sound ({why}): cut off, damaged, or of an unknown format; copy "
+        "it again, or convert it to WAV or FLAC"
+    )
 
 
 @functools.cache
@@ -152,7 +173,7 @@ def duration(path: Path) -> float:
     try:
         with path.open("rb") as file:
             return soundfile.info(file).duration
-    except (soundfile.LibsndfileError, TypeError) as error:
+    except (soundfile.LibsndfileError, *UNREADABLE) as error:
         raise _unreadable(path, error) from None
 
 

@@ -8,11 +8,14 @@ string is several recorded words of one speaker, joined with pauses into one exa
 import functools
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,6 +36,8 @@ LAYOUTS = (
     "name a manifest .jsonl of audio and text, a folder with LibriSpeech's *.trans.txt, or one "
     "with files such as 7_jackson_3.wav"
 )
+T = TypeVar("T")
+V = TypeVar("V")
 
 
 class Clip(NamedTuple):
@@ -42,6 +47,11 @@ class Clip(NamedTuple):
     text: str
     speaker: str = ""
     split: str = ""
+    seconds: float = 0.0
+    """Its length by the header. recording_checks.measure finds it, and the next one."""
+    n_samples: int = 0
+    """Its length at 16 kHz. Lengths of batches are planned by it, so it stays what it was when
+    the run started, even if the file changes."""
 
 
 class Example(NamedTuple):
@@ -50,6 +60,8 @@ class Example(NamedTuple):
     samples_N: np.ndarray
     text: str
     speaker: str
+    weight: float = 1.0
+    """0 for silence in place of a recording that broke after the run had started."""
 
 
 # Words of strings are short, few and used often, so they stay in memory.
@@ -61,52 +73,70 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(N_READERS)
 
 
+def map_ahead(function: Callable[[T], V], items: Sequence[T]) -> Iterator[V]:
+    """As map. Several threads work a few items ahead of the caller."""
+    for first in range(0, len(items), 2 * N_READERS):
+        yield from _readers().map(function, items[first : first + 2 * N_READERS])
+
+
 def read_examples(clips: Sequence[Clip]) -> Iterator[Example]:
-    """Each clip as an example. Several threads read a few clips ahead of the caller."""
-    for first in range(0, len(clips), 2 * N_READERS):
-        part = clips[first : first + 2 * N_READERS]
-        read = _readers().map(audio.read, [clip.path for clip in part])
-        for clip, samples_N in zip(part, read, strict=True):
-            yield Example(samples_N, clip.text, clip.speaker)
+    """Each clip as an example. Raises UserError for one that cannot be read."""
+    return map_ahead(lambda clip: Example(audio.read(clip.path), clip.text, clip.speaker), clips)
 
 
 def split(
-    clips: Sequence[Clip], fraction: float, hold_out: str, source: str
+    clips: Sequence[Clip], fraction: float, hold_out: str, source: str, folder: Path
 ) -> tuple[tuple[Clip, ...], ...]:
     """Training, validation and test clips. With `hold_out`, that speaker is the test split.
 
     A clip without a split of its own gets one by the hash of its file name: a share of `fraction`
-    for validation and for test. Raises UserError if nobody is called `hold_out`.
+    for validation and for test. Where several files have one name, the hash is that of the path
+    relative to `folder`. Raises UserError if nobody is called `hold_out`.
     """
     if hold_out:
         speakers = sorted({clip.speaker for clip in clips})
         if hold_out not in speakers:
             raise UserError(f"--data.hold-out {hold_out} is no speaker of {source}: {speakers}")
+    n_files = Counter(path.name for path in {clip.path for clip in clips})
     parts: dict[str, list[Clip]] = {name: [] for name in SPLITS}
     for clip in clips:
         where = clip.split
         if not where:
-            share = int(hashlib.sha256(clip.path.name.encode()).hexdigest()[:8], 16) / 16**8
+            is_unique = n_files[clip.path.name] == 1
+            name = clip.path.name if is_unique else relative_name(clip.path, folder)
+            share = int(hashlib.sha256(os.fsencode(name)).hexdigest()[:8], 16) / 16**8
             where = "test" if share < fraction else "val" if share < 2 * fraction else "train"
         if hold_out and clip.speaker == hold_out:
             where = "test"
         elif hold_out and where == "test":
             continue  # test clips of other speakers are never used
-        parts[where].append(clip)
+        parts[where].append(clip._replace(split=where))
     return tuple(map(tuple, parts.values()))
 
 
-def find_clips(path: Path) -> list[Clip]:
+def relative_name(path: Path, folder: Path) -> str:
+    """The path of a recording inside the data's folder, which may be moved as a whole."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def key(clip: Clip, folder: Path) -> str:
+    """The name of a clip and, because a line of text may be corrected, a hash of its text."""
+    text_hash = hashlib.sha256(clip.text.encode()).hexdigest()[:8]
+    return f"{relative_name(clip.path, folder)} {text_hash}"
+
+
+def find_clips(path: Path, may_be_missing: bool = False) -> list[Clip]:
     """The clips of a manifest in its order, or of a folder in the order of their names.
 
-    Raises UserError if the path does not exist or has none of the known layouts.
+    may_be_missing: a transcript may name a sound file that is not there. Raises UserError if the
+    path does not exist or has none of the known layouts.
     """
     if path.is_file() and path.suffix == ".jsonl":
-        clips = _manifest(path)
+        clips = _manifest(path, may_be_missing)
     elif (path / "manifest.jsonl").is_file():
-        clips = _manifest(path / "manifest.jsonl")
+        clips = _manifest(path / "manifest.jsonl", may_be_missing)
     elif path.is_dir():
-        clips = _librispeech(path) or _fsdd(path)
+        clips = _librispeech(path, may_be_missing) or _fsdd(path)
     else:
         what = "is no .jsonl" if path.exists() else "does not exist"
         raise UserError(f"--data.path {path} {what}; {LAYOUTS}")
@@ -125,7 +155,7 @@ def _fsdd(folder: Path) -> list[Clip]:
     return clips
 
 
-def _librispeech(folder: Path) -> list[Clip]:
+def _librispeech(folder: Path, may_be_missing: bool) -> list[Clip]:
     clips = []
     for listing in sorted(folder.rglob("*.trans.txt")):
         places = (*listing.relative_to(folder).parts[:-1], folder.name)
@@ -134,8 +164,8 @@ def _librispeech(folder: Path) -> list[Clip]:
             name, _, text = line.strip().partition(" ")
             if not name:
                 continue
-            beside = (listing.parent / f"{name}{suffix}" for suffix in (".flac", ".wav"))
-            path = next((p for p in beside if p.is_file()), None)
+            beside = [listing.parent / f"{name}{suffix}" for suffix in (".flac", ".wav")]
+            path = next((p for p in beside if p.is_file()), beside[0] if may_be_missing else None)
             if path is None or not text.strip():
                 what = "has no text" if path else f"has no {name}.flac beside it"
                 raise UserError(f"{listing}, line {number}: {line[:40]!r} {what}")
@@ -149,7 +179,7 @@ def _subset(name: str) -> str:
     return kind.get(name.partition("-")[0], "") if "-" in name else ""
 
 
-def _manifest(path: Path) -> list[Clip]:
+def _manifest(path: Path, may_be_missing: bool) -> list[Clip]:
     clips = []
     for number, line in enumerate(read_transcripts(path).split("\n"), 1):
         if not line.strip():
@@ -165,7 +195,10 @@ def _manifest(path: Path) -> list[Clip]:
                 '{"audio": "FILE", "text": "WORDS", "speaker": "NAME"}'
             ) from None
         for is_wrong, what in (
-            (not sound.is_file(), f"audio {row['audio']} is no file"),
+            (
+                not (may_be_missing or sound.is_file()),
+                f"audio {row['audio']} is no file (--data.on-broken skip leaves it out)",
+            ),
             (not text, "text is empty"),
             (part not in ("", *SPLITS), f"split {part} is none of {', '.join(SPLITS)}"),
         ):
@@ -196,14 +229,30 @@ class Plan(NamedTuple):
     @property
     def size(self) -> int:
         """In samples."""
-        return sum(len(read_word(clip.path)) for clip in self.clips) + sum(self.pauses)
+        return sum(clip.n_samples for clip in self.clips) + sum(self.pauses)
 
-    def read(self) -> Example:
+    def read(self, read: Callable[[Path], np.ndarray]) -> Example:
         """The joined samples. A pause sounds like the quietest part of the word before it."""
-        parts = [read_word(self.clips[0].path)]
-        for before, clip, pause in zip(self.clips, self.clips[1:], self.pauses, strict=False):
-            parts += [room_tone(read_word(before.path), pause), read_word(clip.path)]
+        words = [read(clip.path) for clip in self.clips]
+        parts = words[:1]
+        for before_N, word_N, pause in zip(words, words[1:], self.pauses, strict=False):
+            parts += [room_tone(before_N, pause), word_N]
         return Example(np.concatenate(parts), self.text, self.clips[0].speaker)
+
+    def read_or_silence(self, read: Callable[[Path], np.ndarray]) -> Example:
+        """As read. If a file broke since the run started: silence of its length, of weight 0."""
+        try:
+            return self.read(read)
+        except UserError as error:
+            if error.args not in _reported:
+                _reported.add(error.args)
+                print(f"skipped from now on: {error}", file=sys.stderr, flush=True)
+            silence_N = np.zeros(self.size, np.float32)
+            return Example(silence_N, self.text, self.clips[0].speaker, weight=0.0)
+
+
+_reported: set[tuple] = set()
+"""Errors of files that broke while training, each printed once."""
 
 
 class Strings:

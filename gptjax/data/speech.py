@@ -1,7 +1,8 @@
 """Speech and transcripts as padded batches, each a pure function of (seed, step).
 
 Sound files are read when a batch needs them, by several threads, so a corpus may be larger than
-memory.
+memory. All are decoded once before training. A file that breaks later is replaced by silence with
+loss weight zero: the batch keeps its shape and its other rows, and no process has to ask another.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import numpy as np
 
 from gptjax.config import Config
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
-from gptjax.data import audio, downloads, espeak, recordings, tokenizer
+from gptjax.data import audio, downloads, espeak, recording_checks, recordings, tokenizer
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.batches import ALL, TRAINING, Batch, bucket_batch
 from gptjax.data.recordings import PAUSE_SECONDS, Clip, Example, Plan, Strings
@@ -43,7 +44,10 @@ class SpeechData:
     source: str
     """Where the clips came from, for messages."""
     sha256: str
-    """Of the files' names, sizes and texts: a run refuses to continue on other clips."""
+    """Of the files' names, sizes and texts, broken ones included."""
+    files: dict[str, list]
+    """{"PATH HASH": [split, size]} of every clip found, HASH that of its text. By this a run that
+    continues tells a file that was dropped or mended from other data."""
 
     one_shape = False
     """Batches have different lengths, so a dispatch takes one step."""
@@ -150,7 +154,7 @@ class SpeechData:
             part = plans[first : first + batch_size]
             part += part[-1:] * (batch_size - len(part))
             n_frames = max(sizes[first : first + batch_size]) // HOP
-            examples, texts = list(self._read(part[rows])), [plan.text for plan in part]
+            examples, texts = self._read(part[rows]), [plan.text for plan in part]
             batch = make_batch(examples, model, self.tokenizer, n_frames, texts)
             batch["loss_weights"][first + np.arange(batch_size)[rows] >= len(plans)] = 0
             yield {name: leaf[None] for name, leaf in batch.items()}
@@ -161,23 +165,34 @@ class SpeechData:
             plans = self._val_strings(n, model)
         else:
             plans = [Plan((clip,)) for clip in self.val[:: max(1, len(self.val) // n)]]
-        return list(self._read(plans[:n]))
+        return [example for example in self._read(plans[:n]) if example.weight]
 
     def test_strings(self, model: SpeechConfig) -> list[Example]:
         """300 strings of three to five test clips of one speaker, the same ones every time."""
         (n_fewest, n_most), longest = TEST_STRING_WORDS, audio.longest_clip(model)
         plans = Strings(self.test, n_most).fixed(n_fewest, N_TEST_STRINGS, longest)
-        return [plan.read() for plan in plans]
+        return [plan.read(recordings.read_word) for plan in plans]
 
     def _val_strings(self, n: int, model: SpeechConfig) -> list[Plan]:
         longest = audio.longest_clip(model)
         return Strings(self.val, self.string_clips).fixed(1, n, longest)
 
-    def _read(self, plans: Sequence[Plan]) -> Iterator[Example]:
-        """Words of strings are kept in memory. Whole recordings are read from disk every time."""
+    def _read(self, plans: Sequence[Plan]) -> list[Example]:
+        """Words of strings are kept in memory. Whole recordings are read from disk every time.
+
+        Raises UserError if several recordings are wanted and none can be read: their disk is gone.
+        """
         if self.string_clips > 1:
-            return (plan.read() for plan in plans)
-        return recordings.read_examples([plan.clips[0] for plan in plans])
+            examples = [plan.read_or_silence(recordings.read_word) for plan in plans]
+        else:
+            read = recordings.map_ahead(lambda plan: plan.read_or_silence(audio.read), plans)
+            examples = list(read)
+        if len({plan.clips for plan in plans}) > 1 and not any(e.weight for e in examples):
+            raise UserError(
+                f"none of {len(plans)} recordings of {self.source} can be read any more; see that "
+                "its disk is there, and start again: the run continues from its last checkpoint"
+            )
+        return examples
 
 
 def make_batch(
@@ -205,7 +220,7 @@ def make_batch(
     weights_BT = np.zeros((len(rows), n_tokens), np.float32)
     for i, row in enumerate(rows):
         ids_BT[i, : len(row)] = row
-        weights_BT[i, n_start - 1 : len(row) - 1] = 1
+        weights_BT[i, n_start - 1 : len(row) - 1] = examples[i].weight
     return {
         "source": mel_BTM,
         "source_mask": mask_BT,
@@ -225,24 +240,35 @@ def load(config: Config, tok: Tokenizer | None = None) -> SpeechData:
     c, model = config.data, config.model
     assert isinstance(model, SpeechConfig)
     assert isinstance(c, SpeechDataConfig)
-    clips = recordings.find_clips(_folder(c))
-    source = str(c.path or c.name)
-    listing = [(clip.path.name, clip.path.stat().st_size, clip.text) for clip in clips]
+    path = _folder(c)
+    folder, source = path if path.is_dir() else path.parent, str(c.path or c.name)
+    clips = recordings.find_clips(path, may_be_missing=c.on_broken == "skip")
+    size = {clip.path: clip.path.stat().st_size if clip.path.is_file() else -1 for clip in clips}
+    listing = [(clip.path.name, size[clip.path], clip.text) for clip in clips]
     sha256 = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-    train, val, test = recordings.split(clips, c.val_fraction, c.hold_out, source)
-    for name, part in (("training", train), ("validation", val)):
-        if not part:
-            raise UserError(f"{source}: {len(clips)} clips leave none for {name}; use more")
-    # The test texts are never encoded.
+    parts = recordings.split(clips, c.val_fraction, c.hold_out, source, folder)
+    files = {
+        recordings.key(clip, folder): [clip.split, size[clip.path]]
+        for part in parts
+        for clip in part
+    }
+    # The test texts are never encoded. Those of broken files are: once mended, they are used.
     between = " " if c.tokenizer == "char" else "\n"
-    texts = between.join(clip.text for clip in (*train, *val))
+    texts = between.join(clip.text for part in parts[:2] for clip in part)
     tok = tok or SpeechTokenizer(tokenizer.train(c.tokenizer, texts, c.vocab_size))
     assert isinstance(tok, SpeechTokenizer)
+    measured = recording_checks.measure(sum(parts, ()), folder, c.on_broken)
+    train, val, test = (
+        tuple(clip for clip in measured if clip.split == name) for name in recordings.SPLITS
+    )
+    for name, part in (("training", train), ("validation", val)):
+        if not part:
+            raise UserError(f"{source}: {len(measured)} clips leave none for {name}; use more")
     _check_texts((*train, *val), model, tok, c.string_clips)
-    seconds = _durations((*train, *val), model)
+    seconds = _check_lengths((*train, *val), model)
     train_seconds, val_seconds = seconds[: len(train)], seconds[len(train) :]
     return SpeechData(
-        train, val, test, train_seconds, val_seconds, c.string_clips, tok, source, sha256
+        train, val, test, train_seconds, val_seconds, c.string_clips, tok, source, sha256, files
     )
 
 
@@ -280,12 +306,10 @@ def _check_texts(
             )
 
 
-def _durations(clips: Sequence[Clip], model: SpeechConfig) -> np.ndarray:
-    """Seconds (N,) of every clip, from the file's header."""
-    seconds = np.array([audio.duration(clip.path) for clip in clips])
+def _check_lengths(clips: Sequence[Clip], model: SpeechConfig) -> np.ndarray:
+    """Seconds (N,) of every clip. Raises UserError for one longer than the model's window."""
+    seconds = np.array([clip.seconds for clip in clips])
     longest = audio.longest_clip(model) / SAMPLE_RATE
-    if not seconds.all():
-        raise UserError(f"{clips[int(seconds.argmin())].path} has no samples; leave it out")
     i = int(seconds.argmax())
     if seconds[i] > longest:
         raise UserError(

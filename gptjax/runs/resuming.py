@@ -1,10 +1,14 @@
 """What a run may change when it is resumed, and whether its data is still the same."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 from gptjax import config_json
+from gptjax.atomic import write_json
 from gptjax.config import Config
 from gptjax.data.dataset import Data
+from gptjax.data.speech import SpeechData
 from gptjax.errors import UserError
 from gptjax.runs.checkpoints import committed_steps
 from gptjax.runs.run_directory import read_config, read_environment, read_tokenizer
@@ -13,7 +17,10 @@ from gptjax.runs.run_directory import read_config, read_environment, read_tokeni
 FIXED = ("model", "optim.name", "data")
 # ... except for these. (A tokenizer and its data are compared by content instead.)
 FREE = ("model.dropout", "data.path", "data.name", "data.vocab_size", "data.tokenizer")
-FREE += ("data.speed_change", "data.noise", "data.spec_masks")
+FREE += ("data.speed_change", "data.noise", "data.spec_masks", "data.on_broken")
+
+RECORDINGS = "recordings.json"
+"""File of a speech run: SpeechData.files of its first start."""
 
 
 def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
@@ -40,7 +47,8 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
         if had_tokenizer.to_dict() != data.tokenizer.to_dict():
             sizes = had_tokenizer.vocab_size, data.tokenizer.vocab_size
             refused.append(f"vocabulary of {sizes[0]} tokens -> another of {sizes[1]}")
-        refused += _data_changes(folder, data)
+        other, mended = _data_changes(folder, data)
+        refused, allowed = refused + other, allowed + mended
     if refused:
         raise UserError(
             f"{folder} holds a run with different settings, so it cannot be resumed: "
@@ -56,17 +64,77 @@ def has_data(folder: Path) -> bool:
 
 def check_same_data(folder: Path, data: Data) -> None:
     """Raises UserError if this is not the data that the run was trained on."""
-    if changes := _data_changes(folder, data):
+    changes, _ = _data_changes(folder, data)
+    if changes:
         raise UserError(f"{folder} was trained on other data: {'; '.join(changes)}; restore that")
 
 
-def _data_changes(folder: Path, data: Data) -> list[str]:
-    """How the data differs from the data that the run was trained on, in words."""
+def remember_recordings(folder: Path, data: Data) -> None:
+    """Writes which recordings a new run has. One that continues keeps what its first start had."""
+    is_new = not committed_steps(folder) or not (folder / RECORDINGS).exists()
+    if isinstance(data, SpeechData) and is_new:
+        write_json(folder / RECORDINGS, data.files, indent=None)
+
+
+def _read_recordings(folder: Path) -> dict[str, list]:
+    """What `remember_recordings` wrote."""
+    try:
+        rows = json.loads((folder / RECORDINGS).read_text(encoding="utf-8"))
+        return {name: [str(split), int(size)] for name, (split, size) in rows.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{folder / RECORDINGS} cannot be read ({error}); without that file, the run compares "
+            "only a checksum of its data"
+        ) from None
+
+
+def keep_vocabulary(folder: Path, config: Config, data: Data) -> Data:
+    """The data, with the run's own vocabulary if recordings were dropped since it started.
+
+    A vocabulary made from the texts that are left could be another one.
+    """
+    if not isinstance(data, SpeechData) or not committed_steps(folder):
+        return data
+    refused, allowed = _data_changes(folder, data)
+    had, now = read_config(folder).data, config.data
+    is_asked_for = (had.tokenizer, had.vocab_size) == (now.tokenizer, now.vocab_size)
+    if refused or not allowed or not is_asked_for:
+        return data
+    return dataclasses.replace(data, tokenizer=read_tokenizer(folder))
+
+
+def _data_changes(folder: Path, data: Data) -> tuple[list[str], list[str]]:
+    """How the data differs from the data that the run was trained on, in words.
+
+    The first list is of changes that make it other data; the second of those that do not:
+    recordings that were dropped or mended.
+    """
+    if isinstance(data, SpeechData) and (folder / RECORDINGS).exists():
+        return _recordings_changes(_read_recordings(folder), data)
     had = read_environment(folder)["data"]
     if had["sha256"] != data.sha256:
-        return [f"data sha256 {had['sha256'][:12]} -> {data.sha256[:12]} ({data.source})"]
+        return [f"data sha256 {had['sha256'][:12]} -> {data.sha256[:12]} ({data.source})"], []
     return [  # the same text, but split elsewhere into training and validation
         f"{name} {had[name]:,} -> {size:,} ({data.source})"
         for name, size in data.sizes.items()
         if had[name] != size
-    ]
+    ], []
+
+
+def _recordings_changes(had: dict[str, list], data: SpeechData) -> tuple[list[str], list[str]]:
+    """As _data_changes. had: SpeechData.files of the run's first start."""
+    now = {name: [split, size] for name, (split, size) in data.files.items() if size >= 0}
+    both = had.keys() & now.keys()
+    groups = {
+        "new, or with another text": now.keys() - had.keys(),
+        "in another split": {name for name in both if had[name][0] != now[name][0]},
+        "dropped": had.keys() - now.keys(),
+        "of another size": {name for name in both if had[name][1] != now[name][1]},
+    }
+    said = []
+    for what, names in groups.items():
+        shown = ", ".join(name.rpartition(" ")[0] for name in sorted(names)[:3])
+        more = ", ..." if len(names) > 3 else ""
+        count = "1 recording" if len(names) == 1 else f"{len(names)} recordings"
+        said.append([f"{count} {what}: {shown}{more}"] if names else [])
+    return said[0] + said[1], said[2] + said[3]

@@ -5,6 +5,7 @@
       environment.json   versions, devices, data SHA-256  metrics.jsonl      one line per log
       loss.png           the curves                       samples/STEP.txt   text of the model
       checkpoints/STEP/  params and opt_state, by orbax   lock               PID of its trainer
+      recordings.json    of speech: files, splits, sizes
     and, of a quantized model,
       format.json        the number format                quantization.json  its cost in loss
 
@@ -39,6 +40,7 @@ from gptjax.scale import processes
 
 # A start that is killed early leaves some of these without config.json, which is written last.
 WRITTEN_FIRST = {"lock", "checkpoints", "tokenizer.json", "environment.json", "config.json"}
+WRITTEN_FIRST |= {"recordings.json"}
 
 
 @contextlib.contextmanager
