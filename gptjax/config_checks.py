@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from gptjax.config import Config, GPTConfig, MeshConfig, TextDataConfig
 from gptjax.config_encoders import (
+    DATA_OF_MODEL,
     EncoderDecoderConfig,
     PairsDataConfig,
     SpeechConfig,
     SpeechDataConfig,
 )
-from gptjax.config_json import DATA_OF_MODEL
 from gptjax.errors import UserError
 
 
@@ -61,7 +61,8 @@ def _check_model(config: Config) -> None:
     require(0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)")
     is_width = model.short_conv == 0 or model.short_conv >= 2
     require(is_width, "model.short-conv", model.short_conv, "0, or at least 2")
-    require(model.logit_softcap >= 0, "model.logit-softcap", model.logit_softcap, ">= 0")
+    softcap, rule = model.logit_softcap, ">= 0 and finite"
+    require(0 <= softcap < math.inf, "model.logit-softcap", softcap, rule)
     if model.n_embd % model.n_head:
         divisors = [h for h in range(1, model.n_embd + 1) if model.n_embd % h == 0]
         near = min(divisors, key=lambda h: abs(h - model.n_head))

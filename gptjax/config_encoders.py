@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gptjax.config import DataConfig, GPTConfig
+from gptjax.config import BigramConfig, DataConfig, GPTConfig, TextDataConfig
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,12 @@ class SpeechDataConfig(DataConfig):
     """Training: share of examples with white noise added."""
     spec_masks: int = 0
     """Training: number of masked time spans, and of masked frequency bands (SpecAugment)."""
+
+
+DATA_OF_MODEL = {
+    BigramConfig: TextDataConfig,
+    GPTConfig: TextDataConfig,
+    EncoderDecoderConfig: PairsDataConfig,
+    SpeechConfig: SpeechDataConfig,
+}
+"""The kind of data that each kind of model is trained on."""

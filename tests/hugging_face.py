@@ -13,6 +13,7 @@ import pytest
 from gptjax import models
 from gptjax.commands import import_model
 from gptjax.config import Config, ModelConfig
+from gptjax.config_encoders import DATA_OF_MODEL
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.runs import checkpoints, run_directory
 
@@ -59,8 +60,9 @@ def save_run(
 ) -> Path:
     """A finished run with these parameters."""
     origin = {"source": "a test", "sha256": "0"}
+    whole = Config(config, DATA_OF_MODEL[type(config)]())
     with run_directory.new_run(folder) as part:
-        checkpoints.save_finished(part, Config(config), tok, params, origin, files)
+        checkpoints.save_finished(part, whole, tok, params, origin, files)
     return folder
 
 

@@ -228,6 +228,79 @@ def test_files_that_do_not_fit_are_refused(copied: Path, tmp_path: Path, refused
     assert "vocab.json is no tokenizer" in refuse()
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{}", "index.json has no weight_map"),
+        ("[]", "index.json: it is [], but must be an object"),
+        ('{"weight_map": []}', "index.json: weight_map is [], but must be an object"),
+        ('{"weight_map": {"wte": 3}}', "index.json: weight_map.wte is 3, but must be a text"),
+        ('{"weight_map": {}}', "index.json names no file"),
+        ('{"weight_map": {"wte": "/"}}', "index.json names no file"),
+        ('{"weight_map": {"wte": "../none"}}', "hf/none cannot be read"),
+        ("{" * 9999, "index.json is not JSON"),
+        ("[" * 9999, "index.json is nested more than 100 deep"),
+    ],
+)
+def test_a_malformed_index_is_one_line(
+    copied: Path, tmp_path: Path, refused: Refused, content: str, words: str
+) -> None:
+    (copied / "model.safetensors").unlink()
+    (copied / "model.safetensors.index.json").write_text(content)
+    line = refused(import_model.main, "gpt2", copied, "--out", tmp_path / "run")
+    assert words in line
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}, "overflow"),
+        ({"dtype": "F32", "shape": [0, 10**18], "data_offsets": [0, 0]}, "of another shape"),
+        ({"dtype": "F32", "shape": [2**64], "data_offsets": [0, 4]}, "cannot be read"),
+        ({"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}, "cannot be read"),
+        ({"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, "of another shape"),
+    ],
+    ids=str,
+)
+def test_an_absurd_header_of_safetensors_is_one_line(
+    copied: Path, tmp_path: Path, refused: Refused, header: dict[str, Any], words: str
+) -> None:
+    text = json.dumps({"transformer.wte.weight": header}).encode()
+    size = header["data_offsets"][1]
+    content = len(text).to_bytes(8, "little") + text + bytes(size)
+    (copied / "model.safetensors").write_bytes(content)
+    line = refused(import_model.main, "gpt2", copied, "--out", tmp_path / "run")
+    assert words in line
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda t: t.flatten().index_fill(0, torch.tensor([3, 5]), torch.nan).view(t.shape),
+            "2 of the 1,024 numbers of transformer.h",
+        ),
+        (
+            lambda t: t.flatten().index_fill(0, torch.tensor([0]), -torch.inf).view(t.shape),
+            "1 of the 1,024 numbers of transformer.h",
+        ),
+        (lambda t: t.to(torch.int32), "c_proj.weight is I32, but must be F32, F16 or BF16"),
+        (lambda t: t.to(torch.float8_e4m3fn), "is F8_E4M3, but must be F32, F16 or BF16"),
+    ],
+    ids=["nan", "infinite", "integers", "eight bits"],
+)
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    copied: Path, tmp_path: Path, refused: Refused, change: Any, words: str
+) -> None:
+    name = "transformer.h.1.attn.c_proj.weight"
+    hf.rewrite(copied, lambda tensors: tensors.update({name: change(tensors[name])}))
+    line = refused(import_model.main, "gpt2", copied, "--out", tmp_path / "run")
+    assert words in line
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
 # --- fine-tuning
 
 

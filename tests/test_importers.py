@@ -341,7 +341,9 @@ def test_tensors_that_do_not_fit_are_named(copied: Path, tmp_path: Path) -> None
     assert len(many) < 500
     positions = "model.encoder.embed_positions.weight"
     assert "away from sinusoids" in after(lambda tensors: tensors[positions].mul_(1.01))
-    assert "away from sinusoids" in after(lambda tensors: tensors[positions].fill_(torch.nan))
+    assert "NaN or infinite" in after(lambda tensors: tensors[positions].fill_(torch.nan))
+    name_and_shape = {positions: torch.tensor(1.0)}
+    assert "of another shape" in after(lambda tensors: tensors.update(name_and_shape))
     (copied / "model.safetensors").write_bytes(original[:1000])
     assert "cannot be read" in refusal(copied, tmp_path / "run")
 
@@ -359,7 +361,7 @@ def test_folders_that_lack_something_are_refused(copied: Path, tmp_path: Path) -
     (copied / "pytorch_model.bin").unlink()
     assert "has no model.safetensors" in refusal(copied, out)
     (copied / "config.json").write_text("no JSON")
-    assert "config.json cannot be read" in refusal(copied, out)
+    assert "config.json is not JSON" in refusal(copied, out)
 
 
 def test_nothing_is_overwritten_and_a_failure_leaves_nothing(

@@ -10,8 +10,8 @@ REPO = Path(__file__).parents[1]
 
 # Rooms from low to high. A module may import from its own line and from the lines above it.
 ORDER = """
-errors atomic
-config config_encoders config_json config_checks command_line
+errors atomic reading json_files
+config config_encoders config_checks config_json command_line
 scale.devices
 kernels quantization
 layers cache rotary short_conv fused_attention attention cross_attention gpt

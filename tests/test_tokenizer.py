@@ -162,10 +162,52 @@ def test_bpe_merges_what_is_frequent() -> None:
         BPETokenizer.train("text", 256)
 
 
-@pytest.mark.parametrize("saved", [{}, {"type": "sentencepiece"}, {"type": "bpe"}])
-def test_a_foreign_tokenizer_json_is_refused(saved: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="not written by this version"):
-        tokenizer.from_dict(saved)
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        ({}, "type is null, but must be one of char, word, byte, gpt2, bpe"),
+        ({"type": "sentencepiece"}, "type is 'sentencepiece', but must be one of char, word"),
+        ({"type": ["char"]}, "type is ['char'], but must be one of char, word"),
+        ({"type": "bpe"}, "t.json has no model"),
+        ({"type": "bpe", "model": "[" * 9999}, "model is no tokenizer"),
+        ({"type": "char", "characters": ["a"]}, "characters is ['a'], but must be a text"),
+        ({"type": "char", "characters": 3}, "characters is 3, but must be a text"),
+        ({"type": "char", "characters": None}, "characters is null, but must be a text"),
+        ({"type": "char", "characters": "ba"}, "characters are not all different and in order"),
+        ({"type": "char", "characters": "aab"}, "characters are not all different and in order"),
+        ({"type": "char", "characters": "\ud800"}, "without half a surrogate pair"),
+        ({"type": "word", "words": "cat"}, "words is 'cat', but must be a list"),
+        ({"type": "word", "words": ["a", 3]}, "words[1] is 3, but must be a text"),
+        ({"type": "word", "words": ["a", "a"]}, "words are not all different"),
+        ({"type": "pair", "source": [], "target": None}, "source is [], but must be an object"),
+        (
+            {"type": "pair", "source": {"type": "byte"}, "target": {"type": "char"}},
+            "t.json has no target.characters",
+        ),
+        (
+            {"type": "speech", "target": {"type": "byte"}, "start_ids": [257], "end": 256},
+            "there is no token 257 among 257",
+        ),
+        (
+            {"type": "speech", "target": {"type": "byte"}, "start_ids": [True], "end": 256},
+            "start_ids[0] is true, but must be a whole number",
+        ),
+    ],
+    ids=str,
+)
+def test_a_foreign_tokenizer_json_is_refused(saved: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        tokenizer.from_dict(saved, "t.json")
+    message = str(caught.value)
+    assert message.startswith("t.json")
+    assert words in message
+    assert message.endswith("restore the file from a copy of the run")
+
+
+def test_a_bpe_whose_start_token_is_none_of_its_own_is_refused() -> None:
+    saved = train("bpe", TEXT).to_dict()
+    with pytest.raises(UserError, match="the start token 300 is not below 300"):
+        tokenizer.from_dict(saved | {"start": 300, "vocab_size": 300})
 
 
 def test_a_tokenizer_that_was_told_to_cut_and_to_fill_up_does_neither():

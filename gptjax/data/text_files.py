@@ -11,13 +11,14 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+from gptjax import json_files
 from gptjax.atomic import atomic_folder
 from gptjax.data import tokenizer
-from gptjax.data.tokenizer import TextTokenizer
+from gptjax.data.tokenizer import PairTokenizer, SpeechTokenizer, TextTokenizer
 from gptjax.errors import UserError
 
 PIECE_BYTES = 1 << 24
@@ -127,17 +128,30 @@ def open_prepared(folder: Path) -> tuple[np.ndarray, np.ndarray, TextTokenizer, 
 
     Raises UserError for a folder that `prepare` did not write.
     """
+    fix = "its files belong together"
     try:
-        meta = json.loads((folder / "prepared.json").read_text())
-        tok = tokenizer.text_tokenizer(json.loads((folder / "tokenizer.json").read_text()))
+        meta = json_files.read(folder / "prepared.json", _Prepared, fix)
+        tok = tokenizer.read(folder / "tokenizer.json")
+        assert not isinstance(tok, PairTokenizer | SpeechTokenizer)
         dtype = np.dtype(meta["dtype"])
         train, val = (np.memmap(folder / f"{split}.bin", dtype, "r") for split in ("train", "val"))
+        if len(train) + len(val) != meta["tokens"]:
+            found = f"{len(train) + len(val):,} tokens in place of {meta['tokens']:,}"
+            raise UserError(f"it has {found}; {fix}")
         return train, val, tok, meta["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, UserError) as error:  # ValueError: a file of another size
         raise UserError(
             f"--data.path {folder} is not a folder of token files ({error}); make one with "
             "gptjax prepare"
         ) from None
+
+
+class _Prepared(TypedDict):
+    """The form of prepared.json."""
+
+    dtype: Literal["uint16", "int32"]
+    sha256: str
+    tokens: int
 
 
 def token_dtype(tok: TextTokenizer) -> np.dtype[Any]:

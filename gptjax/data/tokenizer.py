@@ -6,11 +6,16 @@ inverts. It is saved as JSON, never pickled.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
-from gptjax.errors import UserError, import_extra
+from gptjax import json_files
+from gptjax.data.bpe import BPETokenizer, GPT2Tokenizer
+from gptjax.errors import UserError
+
+T = TypeVar("T")
 
 
 class CharTokenizer:
@@ -96,89 +101,6 @@ class ByteTokenizer:
         return {"type": "byte"}
 
 
-class GPT2Tokenizer:
-    """GPT-2's byte-pair encoding, by tiktoken, which downloads its 1 MB table once."""
-
-    def __init__(self) -> None:
-        tiktoken = import_extra("tiktoken", "--data.tokenizer gpt2 needs")
-        try:
-            self._encoding = tiktoken.get_encoding("gpt2")
-        except (OSError, ValueError) as error:  # no network, or a file with another checksum
-            raise UserError(
-                f"--data.tokenizer gpt2 could not fetch its table ({type(error).__name__}); set "
-                "TIKTOKEN_CACHE_DIR to a folder that has it, or use --data.tokenizer bpe"
-            ) from None
-        self.vocab_size = self._encoding.n_vocab
-        self.start = self._encoding.eot_token
-
-    def encode(self, text: str) -> np.ndarray:
-        return np.array(self._encoding.encode_ordinary(text), np.int32)
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._encoding.decode([int(i) for i in ids])
-
-    def token_bytes(self) -> list[bytes]:
-        """The bytes of every token in the order of ids, without the last one, <|endoftext|>."""
-        return [self._encoding.decode_single_token_bytes(i) for i in range(self.start)]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"type": "gpt2"}
-
-
-class BPETokenizer:
-    """Byte-level byte-pair encoding trained on a text, by Hugging Face tokenizers.
-
-    Also any imported tokenizer of that package. Its special tokens are not part of a text. Its
-    model may have more embeddings than tokens (vocab_size), and its own start token (start).
-    """
-
-    def __init__(self, model_json: str, vocab_size: int | None = None, start: int | None = None):
-        self._tokenizer = import_extra(
-            "tokenizers", "--data.tokenizer bpe needs"
-        ).Tokenizer.from_str(model_json)
-        # A file may switch these on. They would silently cut or pad a text.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.vocab_size = vocab_size or self._tokenizer.get_vocab_size()
-        self.start = int(self.encode("\n")[0]) if start is None else start
-
-    @classmethod
-    def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
-        if vocab_size < 257:
-            raise UserError(f"--data.vocab-size is {vocab_size}, but a BPE needs at least 257")
-        trainer = import_extra("tokenizers", "--data.tokenizer bpe needs").ByteLevelBPETokenizer()
-        lines = text.splitlines(keepends=True)
-        trainer.train_from_iterator(lines, vocab_size, show_progress=False)
-        return cls(trainer.to_str())
-
-    def encode(self, text: str) -> np.ndarray:
-        """Raises UserError for text without a token. A byte-level BPE has one for every text."""
-        try:
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:
-            if type(error) is not Exception:  # the package raises nothing more specific
-                raise
-            split = self._tokenizer.pre_tokenizer
-            pieces = {piece for piece, _ in split.pre_tokenize_str(text)} if split else {text}
-            unknown = sorted(pieces - self._tokenizer.get_vocab().keys())
-            raise UserError(
-                f"text has {', '.join(map(repr, unknown[:20]))}, but no token of the vocabulary's "
-                f"{self.vocab_size} for that"
-            ) from None
-        return np.array(ids, np.int32)
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
-
-    def token_id(self, token: str) -> int | None:
-        """The id of the token with this name, or None."""
-        return self._tokenizer.token_to_id(token)
-
-    def to_dict(self) -> dict[str, Any]:
-        sizes = {"vocab_size": self.vocab_size, "start": self.start}
-        return {"type": "bpe", "model": self._tokenizer.to_str(), **sizes}
-
-
 TextTokenizer = CharTokenizer | WordTokenizer | ByteTokenizer | GPT2Tokenizer | BPETokenizer
 
 
@@ -262,28 +184,93 @@ def train(kind: str, text: str, vocab_size: int) -> TextTokenizer:
     raise UserError(f"--data.tokenizer {kind} is none of char, word, byte, gpt2, bpe")
 
 
-def from_dict(saved: dict[str, Any]) -> Tokenizer:
-    """Inverts `to_dict`. Raises UserError for anything else."""
-    match saved:
-        case {"type": "pair", "source": dict(source), "target": target}:
-            one = text_tokenizer(source)
-            return PairTokenizer(one, text_tokenizer(target) if target else one)
-        case {"type": "speech", "target": dict(target), "start_ids": start_ids, "end": end}:
-            return SpeechTokenizer(text_tokenizer(target), start_ids, end, saved.get("vocab_size"))
-    return text_tokenizer(saved)
+FIX = "restore the file from a copy of the run"
 
 
-def text_tokenizer(saved: dict[str, Any]) -> TextTokenizer:
-    """Inverts `to_dict` of a text tokenizer."""
-    match saved:
-        case {"type": "char", "characters": characters}:
+class _Chars(TypedDict):
+    characters: str
+
+
+class _Words(TypedDict):
+    words: list[str]
+
+
+class _BPE(TypedDict):
+    model: str
+    vocab_size: NotRequired[int | None]
+    start: NotRequired[int | None]
+
+
+class _Pair(TypedDict):
+    source: dict[str, Any]
+    target: dict[str, Any] | None
+
+
+class _Speech(TypedDict):
+    target: dict[str, Any]
+    start_ids: list[int]
+    end: int
+    vocab_size: NotRequired[int | None]
+
+
+def read(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json. Raises UserError for a file that gptjax did not write."""
+    return from_dict(json_files.read(path, dict[str, Any], FIX), str(path))
+
+
+def from_dict(saved: dict[str, Any], where: str = "tokenizer.json") -> Tokenizer:
+    """Inverts `to_dict`. Raises UserError for anything else, naming `where`."""
+    match saved.get("type"):
+        case "pair":
+            form = json_files.check(saved, _Pair, where, FIX)
+            source = text_tokenizer(form["source"], where, "source")
+            target = form["target"]
+            return PairTokenizer(
+                source, source if target is None else text_tokenizer(target, where, "target")
+            )
+        case "speech":
+            form = json_files.check(saved, _Speech, where, FIX)
+            target = text_tokenizer(form["target"], where, "target")
+            made = SpeechTokenizer(target, form["start_ids"], form["end"], form.get("vocab_size"))
+            for i in (*made.start_ids, made.end):  # JAX would read another row of the table
+                if not 0 <= i < made.vocab_size:
+                    raise UserError(
+                        f"{where}: there is no token {i} among {made.vocab_size}; {FIX}"
+                    )
+            return made
+    return text_tokenizer(saved, where)
+
+
+def text_tokenizer(
+    saved: dict[str, Any], where: str = "tokenizer.json", place: str = ""
+) -> TextTokenizer:
+    """Inverts `to_dict` of a text tokenizer, which is at a place of the file `where`."""
+
+    def form(form: type[T]) -> T:
+        return json_files.check(saved, form, where, FIX, place)
+
+    match saved.get("type"):
+        case "char":
+            characters = form(_Chars)["characters"]
+            if not characters or list(characters) != sorted(set(characters)):
+                raise UserError(f"{where}: characters are not all different and in order; {FIX}")
             return CharTokenizer(characters)
-        case {"type": "word", "words": words}:
+        case "word":
+            words = form(_Words)["words"]
+            if len(set(words)) < len(words):
+                raise UserError(f"{where}: words are not all different; {FIX}")
             return WordTokenizer(words)
-        case {"type": "byte"}:
+        case "byte":
             return ByteTokenizer()
-        case {"type": "gpt2"}:
+        case "gpt2":
             return GPT2Tokenizer()
-        case {"type": "bpe", "model": model}:
-            return BPETokenizer(model, saved.get("vocab_size"), saved.get("start"))
-    raise UserError("tokenizer.json was not written by this version")
+        case "bpe":
+            bpe = form(_BPE)
+            try:
+                return BPETokenizer(bpe["model"], bpe.get("vocab_size"), bpe.get("start"))
+            except ValueError as error:
+                raise UserError(f"{where}: model is no tokenizer ({error}); {FIX}") from None
+    kinds: Any = Literal["char", "word", "byte", "gpt2", "bpe"]
+    at = f"{place}.type" if place else "type"
+    json_files.check(saved.get("type"), kinds, where, FIX, at)
+    raise AssertionError

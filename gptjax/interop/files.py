@@ -1,17 +1,19 @@
 """The files of a checkpoint as Hugging Face saves it: safetensors and JSON, never a pickle."""
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
+from gptjax import json_files
 from gptjax.config import Config
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError, import_extra
+
+T = TypeVar("T")
 
 NEEDS = "gptjax import needs"
 N_NAMED = 3
@@ -28,6 +30,12 @@ class Imported(NamedTuple):
     """Of the files with the weights."""
 
 
+class _Index(TypedDict):
+    """The form of model.safetensors.index.json: the file of every tensor."""
+
+    weight_map: dict[str, str]
+
+
 class Tensors:
     """The tensors in a folder's safetensors files. Each is read when it is taken.
 
@@ -41,9 +49,11 @@ class Tensors:
         if (folder / "model.safetensors").is_file():
             names = ["model.safetensors"]
         elif index.is_file():
-            shards = read_json(index).get("weight_map", {})
+            shards = read_json(index, _Index)["weight_map"]
             # Only the file name, so that the index cannot point outside the folder.
-            names = sorted({Path(str(name)).name for name in shards.values()})
+            names = sorted({Path(name).name for name in shards.values()} - {""})
+            if not names:
+                raise UserError(f"{index} names no file; name a folder that Hugging Face saved")
         elif any(folder.glob("pytorch_model*.bin")):
             raise UserError(
                 f"{folder} has pickled weights, which can run any code; save it again with "
@@ -71,9 +81,22 @@ class Tensors:
         self.shapes = {name: s for name, s in self.shapes.items() if not is_dropped(name)}
 
     def take(self, name: str) -> np.ndarray:
-        """A tensor as float32. Each tensor can be taken once."""
+        """A tensor as float32. Each tensor can be taken once.
+
+        Raises UserError for numbers that are not finite, or not floating-point.
+        """
         del self.shapes[name]
-        return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
+        file = self._file_of[name]
+        kind = file.get_slice(name).get_dtype()
+        if kind not in ("F64", "F32", "F16", "BF16"):
+            raise UserError(f"{self.files[0]}: {name} is {kind}, but must be F32, F16 or BF16")
+        array = np.asarray(file.get_tensor(name)).astype(np.float32)
+        if n_bad := array.size - np.count_nonzero(np.isfinite(array)):
+            raise UserError(
+                f"{self.files[0]}: {n_bad:,} of the {array.size:,} numbers of {name} are NaN or "
+                "infinite; fetch the checkpoint again, or ask where it was trained"
+            )
+        return array
 
     def take_copy(self, name: str, original: str, array: np.ndarray) -> None:
         """Takes a tensor that must equal `array`, which is the tensor `original`."""
@@ -103,15 +126,9 @@ class Tensors:
         return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError for a file that is missing or holds something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); name a folder that has it") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object; name a folder that Hugging Face saved")
-    return content
+def read_json(path: Path, form: type[T] = dict[str, Any]) -> T:
+    """A JSON file. Raises UserError for a file that is missing or holds something else."""
+    return json_files.read(path, form, "name a folder that Hugging Face saved")
 
 
 class TheirConfig:

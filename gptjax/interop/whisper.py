@@ -9,7 +9,7 @@ import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -105,7 +105,8 @@ def whisper_params(tensors: Tensors, shapes: Any) -> Any:
     expected = {
         name: whisper_shape(name, ours[path]) for path, name in names.items() if not is_zero(name)
     }
-    expected[positions] = (tensors.shapes.get(positions, (1,))[0], width)
+    n_positions = max((1, *tensors.shapes.get(positions, ())[:1]))
+    expected[positions] = (n_positions, width)
     if head in tensors.shapes:  # a copy of the embedding
         expected[head] = expected[embedding]
     tensors.check_names(expected)
@@ -144,6 +145,18 @@ def to_ours(tensor: np.ndarray, name: str) -> np.ndarray:
     return tensor.T if tensor.ndim == 2 and "embed_" not in name else tensor
 
 
+class _Tokenizer(TypedDict):
+    """The form of tokenizer.json, as far as it is read here."""
+
+    added_tokens: NotRequired[list[dict[str, Any]]]
+
+
+class _Generation(TypedDict):
+    """The form of generation_config.json, as far as it is read."""
+
+    is_multilingual: NotRequired[bool]
+
+
 def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTokenizer:
     """Whisper's vocabulary, with the start tokens for a transcript without time stamps.
 
@@ -158,14 +171,14 @@ def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTok
             f"transformers.AutoTokenizer.from_pretrained({str(folder)!r})"
             f".save_pretrained({str(folder)!r})"
         )
-    saved = read_json(path)
-    added = [token for token in saved.get("added_tokens", []) if isinstance(token, dict)]
+    saved = read_json(path, _Tokenizer)
+    added = saved.get("added_tokens", [])
     for token in added:  # time stamps, so that decoding leaves them out
         if re.fullmatch(r"<\|.*\|>", str(token.get("content"))):
             token["special"] = True
     try:
         target = BPETokenizer(json.dumps(saved))
-    except Exception as error:  # the package raises nothing more specific
+    except ValueError as error:
         raise UserError(f"{path} is no tokenizer ({error}); fetch it again") from None
     if target.vocab_size > vocab_size:
         raise UserError(
@@ -180,11 +193,13 @@ def whisper_tokenizer(folder: Path, vocab_size: int, language: str) -> SpeechTok
         return i
 
     # English-only checkpoints may have language tokens, but were not trained with them.
-    generation = folder / "generation_config.json"
-    saved = read_json(generation) if generation.is_file() else {}
+    options = folder / "generation_config.json"
+    generation: _Generation = read_json(options, _Generation) if options.is_file() else {}
     contents = (str(token.get("content")) for token in added)
     languages = sorted(text[2:-2] for text in contents if re.fullmatch(r"<\|[a-z]{2,3}\|>", text))
-    is_multilingual = saved.get("is_multilingual", vocab_size != ENGLISH_ONLY) and bool(languages)
+    is_multilingual = generation.get("is_multilingual", vocab_size != ENGLISH_ONLY) and bool(
+        languages
+    )
     start = ["<|startoftranscript|>"]
     if is_multilingual:
         if language not in languages:

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
-from gptjax import config_json
+from gptjax import config_json, json_files
 from gptjax.atomic import write_json
 from gptjax.config import Config
 from gptjax.data.dataset import Data
@@ -115,9 +116,9 @@ def _data_changes(folder: Path, data: Data) -> tuple[list[str], list[str]]:
     if had["sha256"] != data.sha256:
         return [f"data sha256 {had['sha256'][:12]} -> {data.sha256[:12]} ({data.source})"], []
     return [  # the same text, but split elsewhere into training and validation
-        f"{name} {had[name]:,} -> {size:,} ({data.source})"
+        f"{name} {_shown(had.get(name))} -> {size:,} ({data.source})"
         for name, size in data.sizes.items()
-        if had[name] != size
+        if had.get(name) != size
     ], []
 
 
@@ -138,3 +139,8 @@ def _recordings_changes(had: dict[str, list], data: SpeechData) -> tuple[list[st
         count = "1 recording" if len(names) == 1 else f"{len(names)} recordings"
         said.append([f"{count} {what}: {shown}{more}"] if names else [])
     return said[0] + said[1], said[2] + said[3]
+
+
+def _shown(size: Any) -> str:
+    """A size in environment.json, which may be broken."""
+    return f"{size:,}" if isinstance(size, int) else json_files.shown(size)

@@ -14,7 +14,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import platform
 import shutil
@@ -24,11 +23,11 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 
-from gptjax import config_json
+from gptjax import config_json, json_files
 from gptjax.atomic import write_json, write_text
 from gptjax.config import Config
 from gptjax.data import tokenizer as tokenizer_lib
@@ -190,40 +189,48 @@ def check_disk(folder: Path, state: Any, n_checkpoints: int) -> None:
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of a run. Raises UserError if the folder has none."""
-    try:
-        return config_json.from_json((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError:
+    """The configuration of a run. Raises UserError if the folder has none, or a broken one."""
+    path = folder / "config.json"
+    if not os.path.lexists(path):
         what = "is a file" if folder.is_file() else "does not exist"
         what = "is not a run directory (no config.json)" if folder.is_dir() else what
         runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
-        raise UserError(f"{folder} {what}; runs here: {', '.join(runs) or 'none'}") from None
+        raise UserError(f"{folder} {what}; runs here: {', '.join(runs) or 'none'}")
+    return config_json.read(path)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a run."""
-    try:
-        return tokenizer_lib.from_dict(
-            json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/tokenizer.json cannot be read ({error})") from None
+    return tokenizer_lib.read(folder / "tokenizer.json")
+
+
+class _DataFacts(TypedDict):
+    """What environment.json says of any data. Other facts, such as sizes, vary."""
+
+    source: str
+    sha256: str
+
+
+class _Environment(TypedDict):
+    """The form of environment.json, as far as it is read."""
+
+    data: _DataFacts
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """Versions, devices and data that a run was made with."""
-    try:
-        return json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/environment.json cannot be read ({error})") from None
+    fix = "restore the file from a copy of the run"
+    return dict(json_files.read(folder / "environment.json", _Environment, fix))
 
 
 def read_format(folder: Path) -> Format:
     """The number format of a run's parameters: float32 unless it was quantized."""
     path = folder / "format.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return FLOAT32
+    fix = "quantize the run again"
+    saved = json_files.read(path, dict[str, int], fix)
     try:
-        return Format(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); quantize the run again") from None
+        return Format(**saved)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} has no number format ({error}); {fix}") from None

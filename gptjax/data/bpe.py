@@ -1,0 +1,102 @@
+"""Byte-pair encodings: GPT-2's, one trained on a text, and imported ones. See tokenizer.py."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gptjax.errors import UserError, import_extra
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte-pair encoding, by tiktoken, which downloads its 1 MB table once."""
+
+    def __init__(self) -> None:
+        tiktoken = import_extra("tiktoken", "--data.tokenizer gpt2 needs")
+        try:
+            self._encoding = tiktoken.get_encoding("gpt2")
+        except (OSError, ValueError) as error:  # no network, or a file with another checksum
+            raise UserError(
+                f"--data.tokenizer gpt2 could not fetch its table ({type(error).__name__}); set "
+                "TIKTOKEN_CACHE_DIR to a folder that has it, or use --data.tokenizer bpe"
+            ) from None
+        self.vocab_size = self._encoding.n_vocab
+        self.start = self._encoding.eot_token
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._encoding.encode_ordinary(text), np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._encoding.decode([int(i) for i in ids])
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token in the order of ids, without the last one, <|endoftext|>."""
+        return [self._encoding.decode_single_token_bytes(i) for i in range(self.start)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "gpt2"}
+
+
+class BPETokenizer:
+    """Byte-level byte-pair encoding trained on a text, by Hugging Face tokenizers.
+
+    Also any imported tokenizer of that package. Its special tokens are not part of a text. Its
+    model may have more embeddings than tokens (vocab_size), and its own start token (start).
+    """
+
+    def __init__(self, model_json: str, vocab_size: int | None = None, start: int | None = None):
+        """Raises ValueError for another JSON, and for tokens that are not below vocab_size."""
+        tokenizers = import_extra("tokenizers", "--data.tokenizer bpe needs")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(model_json)
+        except BaseException as error:
+            # The package raises nothing more specific than Exception, and its panics are none.
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            raise ValueError(str(error)) from None
+        # A file may switch these on. They would silently cut or pad a text.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        n_tokens = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        self.vocab_size = n_tokens if vocab_size is None else vocab_size
+        if not 0 < n_tokens <= self.vocab_size:
+            raise ValueError(f"{n_tokens:,} tokens for a vocabulary of {self.vocab_size:,}")
+        self.start = int(next(iter(self.encode("\n")), 0)) if start is None else start
+        if not 0 <= self.start < self.vocab_size:
+            raise ValueError(f"the start token {self.start} is not below {self.vocab_size:,}")
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
+        if vocab_size < 257:
+            raise UserError(f"--data.vocab-size is {vocab_size}, but a BPE needs at least 257")
+        trainer = import_extra("tokenizers", "--data.tokenizer bpe needs").ByteLevelBPETokenizer()
+        lines = text.splitlines(keepends=True)
+        trainer.train_from_iterator(lines, vocab_size, show_progress=False)
+        return cls(trainer.to_str())
+
+    def encode(self, text: str) -> np.ndarray:
+        """Raises UserError for text without a token. A byte-level BPE has one for every text."""
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:
+            if type(error) is not Exception:  # the package raises nothing more specific
+                raise
+            split = self._tokenizer.pre_tokenizer
+            pieces = {piece for piece, _ in split.pre_tokenize_str(text)} if split else {text}
+            unknown = sorted(pieces - self._tokenizer.get_vocab().keys())
+            raise UserError(
+                f"text has {', '.join(map(repr, unknown[:20]))}, but no token of the vocabulary's "
+                f"{self.vocab_size} for that"
+            ) from None
+        return np.array(ids, np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of the token with this name, or None."""
+        return self._tokenizer.token_to_id(token)
+
+    def to_dict(self) -> dict[str, Any]:
+        sizes = {"vocab_size": self.vocab_size, "start": self.start}
+        return {"type": "bpe", "model": self._tokenizer.to_str(), **sizes}

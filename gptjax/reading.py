@@ -1,0 +1,43 @@
+"""Files that gptjax reads: regular files only, whole and with a limit, so none can fill memory."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+def read_bytes(path: Path, most_bytes: int, pipe: bool = False) -> bytes:
+    """The content of a regular file; with pipe=True also what a pipe delivers.
+
+    Raises OSError, with a reason in `strerror`, for a path that cannot be read: also for folders,
+    devices such as /dev/zero, names with a NUL byte, and more than most_bytes.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        if not (stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode))):
+            raise OSError(errno.EINVAL, "it is a device or a pipe, not a regular file", str(path))
+        with open(path, "rb") as file:
+            content = file.read(most_bytes + 1)
+    except ValueError:  # an embedded NUL byte, or half of a surrogate pair
+        raise OSError(errno.EINVAL, "no file can have such a name", str(path)) from None
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {in_words(most_bytes)}", str(path))
+    return content
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's if less."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
+        try:
+            whole = min(whole, int(Path("/sys/fs/cgroup", name).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return whole
+
+
+def in_words(n_bytes: float) -> str:
+    """A number of bytes for messages: 12.3 GB, 45.6 MB."""
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
