@@ -3,7 +3,8 @@
 #   make train   set up .venv, fetch the data, train, print a sample and the loss plot's path
 #   make test    the same set-up plus test packages, then the whole suite
 #
-# make test-fast runs the tests that answer in a minute, make check the linter and the type checker.
+# make test-fast runs the quick tests, and keeps what it compiled for the next time.
+# make check runs the linter and the type checker.
 #
 # make aot compiles train steps for an NVIDIA GPU, which need not be there, and checks what they do.
 # It has an environment of its own: half a GB of XLA's compiler for GPUs.
@@ -37,7 +38,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m 'not slow'
+	JAX_COMPILATION_CACHE_DIR=$(VENV)/programs $(BIN)/python -m pytest -m 'not slow'
 
 aot: $(VENV)-aot/installed
 	$(VENV)-aot/bin/python -m pytest -n0 tests/test_compile_for_gpu.py

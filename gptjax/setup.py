@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gptjax import config_json, evaluation, models, optim, training
 from gptjax.command_line import Launch
-from gptjax.config import Config
+from gptjax.config import Config, GPTConfig
 from gptjax.data import dataset as data
 from gptjax.data.dataset import Data, prefetch
 from gptjax.data.texts import TextData
@@ -231,7 +231,10 @@ def _headline(config: Config, mesh: Mesh, n_params: int, tokens_per_step: float,
     n_steps = max(0, c.max_steps - step)
     tokens_per_second = mesh.size * devices.training_speed(n_params, devices.matmul_rate(dtype))
     minutes = n_steps * tokens_per_step / tokens_per_second / 60
+    attention = ""
+    if isinstance(config.model, GPTConfig):
+        attention = f"attention {choice.kind_of_model(config.model, dtype)}  "
     return (
-        f"{describe_mesh(mesh)}  {np.dtype(dtype).name}  {n_params:,} parameters  "
+        f"{describe_mesh(mesh)}  {np.dtype(dtype).name}  {attention}{n_params:,} parameters  "
         f"about {minutes:.1f} min for {n_steps} steps"
     )

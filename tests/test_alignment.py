@@ -33,6 +33,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_tokens", [2, 16, 70])
 def test_no_position_looks_ahead_and_the_shares_add_up(
     gpt_config: GPTConfig, n_tokens: int
@@ -75,6 +76,7 @@ def test_self_attention_equals_its_definition(
         np.testing.assert_allclose(weights[i], jax.nn.softmax(scores), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["gpt"], indirect=True)
 def test_sample_draws_the_heads(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -93,6 +95,7 @@ def test_sample_draws_the_heads(
     assert not np.array_equal(*pictures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "flags", "says"),
     [

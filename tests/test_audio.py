@@ -147,6 +147,7 @@ def spec_augment(mel_BTM: Any, key: Any, *masks: int) -> Any:
     return jax.vmap(lambda mel_TM, key: audio.spec_augment(mel_TM, key, *masks))(mel_BTM, keys_B)
 
 
+@pytest.mark.slow
 def test_spec_augment_hides_stretches_of_time_and_frequency() -> None:
     mel = jax.random.normal(KEY, (200, 50, 80)) + 3
     hidden = spec_augment(mel, KEY, 2, 10, 1, 20)

@@ -286,6 +286,7 @@ def test_a_tracker_that_is_not_installed(
     assert f"--{tracker} needs the package {module}: pip install" in line
 
 
+@pytest.mark.slow
 def test_a_run_directory_in_use_is_left_to_its_trainer(
     refused_training: Refused, copied: Path
 ) -> None:
@@ -302,6 +303,7 @@ def test_resume_without_a_checkpoint(refused_training: Refused, run: Path) -> No
     assert f"--resume: {run} has no checkpoint to continue; leave --resume out" in line
 
 
+@pytest.mark.slow
 def test_a_start_that_was_killed_before_its_first_checkpoint_can_be_repeated(
     run: Path, text_file: Path, printed: Printed
 ) -> None:
@@ -353,6 +355,7 @@ def test_changed_data_is_refused_with_a_diff(
     assert ("vocabulary of 10 tokens -> another of 13" in line) != same_characters
 
 
+@pytest.mark.slow
 def test_another_split_of_prepared_data_is_refused(
     refused: Refused, text_file: Path, tmp_path: Path, run: Path
 ) -> None:
@@ -375,6 +378,7 @@ def test_the_same_text_from_another_place_continues(
     assert f"complete at step {MAX_STEPS}" in train_again(data=moved)
 
 
+@pytest.mark.slow
 def test_changed_fields_that_fit_the_arrays_are_logged(train_again: Printed, copied: Path) -> None:
     flags = ["--optim.learning-rate", "0.002", "--model.dropout", "0.3", "--train.max-steps", "6"]
     flags += ["--optim.grad-clip", "1"]  # the advice after a divergence
@@ -403,6 +407,7 @@ def test_fewer_steps_than_the_run_has_done_train_nothing(
     assert report.read_metrics(copied) == before
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_training(run: Path, text_file: Path) -> None:
     command = [sys.executable, str(REPO / "train.py"), *TINY_RUN, "--data.path", str(text_file)]
     with subprocess.Popen(

@@ -44,6 +44,7 @@ def config_of(model: BigramConfig | GPTConfig, **optim: float) -> Config:
     return Config(model, optim=OptimConfig(**optim), train=TrainConfig(batch_size=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", CONFIGS, ids=IDS)
 def test_logits_and_every_gradient_equal_pytorchs(model):
     config = config_of(model)
@@ -56,6 +57,7 @@ def test_logits_and_every_gradient_equal_pytorchs(model):
         assert row["gradients"] <= parity.GRADIENTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [CONFIGS[0], TINY, MODERN], ids=IDS[:3])
 def test_thirty_steps_of_adamw_follow_pytorchs(model):
     config = config_of(model, learning_rate=3e-3, beta2=0.99, weight_decay=0.1, warmup_steps=5)
@@ -66,6 +68,7 @@ def test_thirty_steps_of_adamw_follow_pytorchs(model):
         assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= parity.LOSSES
 
 
+@pytest.mark.slow
 def test_parity_fails_when_a_weight_differs(monkeypatch):
     """The comparison can fail: one weight of the twin, off by a hundredth."""
     original = torch_gpt.tuned_weights

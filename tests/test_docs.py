@@ -99,6 +99,7 @@ def test_every_command_line_has_options_that_exist(page, monkeypatch):
                 pytest.fail(f"{page}: {line}: {error}")
 
 
+@pytest.mark.slow
 def test_the_tour_runs_as_it_stands():
     try:
         downloads.fetch("tinyshakespeare")

@@ -38,6 +38,7 @@ def doctor_prints(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, 
 # --- this machine
 
 
+@pytest.mark.slow
 def test_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_packages_are_the_requirements() -> None:
 # --- JAX that cannot start: the other facts are still there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

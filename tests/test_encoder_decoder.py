@@ -72,6 +72,7 @@ def loss_and_gradient(model, params, batch):
     return jax.jit(loss_fn)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [2, 4])
 def test_logits_and_gradients_equal_torch_nn_transformers(heads, batch):
     torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install -e '.[torch]'")
@@ -100,6 +101,7 @@ def test_logits_and_gradients_equal_torch_nn_transformers(heads, batch):
             assert (theirs - ours).abs().max() <= 1e-4 * theirs.abs().max(), name
 
 
+@pytest.mark.slow
 def test_padding_changes_neither_loss_nor_logits(made, batch):
     model, params = made
     more = padded(batch)
@@ -113,6 +115,7 @@ def test_padding_changes_neither_loss_nor_logits(made, batch):
     np.testing.assert_allclose(logits_of(model, params, more)[:, :8], logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_gets_no_gradient_and_every_source_token_does(made, batch):
     """By the row of the embedding table that only the padding (then only a token) has."""
     model, params = made
@@ -141,6 +144,7 @@ def test_the_decoder_is_causal_and_the_encoder_is_not(made, batch):
     assert (before != other).any(-1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_cached_pieces_equal_the_whole_though_the_source_is_seen_once(made, batch, batch_size):
     model, params = made
@@ -158,6 +162,7 @@ def test_cached_pieces_equal_the_whole_though_the_source_is_seen_once(made, batc
     np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_dropout_reaches_the_encoder(batch):
     model, params = make(encoder_decoder(dataclasses.replace(TINY, dropout=0.5, n_layer=1)))
     key = jax.random.key(0)
@@ -168,6 +173,7 @@ def test_dropout_reaches_the_encoder(batch):
     assert noisy == again != clean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tie", "share"), [(False, False), (True, False), (True, True)])
 def test_embeddings_are_tied_and_shared_when_asked(batch, tie, share):
     config = encoder_decoder(TINY, tie_embeddings=tie, share_embeddings=share)

@@ -94,6 +94,7 @@ references_and_hypotheses = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True)
 @given(references_and_hypotheses)
 def test_rates_equal_an_independent_levenshtein_s(rows: list[tuple[list[str], str]]) -> None:

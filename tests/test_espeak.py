@@ -26,6 +26,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
+@pytest.mark.slow
 def test_the_files_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     espeak.make(TEXTS, 10, 1, tmp_path / "a", n_workers=1)
     espeak.make(TEXTS, 10, 1, tmp_path / "b", n_workers=3)
@@ -70,6 +71,7 @@ def test_a_text_without_sound_is_named_and_leaves_nothing(tmp_path: Path, text: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_it_is_a_source_of_training_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS) + "\n")

@@ -101,6 +101,7 @@ def assert_same_logits(theirs: Any, model: Any, params: Any) -> None:
 # --- Hugging Face
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -268,6 +269,7 @@ def test_safetensors_of_every_model(name: str, tmp_path: Path) -> None:
     assert len(list(out.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_quantized_run_becomes_what_its_integers_stand_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

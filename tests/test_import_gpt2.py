@@ -381,6 +381,7 @@ def test_a_shorter_context_takes_the_first_positions(imported: Path, config_file
     jax.tree.map(np.testing.assert_array_equal, params, theirs)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_from_is_refused(
     imported: Path, config_file: Path, tmp_path: Path, refused: Refused
 ) -> None:

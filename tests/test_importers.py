@@ -133,6 +133,7 @@ def differences(twin: Any, run: Path) -> tuple[float, float]:
 # --- the same numbers
 
 
+@pytest.mark.slow
 def test_encoder_states_and_logits_equal_hugging_faces(twin: Any, imported: Path) -> None:
     assert max(differences(twin, imported)) <= 1e-5
     model, params, _ = hf.load(imported)
@@ -159,12 +160,14 @@ def test_the_comparison_tells_one_changed_tensor(
     assert max(differences(twin, run_import(copied, tmp_path / "run"))) > 1e-4
 
 
+@pytest.mark.slow
 def test_128_mel_bands_as_large_v3_has(tmp_path: Path) -> None:
     twin = make_whisper(num_mel_bins=128)
     run = run_import(hf.save(twin, tmp_path / "hf", make_tokenizer()), tmp_path / "run")
     assert max(differences(twin, run)) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves_become_float32(dtype: str, tmp_path: Path) -> None:
     twin = make_whisper().to(getattr(torch, dtype))
@@ -191,6 +194,7 @@ def test_shards_and_a_written_out_head(twin: Any, tmp_path: Path) -> None:
     assert first.name in refusal(folder, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_greedy_text_equals_hugging_faces_generate(twin: Any, imported: Path) -> None:
     model, params, tok = hf.load(imported)
     mel_BTM, _ = inputs(twin.config)

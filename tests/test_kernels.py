@@ -72,6 +72,7 @@ def test_a_share_of_every_row_is_dropped():
         assert np.all(abs(share - keep) < 5 * np.sqrt(keep * (1 - keep) / (64 * 96)))
 
 
+@pytest.mark.slow
 def test_masks_of_rows_heads_layers_steps_and_neighbours_are_independent():
     shape = (4, 64, 64)  # heads, targets, sources
     a = masks(KEY, [0, 1, 2**31 - 1], shape)
@@ -100,6 +101,7 @@ def test_both_words_of_the_key_count():
     assert (mask(1, 2) != mask(2, 2)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_t", [1, 7, 32])
 def test_a_row_has_its_mask_in_any_batch_and_a_part_of_it_in_any_part(n_t):
     all_rows = masks(KEY, range(6), (2, n_t, 5))
@@ -110,6 +112,7 @@ def test_a_row_has_its_mask_in_any_batch_and_a_part_of_it_in_any_part(n_t):
     np.testing.assert_array_equal(part, all_rows[:, :, first:])
 
 
+@pytest.mark.slow
 def test_forward_and_backward_pass_have_one_mask():
     x = jax.random.normal(KEY, (3, 8, 6))
     streams_B2 = dropout.row_streams(KEY, jnp.arange(3))
@@ -370,6 +373,7 @@ def test_norm_kernels_compute_what_the_plain_norm_does(center, has_bias, monkeyp
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_relu_and_loss_have_the_gradients_of_jax_and_optax():
     x = jax.random.normal(KEY, (2, 5, 9)).at[0, 0, 0].set(0.0)
     targets = jnp.arange(10).reshape(2, 5) % 9

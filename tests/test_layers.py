@@ -140,6 +140,7 @@ def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
     np.testing.assert_allclose(outputs.mean(0), clean, atol=0.05 * float(np.abs(clean).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_a_cache_gives_what_all_at_once_gives(batch_size):
     x = normal(batch_size, 10, 16)

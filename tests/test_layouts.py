@@ -227,6 +227,7 @@ def kept_bytes(model: models.GPT) -> int:
     return sizes[0] - sizes[1]
 
 
+@pytest.mark.slow
 def test_remat_computes_the_same_and_keeps_less() -> None:
     """Also the same dropout masks, when it computes them again."""
     (model, _), (remat, _) = seed_like(2, False), seed_like(2, True)
@@ -236,6 +237,7 @@ def test_remat_computes_the_same_and_keeps_less() -> None:
     assert kept_bytes(remat) < 0.2 * kept_bytes(model)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_memory_is_about_right() -> None:
     """Against what the backward pass is handed; by layers, as remat also counts one whole block."""
 

@@ -46,6 +46,7 @@ def test_causality_by_gradient(model, params, tokens):
         assert (influence[t + 1 :] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_cached_pieces_equal_the_whole(model, params, tokens, batch_size):
     tokens = tokens[:batch_size]
@@ -65,6 +66,7 @@ def test_too_many_tokens_are_refused(model, params):
         model.apply({"params": params}, np.zeros((1, 17), np.int32))
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_and_changes_the_logits(gpt_config, tokens):
     model = models.GPT(dataclasses.replace(gpt_config, dropout=0.3), VOCAB_SIZE)
     params = jax.tree.map(lambda p: p + 0.1, models.init(model, seed=0))
@@ -80,6 +82,7 @@ def test_dropout_needs_a_key_and_changes_the_logits(gpt_config, tokens):
     assert not np.allclose(logits(1), clean)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_weights(gpt_config, params, tokens):
     half = models.GPT(gpt_config, VOCAB_SIZE, jnp.bfloat16)
     full = models.GPT(gpt_config, VOCAB_SIZE)
@@ -96,6 +99,7 @@ def test_softcap_bounds_the_logits(params, tokens, gpt_config):
     assert 0.4 < jnp.abs(logits).max() <= 0.5
 
 
+@pytest.mark.slow
 def test_initialisation_is_a_function_of_the_seed(model):
     a, b, c = (models.init(model, seed) for seed in (1, 1, 2))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))

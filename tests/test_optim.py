@@ -82,6 +82,7 @@ def test_clipping_bounds_the_gradient():
     assert float(jnp.linalg.norm(mu)) == pytest.approx(0.1, rel=1e-4)  # (1 - beta1) * 1.0
 
 
+@pytest.mark.slow
 def test_stacks_of_matrices_move_as_each_matrix_alone():
     params = jax.tree.map(jnp.asarray, models.init(models.GPT(MODERN, VOCAB_SIZE), seed=0))
     matrices = {str(i): p for i, p in enumerate(jax.tree.leaves(params)) if p.ndim == 2}

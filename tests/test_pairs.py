@@ -474,6 +474,7 @@ def test_a_pair_that_is_too_long_is_refused_in_whatever_split_it_is(
         pairs.load(Config(MODEL, PairsDataConfig(path=path, tokenizer="word", val_fraction=0.2)))
 
 
+@pytest.mark.slow
 def test_the_cmu_pronouncing_dictionary() -> None:
     """The facts that others publish of it, where it can be had."""
     try:

@@ -97,6 +97,7 @@ def test_every_integer_survives_packing(seed: int) -> None:
         assert q.size == table.size == matrix_KN.size
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(seed=seeds)
 def test_no_number_is_off_by_more_than_half_a_step(seed: int) -> None:
@@ -140,6 +141,7 @@ def test_zeros_stay_zeros(seed: int) -> None:
         np.testing.assert_array_equal(multiply(jnp.ones((2, 70)), zeros), np.zeros((2, 6)))
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(seed=seeds)
 def test_a_product_is_that_of_the_dequantized_matrix(seed: int) -> None:
@@ -175,6 +177,7 @@ def test_what_is_no_number_stays_in_its_row(n_rows: int, value: float) -> None:
     np.testing.assert_array_equal(y_MN[1:], expected[1:])
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(seed=seeds)
 def test_a_table_is_looked_up_and_multiplied_with(seed: int) -> None:
@@ -202,6 +205,7 @@ def test_a_table_is_looked_up_and_multiplied_with(seed: int) -> None:
         np.testing.assert_array_equal(dense(q.T), dense_VD.T)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(seed=seeds)
 def test_rounded_activations_multiply_as_integers(seed: int) -> None:
@@ -298,12 +302,14 @@ def assert_computes_as_dequantized(model: models.Model, params: Any, tokens: np.
     assert quant_array.quantize_params(params, FLOAT32) is params
 
 
+@pytest.mark.slow
 def test_a_gpt_computes_as_with_dequantized_parameters(
     model: models.GPT, params: Any, tokens: np.ndarray
 ) -> None:
     assert_computes_as_dequantized(model, params, tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_any_model_computes_as_with_dequantized_parameters(name: str, tokens: np.ndarray) -> None:
     model = CASES[name]
@@ -314,6 +320,7 @@ def test_any_model_computes_as_with_dequantized_parameters(name: str, tokens: np
     assert_computes_as_dequantized(model, models.init(model, seed=1), rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "n_rows"), [(INT8, 2), (INT4, FEW_ROWS + 1)], ids=["int8", "int4"]
 )
@@ -358,6 +365,7 @@ def heavy(n_layer: int) -> models.GPT:
     return models.GPT(config, 65)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "n_layer"), [(1, 2), (32, 4)])
 @pytest.mark.parametrize("form", [INT8, INT4], ids=["int8", "int4"])
 def test_decoding_keeps_no_float_copy_of_the_weights(
@@ -375,6 +383,7 @@ def test_decoding_keeps_no_float_copy_of_the_weights(
     assert memory.temp_size_in_bytes < 0.25 * n_bytes(params)  # 3 to 17 %; a copy is 100 %
 
 
+@pytest.mark.slow
 def test_a_loaded_run_writes_without_float_weights(tmp_path: Path) -> None:
     model = heavy(2)
     params = models.init(model, seed=0)

@@ -55,6 +55,7 @@ def test_remat_and_micro_batches_save_memory():
     assert plan.memory(GPT2, plan.Layout(8, 1, 1, remat=True)) < plain
 
 
+@pytest.mark.slow
 def test_the_estimate_of_memory_is_that_of_the_compiled_step():
     """XLA counts the arrays of a step exactly, and what it allocates to work in, on one device."""
     size = plan.Size("small", plan.gpt2(2, 4, 64, 64), 1024, 32)
@@ -68,6 +69,7 @@ def test_the_estimate_of_memory_is_that_of_the_compiled_step():
     assert in_xla.temp_size_in_bytes == pytest.approx(work, rel=0.25)
 
 
+@pytest.mark.slow
 def test_kernels_keep_neither_attention_weights_nor_float32_logits():
     size = plan.Size("small", plan.gpt2(2, 4, 64, 64), 1024, 32)
     _, state = scaling.compile_step(size, plan.Layout(1, 1, 1))

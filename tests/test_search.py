@@ -134,6 +134,7 @@ def tokens_of(case: Case, found: beam_search.Hypothesis) -> list[int]:
 # --- the cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_sources", [1, 3])
 def test_a_cache_needs_the_source_once(case: Case, n_sources: int) -> None:
     """Later calls have neither the source nor the weights that read it, and say the same."""
@@ -195,6 +196,7 @@ def test_a_search_encodes_each_source_once(case: Case) -> None:
 # --- many beams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("beam_size", "penalty"), [(1, 1.0), (3, 0.0), (3, 0.6), (3, 1.0)], ids=str
 )
@@ -224,6 +226,7 @@ def test_the_search_is_the_textbook_s(
     assert case.transduce([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["a", "bed", "hgf", "cafe", "hhgghhgg"])
 def test_a_beam_wide_enough_lists_every_target(small: Case, source: str) -> None:
     """Of two letters: 15 targets that end within four tokens, 16 that do not; more there are not.
@@ -256,6 +259,7 @@ def test_a_beam_wide_enough_lists_every_target(small: Case, source: str) -> None
 # --- neighbours and padding
 
 
+@pytest.mark.slow
 def test_neither_padding_nor_what_it_holds_matters(case: Case) -> None:
     """The rows of a batch are alone; of one source that needs no padding, there is none."""
 
@@ -341,6 +345,7 @@ def test_cross_attention_is_a_distribution_over_the_source_for_every_token(case:
     assert not np.allclose(other, weights, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_cross_attention_equals_its_definition(case: Case) -> None:
     """softmax(q k / sqrt(K)) in the last layer, made of what the model itself hands on."""
     model, c = case.model, case.model.config

@@ -108,6 +108,7 @@ def test_rows_hold_the_transcripts_between_end_tokens(folder: Path, string_clips
         assert set(words) <= {"zero", "one", "two"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("string_clips", [1, 3])
 def test_a_part_of_a_batch_is_what_it_is_of_the_whole(folder: Path, string_clips: int) -> None:
     # Both parts have two rows, so they share their executables.

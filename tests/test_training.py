@@ -66,6 +66,7 @@ GOLDEN_LOSS = [3.0931835, 3.0731592]
 GOLDEN_GRAD_NORM = [0.6151903, 0.5322995]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("config", [TINY, MODERN], ids=["seed", "modern"])
 def test_overfits_one_batch(config, name):
@@ -79,6 +80,7 @@ def test_overfits_one_batch(config, name):
     assert metrics.loss[-1] < 0.1
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch():
     """Gradients over 4 x 1, 2 x 2 and 1 x 4 sequences agree; SGD, whose step shows them."""
     results = [run(TINY, micro, [3], optax.sgd(0.1)) for micro in (1, 2, 4)]
@@ -91,6 +93,7 @@ def test_micro_batches_add_up_to_the_batch():
         )
 
 
+@pytest.mark.slow
 def test_ragged_weights_are_exact_over_micro_batches():
     """A mean over targets, not over micro-batches: rows of padding must not dilute it."""
     batch = batches(1, 1)
@@ -106,6 +109,7 @@ def test_ragged_weights_are_exact_over_micro_batches():
         assert metrics.loss[0] == pytest.approx(float(whole) / (5 + 2 * 16), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro", [2, 4])
 def test_dispatches_of_any_length_give_the_same_bits(micro):
     config = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, dropout=0.2)
@@ -115,6 +119,7 @@ def test_dispatches_of_any_length_give_the_same_bits(micro):
         jax.tree.map(np.testing.assert_array_equal, state, results[0][0])
 
 
+@pytest.mark.slow
 def test_dropout_draws_anew_each_step_and_row_whatever_the_micro_batch():
     """With a learning rate of zero, only dropout can change the loss of the same row."""
     config = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, dropout=0.5)
@@ -134,6 +139,7 @@ def test_dropout_draws_anew_each_step_and_row_whatever_the_micro_batch():
     np.testing.assert_allclose(seen[1::2], seen[::2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_is_exact_over_the_whole_split():
     """The mean over all targets but the first, whatever the batch size, ragged end included."""
     model = models.GPT(TINY, VOCAB_SIZE)
@@ -171,6 +177,7 @@ print(json.dumps([mesh.size, evaluation.make_evaluate(model, mesh)(params, group
 """
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_evaluate_alike():
     losses = {}
     for n_devices in (1, 8):

@@ -57,6 +57,7 @@ def make(config: SpeechConfig, tok: SpeechTokenizer) -> tuple[models.SpeechRecog
 # --- the model
 
 
+@pytest.mark.slow
 def test_the_stem_is_two_convolutions_of_which_the_second_halves() -> None:
     torch = pytest.importorskip("torch", reason="an extra: pip install -e '.[torch]'")
     config = dataclasses.replace(PLAIN, n_encoder_layer=1)
@@ -83,6 +84,7 @@ def test_sinusoids_are_whispers() -> None:
     np.testing.assert_allclose(made, np.hstack([np.sin(angles), np.cos(angles)]), 1e-5)
 
 
+@pytest.mark.slow
 @BOTH
 def test_padding_changes_nothing(config: SpeechConfig) -> None:
     """Next to a longer clip, a clip has the same features, logits, loss and gradients as alone."""
@@ -120,6 +122,7 @@ def test_padding_changes_nothing(config: SpeechConfig) -> None:
         np.testing.assert_allclose(left, right, atol=2e-5)
 
 
+@pytest.mark.slow
 @BOTH
 def test_cached_decoding_equals_decoding_without_a_cache(config: SpeechConfig) -> None:
     tok = word_tokenizer()
@@ -144,6 +147,7 @@ def test_cached_decoding_equals_decoding_without_a_cache(config: SpeechConfig) -
         np.testing.assert_array_equal(beams.tokens_BNT[row, 0, :length], ids[1:])
 
 
+@pytest.mark.slow
 def test_the_encoder_refuses_more_positions_than_it_has() -> None:
     model, params = make(PLAIN, word_tokenizer())
     with pytest.raises(ValueError, match="81 positions do not fit 80"):
@@ -214,6 +218,7 @@ def test_repetitions_at_the_end_are_cut(ids: list[int], kept: list[int]) -> None
     assert transcription.cut_repetitions(np.array(ids, int)).tolist() == kept
 
 
+@pytest.mark.slow
 def test_endless_repetition_is_cut_off_and_reported() -> None:
     tok = word_tokenizer()
     model, params = make(PLAIN, tok)
@@ -225,6 +230,7 @@ def test_endless_repetition_is_cut_off_and_reported() -> None:
     assert transcript.text == "two"
 
 
+@pytest.mark.slow
 def test_silence_has_an_empty_transcript() -> None:
     model, params = make(PLAIN, word_tokenizer())
     silence = np.zeros(8000, np.float32)
@@ -235,6 +241,7 @@ def test_silence_has_an_empty_transcript() -> None:
     assert transcription.transcribe(model, params, word_tokenizer(), []) == []
 
 
+@pytest.mark.slow
 def test_a_transcript_does_not_depend_on_the_other_clips() -> None:
     tok = word_tokenizer()
     model, params = make(dataclasses.replace(MODERN, n_encoder_layer=1, n_layer=1), tok)

@@ -101,12 +101,15 @@ def attention_kind(
     return choose(devices.backend(), dtype, head_width, dropped, _n_devices(), lengths)
 
 
+def kind_of_model(model: GPTConfig, dtype: Any) -> Kind:
+    """How a model computes attention when it is trained."""
+    width, dropped = model.n_embd // model.n_head, dropout.n_dropped(model.dropout)
+    return attention_kind(dtype, width, dropped, (model.block_size,))
+
+
 def is_fused(model: ModelConfig, dtype: Any) -> bool:
     """Whether training keeps no attention weights (B, H, T, T), and its logits in `dtype` alone."""
-    if not isinstance(model, GPTConfig):
-        return False
-    width, dropped = model.n_embd // model.n_head, dropout.n_dropped(model.dropout)
-    return attention_kind(dtype, width, dropped, (model.block_size,)) != "plain"
+    return isinstance(model, GPTConfig) and kind_of_model(model, dtype) != "plain"
 
 
 def _n_devices() -> int:
