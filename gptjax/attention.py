@@ -92,8 +92,8 @@ class SelfAttention(nn.Module):
         dropped, streams_B2 = attention_dropout(self, c, rows_B)
         if cache is None and use_fused(self, c, dropped, x_BTD):
             # On a GPU: what `heads` computes, in one kernel and without T x T arrays in memory.
-            sources = fused_sources(c, self.dtype, x_BTD, None, rotary)
-            y_BTD = fused_attention(sources, self.causal, mask_BT, dropped, streams_B2)
+            sources = fused_sources(c, self.dtype, x_BTD, None)
+            y_BTD = fused_attention(c, sources, self.causal, mask_BT, rotary, dropped, streams_B2)
         else:
             n = x_BTD.shape[1]
             drop = weight_dropout(streams_B2, dropped, (c.n_head, n, n))

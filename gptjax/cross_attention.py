@@ -56,8 +56,9 @@ class CrossAttention(nn.Module):
         output = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")
         # Only in training: decoding needs the keys and values for later calls.
         if rows_B is not None and x_BSD is not None and use_fused(self, c, dropped, x_BTD, x_BSD):
-            sources = fused_sources(c, self.dtype, x_BTD, x_BSD, None)
-            return output(fused_attention(sources, False, mask_BS, dropped, streams_B2)), None
+            sources = fused_sources(c, self.dtype, x_BTD, x_BSD)
+            y_BTD = fused_attention(c, sources, False, mask_BS, None, dropped, streams_B2)
+            return output(y_BTD), None
 
         q_BHTK = project("query", x_BTD)
         if x_BSD is not None:

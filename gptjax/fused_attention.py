@@ -41,7 +41,7 @@ def use_fused(module: Any, config: GPTConfig, dropped: int, *x: Array) -> bool:
 
 
 def fused_sources(
-    config: GPTConfig, dtype: Any, x_BTD: Array, source_BSD: Array | None, rotary: Rotary | None
+    config: GPTConfig, dtype: Any, x_BTD: Array, source_BSD: Array | None
 ) -> kernels.Sources:
     """Queries, keys and values as the kernels read them: arrays (B, positions, n, H, K).
 
@@ -66,36 +66,44 @@ def fused_sources(
             y = y + jnp.concatenate(biases)
         return y.reshape(*x.shape[:-1], len(names), c.n_head, -1)
 
-    def prepare(y: Array) -> Array:
-        """Queries or keys (B, positions, n, H, K), normalized and rotated."""
-        y = rms_normalize(y) if c.qk_norm else y
-        if rotary is None:
-            return y
-        cos, sin = (angle[:, None, None] for angle in rotary)
-        return rotate(y, (cos, sin))
-
-    unchanged = not c.qk_norm and rotary is None
     if source_BSD is None:
-        qkv = project(x_BTD, "query", "key", "value")
-        return (qkv,) if unchanged else (prepare(qkv[:, :, :2]), qkv[:, :, 2:])
-    q, kv = project(x_BTD, "query"), project(source_BSD, "key", "value")
-    return (q, kv) if unchanged else (prepare(q), prepare(kv[:, :, :1]), kv[:, :, 1:])
+        return (project(x_BTD, "query", "key", "value"),)
+    return project(x_BTD, "query"), project(source_BSD, "key", "value")
 
 
 def fused_attention(
+    config: GPTConfig,
     sources: kernels.Sources,
     causal: bool,
     mask_BS: Array | None,
+    rotary: Rotary | None,
     dropped: int,
     streams_B2: Array | None,
 ) -> Array:
     """What the heads found, (B, T, H K), before the output projection."""
     now = choice.current()
-    options = kernels.Options(causal, dropped, now.tiling, now.interpret)
+    options = kernels.Options(causal, dropped, now.tiling, now.interpret, config.qk_norm)
     head_width, lengths = sources[0].shape[-1], tuple(source.shape[1] for source in sources)
     y_BTHK: Any
     if choice.attention_kind(sources[0].dtype, head_width, dropped, lengths) == "cudnn":
-        y_BTHK = kernels.cudnn_attention(sources, mask_BS, options)
+        prepared = prepare(config, sources, rotary)
+        y_BTHK = kernels.cudnn_attention(prepared, mask_BS, options)
     else:
-        y_BTHK = kernels.attention(sources, streams_B2, mask_BS, options)
+        y_BTHK = kernels.attention(sources, streams_B2, mask_BS, rotary, options)
     return y_BTHK.reshape(*y_BTHK.shape[:2], -1)
+
+
+def prepare(config: GPTConfig, sources: kernels.Sources, rotary: Rotary | None) -> kernels.Sources:
+    """The sources with queries and keys normalized and rotated: what the kernels do themselves."""
+    if not config.qk_norm and rotary is None:
+        return sources
+
+    def of_heads(y_BTHK: Array) -> Array:
+        y_BTHK = rms_normalize(y_BTHK) if config.qk_norm else y_BTHK
+        if rotary is None:
+            return y_BTHK
+        cos, sin = (angle[:, None] for angle in rotary)
+        return rotate(y_BTHK, (cos, sin))
+
+    q, k, v = kernels.split(sources)
+    return of_heads(q)[:, :, None], of_heads(k)[:, :, None], v[:, :, None]

@@ -12,7 +12,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.extend.core import jaxprs_in_params
 
-from gptjax import models, training
+from gptjax import fused_attention, models, training
 from gptjax.attention import SelfAttention
 from gptjax.config import BigramConfig, GPTConfig
 from gptjax.errors import UserError
@@ -21,6 +21,7 @@ from gptjax.kernels.attention_tiles import Options, Tiling
 from gptjax.kernels.cross_entropy import token_losses
 from gptjax.kernels.relu import relu
 from gptjax.layers import Dropout
+from gptjax.rotary import rotary_angles
 from gptjax.scale import devices
 
 SMALL_TILES = Tiling(16, 16, 16)
@@ -133,7 +134,7 @@ def test_each_layer_draws_its_own_mask():
 
 # ---------------------------------------------------------------- attention
 
-CASES = {
+CASES = {  # targets, sources, head width; causal; padding; weights dropped of 256
     "causal": ((32, 32, 16), True, False, 0),
     "causal, dropout": ((64, 64, 16), True, False, 51),
     "causal, odd, dropout": ((37, 37, 24), True, False, 51),
@@ -144,12 +145,27 @@ CASES = {
     "cross, whole tiles, few sources": ((96, 32, 16), False, True, 51),
     "a row sees nothing": ((32, 32, 16), False, "hidden", 0),
     "a row sees nothing, cross, odd, dropout": ((19, 37, 24), False, "hidden", 51),
+    "causal, rotary": ((32, 32, 32), True, False, 0),
+    "causal, odd, rotary, qk_norm, dropout": ((37, 37, 24), True, False, 51),
+    "padding, odd, rotary": ((37, 37, 48), False, True, 0),
+    "cross, odd, qk_norm": ((19, 37, 24), False, True, 0),
 }
 
 
-def value_and_gradients(f, sources, streams, mask, options, weights):
+def kernels_attention(sources, streams, mask, rotary, options):
+    return attention.attention(sources, streams, mask, rotary, options)
+
+
+def plain_attention(sources, streams, mask, rotary, options):
+    """The plain twin, and what the model does to queries and keys before it."""
+    config = GPTConfig(qk_norm=options.qk_norm)
+    sources = fused_attention.prepare(config, sources, rotary)
+    return attention.plain_attention(sources, streams, mask, options)
+
+
+def value_and_gradients(f, sources, streams, mask, rotary, options, weights):
     def total(sources):
-        y = f(sources, streams, mask, options)
+        y = f(sources, streams, mask, rotary, options)
         return jnp.sum(y.astype(jnp.float32) * weights), y
 
     (_, y), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(sources)
@@ -168,25 +184,28 @@ def make_case(name, dtype=jnp.float32):
     mask = jnp.arange(n_s) < jnp.array([[shortest], [n_s]]) if padded else None
     streams = dropout.row_streams(KEY, jnp.arange(2) + 5)
     weights = jax.random.normal(keys[2], (2, n_t, 2, width))
-    return sources, streams, mask, Options(causal, dropped, SMALL_TILES, True), weights
+    options = Options(causal, dropped, SMALL_TILES, True, "qk_norm" in name)
+    rotary = rotary_angles(jnp.arange(n_t), width) if "rotary" in name else None
+    return sources, streams, mask, rotary, options, weights
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_attention_kernels_compute_what_plain_attention_does(name):
     case = make_case(name)
-    found = value_and_gradients(attention.attention, *case)
-    expected = value_and_gradients(attention.plain_attention, *case)
+    found = value_and_gradients(kernels_attention, *case)
+    expected = value_and_gradients(plain_attention, *case)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6)
 
 
-def test_attention_in_bfloat16_is_off_by_its_rounding_alone():
+@pytest.mark.parametrize("name", ["causal, dropout", "causal, odd, rotary, qk_norm, dropout"])
+def test_attention_in_bfloat16_is_off_by_its_rounding_alone(name):
     """Weights and their gradients are rounded to 8 bits (2^-9 at most) before the second matmul;
     both sides do so in another place, so that 2^-6 of the largest number covers their sums."""
-    case = make_case("causal, dropout", jnp.bfloat16)
+    case = make_case(name, jnp.bfloat16)
     exact = (jax.tree.map(lambda x: x.astype(jnp.float32), case[0]), *case[1:])
-    found = value_and_gradients(attention.attention, *case)
-    expected = value_and_gradients(attention.plain_attention, *exact)
+    found = value_and_gradients(kernels_attention, *case)
+    expected = value_and_gradients(plain_attention, *exact)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()) < 2**-6
 
@@ -212,7 +231,7 @@ def test_programs_past_the_end_neither_load_nor_store(lengths, padded):
     mask = jnp.ones((1, n_s), bool) if padded else None
 
     def total(q, kv):
-        y = attention.attention((q, kv), None, mask, Options(False, interpret=True))
+        y = attention.attention((q, kv), None, mask, None, Options(False, interpret=True))
         return jnp.sum(y.astype(jnp.float32))
 
     found = list(memory_operations(jax.make_jaxpr(jax.grad(total, (0, 1)))(q, kv).jaxpr))
@@ -249,11 +268,11 @@ def test_padding_reaches_cudnn_in_a_shape_that_it_takes(monkeypatch):
 
 
 def test_attention_is_causal_or_padded():
-    (qkv,), _, _, options, _ = make_case("causal")
+    (qkv,), _, _, _, options, _ = make_case("causal")
     mask = jnp.ones(qkv.shape[:2], bool)
-    for f in (attention.attention, attention.plain_attention):
+    for f in (kernels_attention, plain_attention):
         with pytest.raises(ValueError, match="not both"):
-            f((qkv,), None, mask, options)
+            f((qkv,), None, mask, None, options)
     with pytest.raises(ValueError, match="not both"):
         attention.cudnn_attention((qkv,), mask, options)
     with pytest.raises(ValueError, match="not both"):
@@ -262,7 +281,7 @@ def test_attention_is_causal_or_padded():
 
 def test_attention_needs_three_slots():
     with pytest.raises(ValueError, match="2 slots"):
-        attention.attention((jnp.zeros((1, 16, 2, 1, 16)),), None, None, Options(True))
+        attention.attention((jnp.zeros((1, 16, 2, 1, 16)),), None, None, None, Options(True))
 
 
 def test_attention_is_chosen_by_device_dtype_and_dropout():

@@ -7,8 +7,8 @@ dropout.py, a function of the position, and so computed twice as well.
 
 Queries, keys and values are read out of the arrays that matmuls make, without a transpose:
 `sources` is a tuple of arrays (B, positions, n, H, K) whose slots, in order, are q, k and v: one
-of three for self-attention, one and two for cross-attention, two and one where q and k are rotated
-or normalised first.
+of three for self-attention, one and two for cross-attention. Where q and k are normalized or
+rotated, the kernels do that to the tiles that they load, so that only the matmul's result is kept.
 
 `plain_attention` is the same in jnp. Pallas's Triton backend is deprecated since JAX 0.11, but
 still in 0.12. All files of this folder that call pallas_call use it.
@@ -72,7 +72,7 @@ def fits_cudnn(head_width: int, lengths: tuple[int, ...]) -> bool:
 def plain_attention(
     sources: Sources, streams_B2: Array | None, mask_BS: Array | None, options: Options
 ) -> Array:
-    """What `attention` computes, in jnp: (B, T, H, K)."""
+    """What `attention` computes, in jnp, but for qk_norm and rotary: (B, T, H, K)."""
     check_masks(mask_BS, options)
     q, k, v = split(sources)
     scores = jnp.einsum("BTHK,BSHK->BHTS", q, k, preferred_element_type=jnp.float32)
@@ -101,17 +101,22 @@ def cudnn_attention(sources: Sources, mask_BS: Array | None, options: Options) -
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attention(
-    sources: Sources, streams_B2: Array | None, mask_BS: Array | None, options: Options
+    sources: Sources,
+    streams_B2: Array | None,
+    mask_BS: Array | None,
+    rotary: tuple[Array, Array] | None,
+    options: Options,
 ) -> Any:
     """softmax(q k / sqrt(K)) v, (B, T, H, K), by the kernels.
 
     streams_B2: of dropout.row_streams; may be None if nothing is dropped. mask_BS is true where a
-    source may be seen; a row that sees none is the mean of all values. Raises ValueError if sources
-    are not q, k and v, and for a mask with options.causal.
+    source may be seen; a row that sees none is the mean of all values. rotary: (cosines, sines) of
+    rotary.py, each (T, K/2), by which q and k are rotated here; they have no gradient. Raises
+    ValueError if sources are not q, k and v, and for a mask with options.causal.
     """
-    return _forward(sources, streams_B2, mask_BS, options)[0]
+    return _forward(sources, streams_B2, mask_BS, rotary, options)[0]
 
 
 def _call(
@@ -138,18 +143,25 @@ def _call(
     )(*inputs)
 
 
-def _inputs(sources: Sources, streams_B2: Array | None, mask_BS: Array | None) -> tuple[Any, ...]:
+def _inputs(
+    sources: Sources, streams_B2: Array | None, mask_BS: Array | None, rotary: Any
+) -> tuple[Any, ...]:
     if streams_B2 is None:
         streams_B2 = jnp.zeros((sources[0].shape[0], 2), jnp.uint32)
     mask = () if mask_BS is None else (mask_BS.astype(jnp.int32),)
-    return (*sources, streams_B2, *mask)
+    angles = () if rotary is None else tuple(angle.astype(jnp.float32) for angle in rotary)
+    return (*sources, streams_B2, *mask, *angles)
 
 
 def _forward(
-    sources: Sources, streams_B2: Array | None, mask_BS: Array | None, options: Options
+    sources: Sources,
+    streams_B2: Array | None,
+    mask_BS: Array | None,
+    rotary: Any,
+    options: Options,
 ) -> tuple[Array, Array]:
     """(y (B, T, H, K), log-sum-exp of the scores in units of log 2, (B, H, T))."""
-    t = tile_of(sources, mask_BS, options)
+    t = tile_of(sources, mask_BS, rotary, options)
     n_batch, _, _, n_head, width = sources[0].shape
     size_t = block(options.tiling.queries, t.n_target)
     size_s = block(options.tiling.sources, t.n_source)
@@ -159,22 +171,28 @@ def _forward(
         functools.partial(forward_kernel, t=t, size_t=size_t, size_s=size_s),
         (-(-t.n_target // size_t), n_batch, n_head),
         (y, lse),
-        _inputs(sources, streams_B2, mask_BS),
+        _inputs(sources, streams_B2, mask_BS, rotary),
         options,
         "attention_forward",
     )
 
 
 def _attention_forward(
-    sources: Sources, streams_B2: Array | None, mask_BS: Array | None, options: Options
+    sources: Sources,
+    streams_B2: Array | None,
+    mask_BS: Array | None,
+    rotary: Any,
+    options: Options,
 ) -> tuple[Array, Any]:
-    y, lse = _forward(sources, streams_B2, mask_BS, options)
-    return y, (sources, streams_B2, mask_BS, y, lse)
+    y, lse = _forward(sources, streams_B2, mask_BS, rotary, options)
+    return y, (sources, streams_B2, mask_BS, rotary, y, lse)
 
 
-def _attention_backward(options: Options, residuals: Any, dy: Array) -> tuple[Any, None, None]:
-    sources, streams_B2, mask_BS, y, lse = residuals
-    t = tile_of(sources, mask_BS, options)
+def _attention_backward(
+    options: Options, residuals: Any, dy: Array
+) -> tuple[Any, None, None, None]:
+    sources, streams_B2, mask_BS, rotary, y, lse = residuals
+    t = tile_of(sources, mask_BS, rotary, options)
     n_batch, n_head = sources[0].shape[0], sources[0].shape[3]
     longest = max(t.n_target, t.n_source)
     size = block(options.tiling.backward, longest)
@@ -182,11 +200,11 @@ def _attention_backward(options: Options, residuals: Any, dy: Array) -> tuple[An
         functools.partial(backward_kernel, t=t, size=size),
         (n_batch, n_head, -(-longest // size)),
         tuple(jax.ShapeDtypeStruct(source.shape, source.dtype) for source in sources),
-        (*_inputs(sources, streams_B2, mask_BS), y, dy, lse),
+        (*_inputs(sources, streams_B2, mask_BS, rotary), y, dy, lse),
         options,
         "attention_backward",
     )
-    return tuple(d_sources), None, None
+    return tuple(d_sources), None, None, None
 
 
 attention.defvjp(_attention_forward, _attention_backward)

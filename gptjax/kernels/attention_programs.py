@@ -12,8 +12,10 @@ from gptjax.kernels.attention_tiles import (
     Tile,
     keep_factor,
     load,
+    load_prepared,
     n_blocks_of,
     store,
+    store_gradient,
     tile_keep,
     tile_scores,
     tile_stream,
@@ -25,7 +27,7 @@ from gptjax.kernels.attention_tiles import (
 def forward_kernel(*refs: Any, t: Tile, size_t: int, size_s: int) -> None:
     """One program: a tile of queries of one head, over all sources that it sees."""
     n = len({i for i, _ in t.places})
-    stream_ref, mask_ref = refs[n], refs[n + 1] if t.has_mask else None
+    stream_ref, mask_ref, angles = refs_between(refs[n:], t)
     y_ref, lse_ref = refs[-2:]
     (q_ref, q_slot), (k_ref, k_slot), (v_ref, v_slot) = ((refs[i], j) for i, j in t.places)
     # The last tiles of queries see the most sources: they start first.
@@ -33,13 +35,13 @@ def forward_kernel(*refs: Any, t: Tile, size_t: int, size_s: int) -> None:
     row, head = pl.program_id(1), pl.program_id(2)
     start_t = i * size_t
     span_t = start_t + jnp.arange(size_t)
-    q = load(q_ref, (row, q_slot, head), start_t, size_t, t.n_target, t)
+    q = load_prepared(q_ref, (row, q_slot, head), start_t, size_t, t.n_target, t, angles)
     stream = tile_stream(stream_ref, row, t)
 
     def body(j: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         y, largest, total = carry
         span_s = j * size_s + jnp.arange(size_s)
-        k = load(k_ref, (row, k_slot, head), j * size_s, size_s, t.n_source, t)
+        k = load_prepared(k_ref, (row, k_slot, head), j * size_s, size_s, t.n_source, t, angles)
         scores, exists = tile_scores(q, k, span_t, j * size_s, mask_ref, row, t)
         new_largest = jnp.maximum(largest, scores.max(-1))
         weights = jnp.exp2(scores - new_largest[:, None])
@@ -50,7 +52,7 @@ def forward_kernel(*refs: Any, t: Tile, size_t: int, size_s: int) -> None:
         if t.options.dropped:
             keep = tile_keep(stream, head, span_t, span_s, t)
             weights = jnp.where(keep, weights, 0.0)
-        v = load(v_ref, (row, v_slot, head), j * size_s, size_s, t.n_source, t)
+        v = load(v_ref, (row, v_slot, head), j * size_s, size_s, t.n_source, t, t.whole)
         y = shrink[:, None] * y + triton.dot(weights.astype(v.dtype), v)
         return y, new_largest, total
 
@@ -58,10 +60,10 @@ def forward_kernel(*refs: Any, t: Tile, size_t: int, size_s: int) -> None:
     if t.options.causal:
         n_blocks = jnp.minimum(n_blocks, n_blocks_of(start_t + size_t, size_s))
     zeros = jnp.zeros((size_t,), jnp.float32)
-    start = (jnp.zeros((size_t, t.padded_width), jnp.float32), zeros + 2 * MASKED, zeros)
+    start = (jnp.zeros((size_t, t.whole.padded), jnp.float32), zeros + 2 * MASKED, zeros)
     y, largest, total = lax.fori_loop(0, n_blocks, body, start)
     y = y * (keep_factor(t) / total)[:, None]
-    store(y_ref, (row, head), start_t, y, t.n_target, t)
+    store(y_ref, (row, head), start_t, y, t.n_target, t, t.whole)
     lse_view = lse_ref.at[row, head, pl.ds(start_t, size_t)]
     mask = span_t < t.n_target if t.may_pass_end(size_t, t.n_target) else None
     triton.store(lse_view, largest + jnp.log2(total), mask=mask)
@@ -71,9 +73,8 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
     """One program: the gradients of a tile of k and v over all queries, then of a tile of q over
     all sources. With a causal mask the two together are as much work for every tile."""
     n = len({i for i, _ in t.places})
-    stream_ref, mask_ref = refs[n], refs[n + 1] if t.has_mask else None
-    y_ref, dy_ref, lse_ref = refs[n + 1 + t.has_mask : n + 4 + t.has_mask]
-    out = refs[n + 4 + t.has_mask :]
+    stream_ref, mask_ref, angles = refs_between(refs[n:], t)
+    (y_ref, dy_ref, lse_ref), out = refs[-n - 3 : -n], refs[-n:]
     (q_ref, q_slot), (k_ref, k_slot), (v_ref, v_slot) = ((refs[i], j) for i, j in t.places)
     (dq_ref, _), (dk_ref, _), (dv_ref, _) = ((out[i], j) for i, j in t.places)
     row, head, i = (pl.program_id(axis) for axis in range(3))
@@ -82,19 +83,21 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
     quarter = -(-n_t // 4)
     span = start + jnp.arange(size)
 
-    def of_queries(start_t: Any) -> tuple[Array, ...]:
+    def of_queries(start_t: Any) -> tuple[tuple[Array, ...], Array, Array, Array]:
         """q, dy, log-sum-exp and sum of y * dy of a tile of queries."""
-        q = load(q_ref, (row, q_slot, head), start_t, size, n_t, t)
-        y = load(y_ref, (row, head), start_t, size, n_t, t).astype(jnp.float32)
-        dy = load(dy_ref, (row, head), start_t, size, n_t, t)
+        q = load_prepared(q_ref, (row, q_slot, head), start_t, size, n_t, t, angles)
+        y = load(y_ref, (row, head), start_t, size, n_t, t, t.whole).astype(jnp.float32)
+        dy = load(dy_ref, (row, head), start_t, size, n_t, t, t.whole)
         lse = vector(lse_ref, (row, head), start_t, size, n_t, t)
         return q, dy, lse, jnp.sum(y * dy.astype(jnp.float32), -1)
 
-    def of_sources(start_s: Any) -> tuple[Array, Array]:
-        k = load(k_ref, (row, k_slot, head), start_s, size, n_s, t)
-        return k, load(v_ref, (row, v_slot, head), start_s, size, n_s, t)
+    def of_sources(start_s: Any) -> tuple[tuple[Array, ...], Array]:
+        k = load_prepared(k_ref, (row, k_slot, head), start_s, size, n_s, t, angles)
+        return k, load(v_ref, (row, v_slot, head), start_s, size, n_s, t, t.whole)
 
-    def weights_of(q: Array, k: Array, lse: Array, start_t: Any, start_s: Any) -> Array:
+    def weights_of(
+        q: tuple[Array, ...], k: tuple[Array, ...], lse: Array, start_t: Any, start_s: Any
+    ) -> Array:
         span_t = start_t + jnp.arange(size)
         scores, exists = tile_scores(q, k, span_t, start_s, mask_ref, row, t)
         weights = jnp.exp2(scores - lse[:, None])
@@ -112,10 +115,19 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
             d_scores = jnp.where((lse < MASKED / 2)[:, None], 0.0, d_scores)
         return d_scores
 
-    zeros = jnp.zeros((size, t.padded_width), jnp.float32)
+    def plus(sums: tuple[Array, ...], d_scores: Array, x: tuple[Array, ...], **options: Any) -> Any:
+        """sums + d_scores x, for each part of queries or keys."""
+        d_scores = d_scores.astype(x[0].dtype)
+        return tuple(
+            total + triton.dot(d_scores, part, **options)
+            for total, part in zip(sums, x, strict=True)
+        )
+
+    zeros = jnp.zeros((size, t.whole.padded), jnp.float32)
+    zeros_of_parts = tuple(jnp.zeros((size, part.padded), jnp.float32) for part in t.parts)
     k, v = of_sources(start)
 
-    def add_query(start_t: Any, sums: tuple[Array, Array], keep: Array | None) -> Any:
+    def add_query(start_t: Any, sums: tuple[Any, Array], keep: Array | None) -> Any:
         dk, dv = sums
         q, dy, lse, mean = of_queries(start_t)
         weights = weights_of(q, k, lse, start_t, start)
@@ -125,7 +137,7 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
             kept, d_weights = (jnp.where(keep, x, 0.0) for x in (weights, d_weights))
         dv = dv + triton.dot(kept.astype(dy.dtype), dy, trans_a=True)
         d_scores = d_scores_of(weights, d_weights, mean, lse)
-        return dk + triton.dot(d_scores.astype(q.dtype), q, trans_a=True), dv
+        return plus(dk, d_scores, q, trans_a=True), dv
 
     if n_t % 4 == 0 and quarter % size == 0:  # tiles a quarter apart share their words
 
@@ -146,7 +158,7 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
                 first = lax.div(jnp.maximum(start - r * size, 0) + (quarter - 1), quarter)
             return lax.fori_loop(first, 4, over_quarters, sums)
 
-        dk, dv = lax.fori_loop(0, quarter // size, over_words, (zeros, zeros))
+        dk, dv = lax.fori_loop(0, quarter // size, over_words, (zeros_of_parts, zeros))
     else:
 
         def over_queries(j: Any, sums: Any) -> Any:
@@ -156,13 +168,15 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
             return add_query(j * size, sums, keep)
 
         first = i if t.options.causal else 0
-        dk, dv = lax.fori_loop(first, -(-n_t // size), over_queries, (zeros, zeros))
-    store(dk_ref, (row, k_slot, head), start, dk * t.width**-0.5, n_s, t)
-    store(dv_ref, (row, v_slot, head), start, dv * keep_factor(t), n_s, t)
+        dk, dv = lax.fori_loop(first, -(-n_t // size), over_queries, (zeros_of_parts, zeros))
+    scale = t.width**-0.5
+    dk = tuple(part * scale for part in dk)
+    store_gradient(dk_ref, dk, k_ref, (row, k_slot, head), start, n_s, t, angles)
+    store(dv_ref, (row, v_slot, head), start, dv * keep_factor(t), n_s, t, t.whole)
 
     q, dy, lse, mean = of_queries(start)
 
-    def over_sources(j: Any, dq: Array) -> Array:
+    def over_sources(j: Any, dq: tuple[Array, ...]) -> tuple[Array, ...]:
         k, v = of_sources(j * size)
         weights = weights_of(q, k, lse, start, j * size)
         d_weights = triton.dot(dy, v, trans_b=True) * keep_factor(t)
@@ -170,10 +184,18 @@ def backward_kernel(*refs: Any, t: Tile, size: int) -> None:
             keep = tile_keep(stream, head, span, j * size + jnp.arange(size), t)
             d_weights = jnp.where(keep, d_weights, 0.0)
         d_scores = d_scores_of(weights, d_weights, mean, lse)
-        return dq + triton.dot(d_scores.astype(k.dtype), k)
+        return plus(dq, d_scores, k)
 
     n_blocks = -(-n_s // size)
     if t.options.causal:
         n_blocks = jnp.minimum(i + 1, n_blocks)
-    dq = lax.fori_loop(0, n_blocks, over_sources, zeros)
-    store(dq_ref, (row, q_slot, head), start, dq * t.width**-0.5, n_t, t)
+    dq = lax.fori_loop(0, n_blocks, over_sources, zeros_of_parts)
+    dq = tuple(part * scale for part in dq)
+    store_gradient(dq_ref, dq, q_ref, (row, q_slot, head), start, n_t, t, angles)
+
+
+def refs_between(refs: Any, t: Tile) -> tuple[Any, Any, Any]:
+    """The random streams, the mask or None, and the rotary angles or (): after the sources."""
+    mask_ref = refs[1] if t.has_mask else None
+    first = 1 + t.has_mask
+    return refs[0], mask_ref, refs[first : first + 2] if t.has_rotary else ()

@@ -37,12 +37,16 @@ class Tiling(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a kernel is compiled for. `dropped` of 256 weights are dropped."""
+    """What a kernel is compiled for. `dropped` of 256 weights are dropped.
+
+    qk_norm: queries and keys are divided by their root mean square first.
+    """
 
     causal: bool
     dropped: int = 0
     tiling: Tiling = Tiling()
     interpret: bool = False
+    qk_norm: bool = False
 
 
 def places_of(sources: Sources) -> list[tuple[int, int]]:
@@ -65,16 +69,37 @@ def split(sources: Sources) -> tuple[Array, Array, Array]:
     return q, k, v
 
 
+class Part(NamedTuple):
+    """Columns of a head that are loaded as one tile: `width` of them, padded for tl.dot."""
+
+    first: int
+    width: int
+
+    @property
+    def padded(self) -> int:
+        return max(16, pl.next_power_of_2(self.width))
+
+
 class Tile(NamedTuple):
-    """What all programs know. Lengths and widths are the true ones; P is K padded for tl.dot."""
+    """What all programs know. Lengths and widths are the true ones."""
 
     places: list[tuple[int, int]]
     n_target: int
     n_source: int
     width: int
-    padded_width: int
     options: Options
     has_mask: bool
+    has_rotary: bool
+
+    @property
+    def whole(self) -> Part:
+        return Part(0, self.width)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Of queries and keys: two halves if they are rotated, which mixes one with the other."""
+        half = self.width // 2
+        return (Part(0, half), Part(half, half)) if self.has_rotary else (self.whole,)
 
     def may_pass_end(self, size: int, length: int) -> bool:
         """Whether a tile of `size` may reach past the end of `length` queries or sources.
@@ -85,13 +110,13 @@ class Tile(NamedTuple):
         return length % size != 0 or self.n_target != self.n_source
 
 
-def tile_of(sources: Sources, mask_BS: Array | None, options: Options) -> Tile:
+def tile_of(sources: Sources, mask_BS: Array | None, rotary: Any, options: Options) -> Tile:
     check_masks(mask_BS, options)
     places = places_of(sources)
     n_target, n_source = (sources[places[i][0]].shape[1] for i in (0, 1))
     width = sources[0].shape[-1]
-    padded = max(16, pl.next_power_of_2(width))
-    return Tile(places, n_target, n_source, width, padded, options, mask_BS is not None)
+    has_mask, has_rotary = mask_BS is not None, rotary is not None
+    return Tile(places, n_target, n_source, width, options, has_mask, has_rotary)
 
 
 def block(wanted: int, length: int) -> int:
@@ -99,31 +124,93 @@ def block(wanted: int, length: int) -> int:
     return min(wanted, max(16, pl.next_power_of_2(length)))
 
 
-def rows_of(ref: Any, at: tuple[Any, ...], start: Any, size: int, length: int, t: Tile) -> Any:
-    """(reference to rows start ... start + size - 1 of ref[at[0], :, *at[1:]], mask of what exists)
+def rows_of(
+    ref: Any, at: tuple[Any, ...], start: Any, size: int, length: int, t: Tile, part: Part
+) -> Any:
+    """(reference to rows start ... start + size - 1 of ref[at[0], :, *at[1:], part], what exists)
 
-    The mask is None where every tile fits exactly, which saves the comparisons.
+    The mask is None where every tile fits exactly, which saves the comparisons. An empty `at` is
+    for an array (positions, columns).
     """
-    rows, columns = start + jnp.arange(size), jnp.arange(t.padded_width)
+    rows, columns = start + jnp.arange(size), jnp.arange(part.padded)
     at = tuple(jnp.int32(index) for index in at)  # interpret mode takes no Python integers
     mask = None
     if t.may_pass_end(size, length):
-        mask = jnp.broadcast_to((rows < length)[:, None], (size, t.padded_width))
-    if t.width != t.padded_width:
-        fits = jnp.broadcast_to((columns < t.width)[None], (size, t.padded_width))
+        mask = jnp.broadcast_to((rows < length)[:, None], (size, part.padded))
+    if part.width != part.padded:
+        fits = jnp.broadcast_to((columns < part.width)[None], (size, part.padded))
         mask = fits if mask is None else mask & fits
-    return ref.at[at[0], pl.ds(start, size), *at[1:], pl.ds(0, t.padded_width)], mask
+    # Not a constant: Pallas refuses constants that pass the end, even where a mask hides it.
+    first = part.first + 0 * start if part.first else 0
+    view = ref.at[*at[:1], pl.ds(start, size), *at[1:], pl.ds(first, part.padded)]
+    return view, mask
 
 
-def load(ref: Any, at: tuple[Any, ...], start: Any, size: int, length: int, t: Tile) -> Array:
-    """A tile (size, P), zero outside of the array."""
-    view, mask = rows_of(ref, at, start, size, length, t)
+def load(
+    ref: Any, at: tuple[Any, ...], start: Any, size: int, length: int, t: Tile, part: Part
+) -> Array:
+    """A tile (size, part.padded), zero outside of the array."""
+    view, mask = rows_of(ref, at, start, size, length, t, part)
     return triton.load(view, mask=mask, other=None if mask is None else 0.0)
 
 
-def store(ref: Any, at: tuple[Any, ...], start: Any, value: Array, length: int, t: Tile) -> None:
-    view, mask = rows_of(ref, at, start, value.shape[0], length, t)
+def store(
+    ref: Any, at: tuple[Any, ...], start: Any, value: Array, length: int, t: Tile, part: Part
+) -> None:
+    view, mask = rows_of(ref, at, start, value.shape[0], length, t, part)
     triton.store(view, value.astype(ref.dtype), mask=mask)
+
+
+def load_prepared(
+    ref: Any, at: tuple[Any, ...], start: Any, size: int, length: int, t: Tile, angles: Any
+) -> tuple[Array, ...]:
+    """The parts of a tile of queries or keys, normalized and rotated as the options say.
+
+    angles: references to the cosines and sines of rotary.py, each (T, K/2), or ().
+    """
+    x = tuple(load(ref, at, start, size, length, t, part) for part in t.parts)
+    dtype = x[0].dtype
+    if t.options.qk_norm:
+        factor = norm_factor(x, t)
+        x = tuple((part.astype(jnp.float32) * factor).astype(dtype) for part in x)
+    if not t.has_rotary:
+        return x
+    cos, sin = (load(ref, (), start, size, length, t, t.parts[0]) for ref in angles)
+    a, b = (part.astype(jnp.float32) for part in x)
+    return (a * cos - b * sin).astype(dtype), (a * sin + b * cos).astype(dtype)
+
+
+def norm_factor(x: tuple[Array, ...], t: Tile) -> Array:
+    """1 / sqrt(mean of squares + 1e-5) of every row, (size, 1): see layers.rms_normalize."""
+    squares = sum(jnp.sum(part.astype(jnp.float32) ** 2, -1) for part in x)
+    return lax.rsqrt(squares / t.width + 1e-5)[:, None]  # pyright: ignore[reportOperatorIssue]
+
+
+def store_gradient(
+    ref: Any,
+    d: tuple[Array, ...],
+    loaded_ref: Any,
+    at: tuple[Any, ...],
+    start: Any,
+    length: int,
+    t: Tile,
+    angles: Any,
+) -> None:
+    """Stores the gradient of what load_prepared loaded. d: of its result, in float32."""
+    size = d[0].shape[0]
+    if t.has_rotary:  # rotates back
+        cos, sin = (load(ref, (), start, size, length, t, t.parts[0]) for ref in angles)
+        a, b = d
+        d = a * cos + b * sin, b * cos - a * sin
+    if t.options.qk_norm:
+        x = tuple(load(loaded_ref, at, start, size, length, t, part) for part in t.parts)
+        factor = norm_factor(x, t)
+        x = tuple(part.astype(jnp.float32) * factor for part in x)
+        shared: Any = sum(jnp.sum(a * b, -1) for a, b in zip(d, x, strict=True))
+        shared = (shared / t.width)[:, None]
+        d = tuple(factor * (a - b * shared) for a, b in zip(d, x, strict=True))
+    for value, part in zip(d, t.parts, strict=True):
+        store(ref, at, start, value, length, t, part)
 
 
 def vector(ref: Any, at: tuple[Any, ...], start: Any, size: int, length: int, t: Tile) -> Array:
@@ -135,18 +222,26 @@ def vector(ref: Any, at: tuple[Any, ...], start: Any, size: int, length: int, t:
 
 
 def tile_scores(
-    q: Array, k: Array, span_t: Array, start_s: Any, mask_ref: Any, row: Any, t: Tile
+    q: tuple[Array, ...],
+    k: tuple[Array, ...],
+    span_t: Array,
+    start_s: Any,
+    mask_ref: Any,
+    row: Any,
+    t: Tile,
 ) -> tuple[Array, Array | None]:
     """(scores of a tile in units of log 2, which of its sources exist or None for all)."""
-    span_s = start_s + jnp.arange(k.shape[0])
-    scores = triton.dot(q, k, trans_b=True) * (t.width**-0.5 * LOG2_E)
+    n_sources = k[0].shape[0]
+    span_s = start_s + jnp.arange(n_sources)
+    scores: Any = sum(triton.dot(a, b, trans_b=True) for a, b in zip(q, k, strict=True))
+    scores = scores * (t.width**-0.5 * LOG2_E)
     if t.options.causal:
         scores = jnp.where(span_t[:, None] >= span_s[None], scores, MASKED)
     if mask_ref is not None:
-        seen = vector(mask_ref, (row,), start_s, k.shape[0], t.n_source, t)
+        seen = vector(mask_ref, (row,), start_s, n_sources, t.n_source, t)
         scores = jnp.where((seen != 0)[None], scores, MASKED)
     exists = None
-    if t.may_pass_end(k.shape[0], t.n_source):
+    if t.may_pass_end(n_sources, t.n_source):
         exists = jnp.broadcast_to((span_s < t.n_source)[None], scores.shape)
     return scores, exists
 
