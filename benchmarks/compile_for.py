@@ -1,12 +1,12 @@
 """Compiles train steps for a GPU on a machine that has none, and says what they are made of.
 
     python -m benchmarks.compile_for [gpt gpt_fast gpt2_124m] [--gpu benchmarks/gpus/h100.txtpb]
-        [--json FILE] [--hlo FOLDER] [--rows 20] [--attention kernel] [--norm plain]
-        [--triton-gemm true] [--set model.dropout=0 ...]
+        [--json FILE] [--hlo FOLDER] [--rows 20]
 
-wants JAX's CUDA plugin beside the CPU's jaxlib (jax-cuda12-plugin and jax-cuda12-pjrt of jaxlib's
-version, nvidia-cuda-nvcc-cu12, nvidia-cuda-runtime-cu12; the extra `aot`). The GPU is described by
-a file, which XLA takes instead of a device.
+A configuration may be varied: gpt2_124m:block_size=4096:batch_size=4:attention=plain. Without
+names, those that docs/benchmarks.md shows. Wants JAX's CUDA plugin beside the CPU's jaxlib, in an
+environment of its own: `make aot` makes one. The GPU is described by a file, which XLA takes
+instead of a device.
 
 Kernels, bytes and memory are those of a real run within some per cent; times are not, and which
 program multiplies matrices is not: tuning wants the GPU. Bytes count every operand and result of
@@ -98,7 +98,8 @@ def read(name: str) -> Config:
     path = Path(__file__).parent.parent / "configs" / f"{name}.py"
     config = runpy.run_path(str(path))["config"]
     if name == "gpt2_124m":
-        config = override(override(config, "train.batch_size", 16), "train.micro_batch_size", 16)
+        rows = {"batch_size": 16, "micro_batch_size": 16}
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, **rows))
     return config
 
 
@@ -191,42 +192,54 @@ def print_kernels(of_step: list[Kernel], n_rows: int) -> None:
         print(f"{us:6.0f} us x{len(moved):3d}  {kind[:26]:26s} {result:60s} {source}")
 
 
-def override(config: Any, path: str, value: Any) -> Any:
-    """The configuration with the field at "model.dropout", for one, set."""
-    first, _, rest = path.partition(".")
-    new = override(getattr(config, first), rest, value) if rest else value
-    return dataclasses.replace(config, **{first: new})
+NAMES = ["gpt", "gpt_fast"]
+NAMES += [f"gpt2_124m:batch_size={n}" for n in (16, 32, 64)]
+NAMES += [f"gpt2_124m:block_size={n}:batch_size={16384 // n}" for n in (2048, 4096, 8192)]
+NAMES += [f"{name}:attention=plain" for name in (NAMES[0], NAMES[2], NAMES[3], NAMES[-1])]
+
+
+def vary(name: str) -> tuple[Config, choice.Choice]:
+    """The configuration and the kernels that a name stands for."""
+    name, *changes = name.split(":")
+    config, chosen = read(name), AUTOMATIC
+    for change in changes:
+        field, _, value = change.partition("=")
+        match field:
+            case "attention":
+                chosen = choice.Choice(value, norm=None if value == "kernel" else False)  # pyright: ignore
+            case "batch_size":
+                rows = {"batch_size": int(value), "micro_batch_size": int(value)}
+                config = dataclasses.replace(
+                    config, train=dataclasses.replace(config.train, **rows)
+                )
+            case "block_size":
+                model: Any = dataclasses.replace(config.model, block_size=int(value))  # pyright: ignore
+                config = dataclasses.replace(config, model=model)
+            case _:
+                raise SystemExit(f"{change} is none of attention, batch_size, block_size")
+    return config, chosen
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("configs", nargs="*", default=["gpt", "gpt_fast", "gpt2_124m"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", nargs="*", default=NAMES)
     parser.add_argument("--gpu", type=Path, default=H100)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--hlo", type=Path)
     parser.add_argument("--rows", type=int, default=0)
-    parser.add_argument("--attention", choices=["kernel", "cudnn", "plain"])
-    parser.add_argument("--norm", choices=["kernel", "plain"])
-    parser.add_argument("--triton-gemm", choices=["true", "false"])
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
     args = parser.parse_args()
     if why := missing():
         raise SystemExit(why)
-    chosen = choice.Choice(args.attention, None if args.norm is None else args.norm == "kernel")
-    options = dict(GPU_OPTIONS)
-    if args.triton_gemm:
-        options["xla_gpu_enable_triton_gemm"] = args.triton_gemm == "true"
     table = []
-    print("config       GB/step  kernels  temporaries MiB  compile CPU s")
+    print(f"{'config':44s}  GB/step  kernels  temporaries MiB  compile CPU s")
     for name in args.configs:
-        c = read(name)
-        for assignment in args.set:
-            path, _, value = assignment.partition("=")
-            c = override(c, path, json.loads(value))
-        figures, hlo = measure(lower(c, args.gpu, chosen), options)
+        config, chosen = vary(name)
+        figures, hlo = measure(lower(config, args.gpu, chosen), GPU_OPTIONS)
         table.append({"config": name, **figures})
         print(
-            f"{name:12s} {figures['gb_per_step']:7.1f}  {figures['kernels_per_step']:7d}  "
+            f"{name:44s} {figures['gb_per_step']:8.1f}  {figures['kernels_per_step']:7d}  "
             f"{figures['temporaries_mib']:15,.0f}  {figures['compile_cpu_seconds']:13.1f}",
             flush=True,
         )
@@ -236,7 +249,11 @@ def main() -> None:
         if args.rows:
             print_kernels(kernels(hlo), args.rows)
         if args.json:
-            about = {"gpu": args.gpu.stem, "jax": jax.__version__, "threads": os.cpu_count()}
+            about = {
+                "gpu": args.gpu.stem,
+                "jax": jax.__version__,
+                "date": time.strftime("%Y-%m-%d"),
+            }
             args.json.write_text(json.dumps(about | {"table": table}, indent=1) + "\n")
 
 

@@ -8,7 +8,7 @@ SCRIPT = "python -m benchmarks.gpu"
 
 def section() -> list[str]:
     """The tables of docs/benchmarks.md, or nothing if no part was measured."""
-    makers = (startup, learning, gpt2)
+    makers = (startup, learning, gpt2, compiled)
     parts = [text for make in makers if (text := make())]
     return (
         ["## Ready and trained on a GPU", "", *"\n\n".join(parts).split("\n"), ""] if parts else []
@@ -105,4 +105,39 @@ def gpt2() -> str:
     text = shown(race.table(record)).replace("Dropout 0:\n\n", "")
     return (
         f"A step of `gpt2_124m.py` with random tokens, {size}:\n\n{text}\n\n{measured_on(record)}"
+    )
+
+
+def compiled() -> str:
+    """What a train step is made of, compiled for an H100 without one."""
+    record = read("compiled-h100")
+    if record is None:
+        return ""
+    rows = []
+    for row in record["table"]:
+        name, *changes = row["config"].split(":")
+        what = ", ".join(change.replace("=", " ") for change in changes)
+        rows.append(
+            [
+                f"`{name}` {what}".strip(),
+                f"{row['gb_per_step']:.1f} GB",
+                str(row["kernels_per_step"]),
+                f"{row['temporaries_mib']:,.0f} MiB",
+            ]
+        )
+    header = ["train step", "memory traffic", "kernels", "temporary memory"]
+    return "\n".join(
+        [
+            "### What a step is made of",
+            "",
+            "Compiled for an NVIDIA H100 on a machine without a GPU. `gpt2_124m` has a micro-batch "
+            "of 16 sequences of 1,024 tokens if nothing else is said.",
+            "",
+            table(header, rows),
+            "",
+            f"jax {record['jax']}, {record['date']}, by `python -m benchmarks.compile_for --json "
+            "docs/benchmarks/compiled-h100.json`. Memory traffic counts what every kernel reads "
+            "and writes once, work space of matmuls included. Temporary memory is what a step "
+            "needs besides its parameters, optimizer state and batch.",
+        ]
     )
