@@ -13,6 +13,7 @@ from jax import Array
 from gptjax.config import GPTConfig
 from gptjax.kernels import attention as kernels
 from gptjax.kernels import choice, dropout
+from gptjax.kernels.sums import spread
 from gptjax.layers import Linear, rms_normalize
 from gptjax.quantization.quant_array import is_quantized
 from gptjax.rotary import Rotary, rotate
@@ -61,9 +62,9 @@ def fused_sources(
             y = jnp.concatenate([x_ND @ w for w in w_DF], axis=1)
         else:
             y = x_ND @ jnp.concatenate(w_DF, axis=1)
-        biases = [bias.astype(dtype) for _, bias in parts if bias is not None]
+        biases = [bias for _, bias in parts if bias is not None]
         if biases:
-            y = y + jnp.concatenate(biases)
+            y = y + spread(jnp.concatenate(biases), y)
         return y.reshape(*x.shape[:-1], len(names), c.n_head, -1)
 
     if source_BSD is None:

@@ -21,6 +21,7 @@ from gptjax.config import GPTConfig
 from gptjax.kernels.choice import norm
 from gptjax.kernels.dropout import dropout, n_dropped, row_streams
 from gptjax.kernels.relu import relu
+from gptjax.kernels.sums import lookup, spread
 from gptjax.quantization.quant_array import is_quantized, parameter
 
 # Embeddings of up to this many rows are looked up by a matmul with one-hot rows. The gradient of
@@ -44,7 +45,7 @@ class Linear(nn.Module):
         # Flattened to two dimensions: with more, the backward pass on a CPU makes another copy.
         y = x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
         if bias is not None:
-            y = y + bias.astype(self.dtype)
+            y = y + spread(bias, y)
         return y.reshape(*x.shape[:-1], self.features)
 
     @nn.compact
@@ -101,13 +102,12 @@ class Embed(nn.Module):
         self.table_VD = parameter(self, "table", normal, (self.rows, self.features))
 
     def __call__(self, ids: Array) -> Array:
-        table_VD = self.table_VD.astype(self.dtype)
         # A quantized table is never differentiated, so its lookup is fast at any size.
-        if self.rows > ONE_HOT_ROWS or is_quantized(table_VD):
-            return table_VD[ids].astype(self.dtype)
+        if self.rows > ONE_HOT_ROWS or is_quantized(self.table_VD):
+            return lookup(self.table_VD, ids, self.dtype)
         one_hot = jax.nn.one_hot(ids.reshape(-1), self.rows, dtype=self.dtype)
         # HIGHEST: without it a GPU rounds a float32 table to 10 bits of mantissa.
-        y = jnp.dot(one_hot, table_VD, precision=lax.Precision.HIGHEST)
+        y = jnp.dot(one_hot, self.table_VD.astype(self.dtype), precision=lax.Precision.HIGHEST)
         return y.reshape(*ids.shape, self.features)
 
     def attend(self, x: Array) -> Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gptjax.cache import BlockCache
+from gptjax.kernels.sums import spread
 
 
 class ShortConv(nn.Module):
@@ -40,6 +41,7 @@ class ShortConv(nn.Module):
         y_BTD = x_BTD
         for j in range(-n_after, n_before + 1):
             if j:  # vectors, like a norm's gain: no weight decay, no Muon
-                w_D = self.param(f"w_{j}", nn.initializers.zeros, (n_embd,)).astype(x_BTD.dtype)
-                y_BTD = y_BTD + w_D * window[:, n_before - j : n_before - j + n_target]
+                w_D = self.param(f"w_{j}", nn.initializers.zeros, (n_embd,))
+                neighbour_BTD = window[:, n_before - j : n_before - j + n_target]
+                y_BTD = y_BTD + spread(w_D, x_BTD) * neighbour_BTD
         return y_BTD, cache

@@ -198,3 +198,26 @@ def test_dropout_keeps_the_mean_and_drops_the_rate_in_steps_of_a_256th():
     np.testing.assert_array_equal(Dropout(0.2).apply({}, x, None), x)
     almost_all = Dropout(0.999).apply({}, x, jnp.arange(64), rngs={"dropout": jax.random.key(0)})
     assert np.unique(almost_all).tolist() == [0, 256]
+
+
+@pytest.mark.parametrize("part", ["bias", "table", "conv"])
+def test_gradients_over_many_positions_are_summed_in_float32(part):
+    """4,096 times 1/256: a sum in bfloat16 would stop at 1, where 1 + 1/256 is rounded to 1."""
+    n, dtype = 4096, jnp.bfloat16
+    x = jnp.ones((1, n, 1), dtype)
+    module, inputs = {
+        "bias": (Linear(1, dtype=dtype), x),
+        "table": (Embed(600, 1, dtype), jnp.zeros((1, n), int)),
+        "conv": (ShortConv(2, causal=True), x),
+    }[part]
+
+    def loss(params):
+        y = module.apply({"params": params}, inputs)
+        y = y[0] if part == "conv" else y
+        return jnp.sum(y.astype(jnp.float32)) / 256
+
+    params = module.init(jax.random.key(0), inputs)["params"]
+    gradients = jax.grad(loss)(params)
+    name = {"bias": "bias", "table": "table", "conv": "w_1"}[part]
+    expected = (n - (part == "conv")) / 256
+    np.testing.assert_allclose(gradients[name].sum(), expected, rtol=1e-6)
