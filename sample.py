@@ -1,6 +1,8 @@
 """Sample from a run: `python sample.py runs/gpt` is the same as `gptjax sample runs/gpt`."""
 
-from gptjax.commands.sample import main
+import sys
+
+from gptjax.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["sample", *sys.argv[1:]])

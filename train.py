@@ -1,6 +1,8 @@
 """Train a model: `python train.py --config FILE` is the same as `gptjax train --config FILE`."""
 
-from gptjax.train import main
+import sys
+
+from gptjax.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["train", *sys.argv[1:]])

@@ -1,15 +1,15 @@
 """The command `gptjax`: finds the subcommand and calls its main(argv).
 
 This file imports nothing slow, so that `gptjax --help` answers at once. A subcommand's module is
-imported when that subcommand is called.
+imported when that subcommand is called. Until it runs, and while training is set up, Ctrl-C and
+SIGTERM end the program at once.
 """
 
-import difflib
-import importlib
+import signal
 import sys
 
 from gptjax import __version__
-from gptjax.errors import UserError, exit_codes
+from gptjax.signals import end_at_once
 
 # name: (module with a main(argv), one sentence for --help)
 COMMANDS = {
@@ -38,6 +38,13 @@ gptjax COMMAND --help lists the options of a command."""
 
 
 def main(argv: list[str] | None = None) -> None:
+    """For programs: it decides what signals do, see signals.py."""
+    end_at_once()
+    import difflib
+    import importlib
+
+    from gptjax.errors import UserError, exit_codes
+
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     with exit_codes():
         if name in ("-h", "--help", "help"):
@@ -49,4 +56,11 @@ def main(argv: list[str] | None = None) -> None:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
             raise UserError(f"gptjax has no command {name}; {hint}")
         else:
-            importlib.import_module(COMMANDS[name][0]).main(rest)
+            command = importlib.import_module(COMMANDS[name][0]).main
+            at_once = signal.getsignal(signal.SIGINT)
+            if name != "train":  # which has nothing to remove; the others may have a part of a file
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                command(rest)
+            finally:
+                signal.signal(signal.SIGINT, at_once)

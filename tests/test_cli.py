@@ -3,19 +3,33 @@
 import contextlib
 import importlib
 import os
+import random
 import runpy
+import signal
 import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Printed, Refused
 
-from gptjax import __version__, cli
+from gptjax import __version__, cli, signals
 
 REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """cli.main is for programs: it changes them for good."""
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    signal.set_wakeup_fd(-1)
 
 
 def test_help_fits_one_screen(printed: Printed) -> None:
@@ -107,3 +121,78 @@ def test_gptjax_is_the_only_program_of_the_package() -> None:
     """No module but __main__ can be run as a script."""
     scripts = [path for path in REPO.glob("gptjax/**/*.py") if '"__main__"' in path.read_text()]
     assert scripts == [REPO / "gptjax" / "__main__.py"]
+
+
+PROGRAMS = {
+    "gptjax": ["-c", "from gptjax.cli import main; main()", "evaluate", "none"],
+    "python -m gptjax": ["-m", "gptjax", "export", "none", "--help"],
+    "train.py": [REPO / "train.py", "--help"],
+    "sample.py": [REPO / "sample.py", "none"],
+}
+
+
+def start(program: str) -> subprocess.Popen[str]:
+    """The program, at the moment when its first lines have run."""
+    command = [sys.executable, *map(str, PROGRAMS[program])]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+        if int(caught, 16) >> (signal.SIGTERM - 1) & 1:
+            break
+        time.sleep(0.001)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_importing_ends_a_program_at_once(
+    program: str, signum: int, code: int
+) -> None:
+    """At random moments of one second, in which jax, flax, orbax and tyro are imported."""
+    rng = random.Random(signum)
+    for delay in (0, rng.uniform(0, 0.2), rng.uniform(0.2, 0.7)):
+        process = start(program)
+        time.sleep(delay)
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, err) == (code, "", ""), delay
+
+
+def test_a_signal_ends_a_program_whose_main_thread_is_in_a_library() -> None:
+    """Python runs a handler only between two of its own steps."""
+    # usleep would end early at a signal, so this thread blocks it.
+    code = """
+import ctypes, signal
+from gptjax.signals import end_at_once
+end_at_once()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+print(1, flush=True)
+ctypes.CDLL(None).usleep(20_000_000)
+"""
+    command, env = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(REPO)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert time.monotonic() - began < 2
+
+
+def test_commands_clean_up_after_ctrl_c_and_training_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handlers: list[Any] = []
+    for name in ("train", "export"):
+        module = importlib.import_module(cli.COMMANDS[name][0])
+        monkeypatch.setattr(
+            module, "main", lambda argv: handlers.append(signal.getsignal(signal.SIGINT))
+        )
+        cli.main([name])
+    assert handlers == [signals._end, signal.default_int_handler]
+    assert signal.getsignal(signal.SIGINT) is signals._end

@@ -10,7 +10,7 @@ REPO = Path(__file__).parents[1]
 
 # Rooms from low to high. A module may import from its own line and from the lines above it.
 ORDER = """
-errors atomic reading json_files
+signals errors atomic reading json_files
 config config_encoders config_checks config_json command_line
 scale.devices
 kernels quantization

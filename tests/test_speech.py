@@ -297,9 +297,12 @@ def test_clips_without_a_split_get_one_from_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ("{not json", "is not"),
-        ('["a.wav", "text"]', "is not"),
-        ({"audio": "a.wav"}, "is not"),
+        ("{not json", "not JSON"),
+        ('["a.wav", "text"]', "must be an object; a line is"),
+        ({"audio": "a.wav"}, "no text; a line is"),
+        ('{"audio": "a.wav", "text": "\\ud800"}', "half a surrogate pair"),
+        ('{"audio": "a\\u0000.wav", "text": "x"}', "must be the name of a file"),
+        ("[" * 100_000, "more than"),
         ({"audio": "missing.wav", "text": "x"}, r"audio missing\.wav is no file"),
         ({"audio": "a.wav", "text": " "}, "text is empty"),
         ({"audio": "a.wav", "text": "x", "split": "dev"}, "split dev is none of"),
@@ -307,7 +310,7 @@ def test_clips_without_a_split_get_one_from_their_names(tmp_path: Path) -> None:
 )
 def test_a_bad_line_of_a_manifest_is_named(tmp_path: Path, row: object, says: str) -> None:
     good = {"audio": tone(tmp_path / "a.wav"), "text": "x"}
-    with pytest.raises(UserError, match=rf"mine\.jsonl, line 2: .*{says}"):
+    with pytest.raises(UserError, match=rf"mine\.jsonl, line 2:? .*{says}"):
         load(write_manifest(tmp_path, [good, row]))
 
 
@@ -329,6 +332,14 @@ def test_a_folder_laid_out_as_librispeech(tmp_path: Path) -> None:
     assert texts == [f"THE {i} OF TRAIN-CLEAN-5" for i in range(3)]
     of = {name: {clip.speaker for clip in getattr(dataset, name)} for name in ("val", "test")}
     assert of == {"val": {"84"}, "test": {"61"}}
+
+
+def test_a_line_of_transcripts_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
+    """Not at U+2028, which a text may have."""
+    librispeech(tmp_path)
+    listing = tmp_path / "dev-clean/84/198/84-198.trans.txt"
+    listing.write_bytes(listing.read_bytes().replace(b" OF ", "\u2028OF\x85".encode()))
+    assert load(tmp_path).val[0].text == "THE 0\u2028OF\x85DEV-CLEAN"
 
 
 def test_a_transcript_without_its_recording_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ string is several recorded words of one speaker, joined with pauses into one exa
 
 import functools
 import hashlib
-import json
 import os
 import re
 import sys
@@ -15,19 +14,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
+from gptjax import json_files
 from gptjax.data import audio
 from gptjax.data.audio import SAMPLE_RATE
 from gptjax.errors import UserError
+from gptjax.reading import read_bytes
 
 SPLITS = ("train", "val", "test")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FSDD_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav")
 # The official test split of FSDD is takes 0 to 4. The validation split is our choice.
 FSDD_TEST, FSDD_VAL = range(5), range(5, 8)
+MOST_BYTES = 1 << 30
+"""The largest list of transcripts."""
 N_READERS = 4
 """Threads that read sound files."""
 PAUSE_SECONDS = (0.05, 0.4)
@@ -36,6 +39,7 @@ LAYOUTS = (
     "name a manifest .jsonl of audio and text, a folder with LibriSpeech's *.trans.txt, or one "
     "with files such as 7_jackson_3.wav"
 )
+MANIFEST_LINE = 'a line is {"audio": "FILE", "text": "WORDS", "speaker": "NAME"}'
 T = TypeVar("T")
 V = TypeVar("V")
 
@@ -52,6 +56,22 @@ class Clip(NamedTuple):
     n_samples: int = 0
     """Its length at 16 kHz. Lengths of batches are planned by it, so it stays what it was when
     the run started, even if the file changes."""
+
+
+class FileFacts(TypedDict):
+    """What a run remembers of a sound file; bytes is -1 for one that is not there."""
+
+    split: str
+    bytes: int
+
+
+class _Row(TypedDict):
+    """A line of a manifest."""
+
+    audio: Path
+    text: str
+    speaker: NotRequired[str | int | None]
+    split: NotRequired[str | None]
 
 
 class Example(NamedTuple):
@@ -160,7 +180,7 @@ def _librispeech(folder: Path, may_be_missing: bool) -> list[Clip]:
     for listing in sorted(folder.rglob("*.trans.txt")):
         places = (*listing.relative_to(folder).parts[:-1], folder.name)
         where = next(filter(None, map(_subset, places)), "")
-        for number, line in enumerate(read_transcripts(listing).splitlines(), 1):
+        for number, line in enumerate(read_transcripts(listing).split("\n"), 1):
             name, _, text = line.strip().partition(" ")
             if not name:
                 continue
@@ -184,16 +204,10 @@ def _manifest(path: Path, may_be_missing: bool) -> list[Clip]:
     for number, line in enumerate(read_transcripts(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            sound, text = path.parent / row["audio"], row["text"].strip()
-            speaker, part = (row.get(name) or "" for name in ("speaker", "split"))
-            clip = Clip(sound, text, str(speaker), part)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"{path}, line {number}: {line[:60]!r} is not "
-                '{"audio": "FILE", "text": "WORDS", "speaker": "NAME"}'
-            ) from None
+        row = json_files.parse(line, _Row, f"{path}, line {number}", MANIFEST_LINE)
+        sound, text = path.parent / row["audio"], row["text"].strip()
+        speaker, part = (str(row.get(name) or "") for name in ("speaker", "split"))
+        clip = Clip(sound, text, speaker, part)
         for is_wrong, what in (
             (
                 not (may_be_missing or sound.is_file()),
@@ -211,7 +225,7 @@ def _manifest(path: Path, may_be_missing: bool) -> list[Clip]:
 def read_transcripts(path: Path) -> str:
     """The text of a UTF-8 file. Raises UserError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path, MOST_BYTES).decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text ({error})") from None
 

@@ -20,7 +20,7 @@ from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data import audio, downloads, espeak, recording_checks, recordings, tokenizer
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.batches import ALL, TRAINING, Batch, bucket_batch
-from gptjax.data.recordings import PAUSE_SECONDS, Clip, Example, Plan, Strings
+from gptjax.data.recordings import PAUSE_SECONDS, Clip, Example, FileFacts, Plan, Strings
 from gptjax.data.tokenizer import SpeechTokenizer, Tokenizer
 from gptjax.errors import UserError
 
@@ -45,9 +45,9 @@ class SpeechData:
     """Where the clips came from, for messages."""
     sha256: str
     """Of the files' names, sizes and texts, broken ones included."""
-    files: dict[str, list]
-    """{"PATH HASH": [split, size]} of every clip found, HASH that of its text. By this a run that
-    continues tells a file that was dropped or mended from other data."""
+    files: dict[str, FileFacts]
+    """By recordings.key, of every clip found. By this a run that continues tells a file that was
+    dropped or mended from other data."""
 
     one_shape = False
     """Batches have different lengths, so a dispatch takes one step."""
@@ -247,10 +247,9 @@ def load(config: Config, tok: Tokenizer | None = None) -> SpeechData:
     listing = [(clip.path.name, size[clip.path], clip.text) for clip in clips]
     sha256 = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     parts = recordings.split(clips, c.val_fraction, c.hold_out, source, folder)
-    files = {
-        recordings.key(clip, folder): [clip.split, size[clip.path]]
-        for part in parts
-        for clip in part
+    files: dict[str, FileFacts] = {
+        recordings.key(clip, folder): {"split": clip.split, "bytes": size[clip.path]}
+        for clip in sum(parts, ())
     }
     # The test texts are never encoded. Those of broken files are: once mended, they are used.
     between = " " if c.tokenizer == "char" else "\n"
@@ -277,7 +276,7 @@ def _folder(c: SpeechDataConfig) -> Path:
     if c.name == "espeak":
         path = c.path or downloads.fetch("tinyshakespeare")
         content = recordings.read_transcripts(path)
-        lines = [line.strip() for line in content.splitlines() if line.strip()]
+        lines = [line.strip() for line in content.split("\n") if line.strip()]
         digest = hashlib.sha256(json.dumps([lines, c.synthetic_clips]).encode()).hexdigest()
         folder = downloads.cache() / "espeak" / digest[:16]
         return espeak.make(lines, c.synthetic_clips, 0, folder).parent

@@ -1,7 +1,6 @@
 """What a run may change when it is resumed, and whether its data is still the same."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from gptjax import config_json, json_files
 from gptjax.atomic import write_json
 from gptjax.config import Config
 from gptjax.data.dataset import Data
+from gptjax.data.recordings import FileFacts
 from gptjax.data.speech import SpeechData
 from gptjax.errors import UserError
 from gptjax.runs.checkpoints import committed_steps
@@ -77,16 +77,10 @@ def remember_recordings(folder: Path, data: Data) -> None:
         write_json(folder / RECORDINGS, data.files, indent=None)
 
 
-def _read_recordings(folder: Path) -> dict[str, list]:
+def _read_recordings(folder: Path) -> dict[str, FileFacts]:
     """What `remember_recordings` wrote."""
-    try:
-        rows = json.loads((folder / RECORDINGS).read_text(encoding="utf-8"))
-        return {name: [str(split), int(size)] for name, (split, size) in rows.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{folder / RECORDINGS} cannot be read ({error}); without that file, the run compares "
-            "only a checksum of its data"
-        ) from None
+    fix = "restore it; without it, the run compares only a checksum of its data"
+    return json_files.read(folder / RECORDINGS, dict[str, FileFacts], fix)
 
 
 def keep_vocabulary(folder: Path, config: Config, data: Data) -> Data:
@@ -122,15 +116,15 @@ def _data_changes(folder: Path, data: Data) -> tuple[list[str], list[str]]:
     ], []
 
 
-def _recordings_changes(had: dict[str, list], data: SpeechData) -> tuple[list[str], list[str]]:
+def _recordings_changes(had: dict[str, FileFacts], data: SpeechData) -> tuple[list[str], list[str]]:
     """As _data_changes. had: SpeechData.files of the run's first start."""
-    now = {name: [split, size] for name, (split, size) in data.files.items() if size >= 0}
+    now = {name: facts for name, facts in data.files.items() if facts["bytes"] >= 0}
     both = had.keys() & now.keys()
     groups = {
         "new, or with another text": now.keys() - had.keys(),
-        "in another split": {name for name in both if had[name][0] != now[name][0]},
+        "in another split": {name for name in both if had[name]["split"] != now[name]["split"]},
         "dropped": had.keys() - now.keys(),
-        "of another size": {name for name in both if had[name][1] != now[name][1]},
+        "of another size": {name for name in both if had[name]["bytes"] != now[name]["bytes"]},
     }
     said = []
     for what, names in groups.items():
