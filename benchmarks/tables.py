@@ -74,6 +74,8 @@ def benchmarks_md() -> str:
     lines = [
         "# Benchmarks",
         "",
+        "For everyone who compares gptjax with PyTorch, or doubts a figure.",
+        "",
         "Made by `python -m benchmarks.tables` from the JSON in [benchmarks/](benchmarks/); do not "
         "edit. Each JSON names its command, date, hardware and versions. To measure on your "
         "machine:",
@@ -185,6 +187,8 @@ def recipe_md() -> str:
     lines = [
         "# The recipe",
         "",
+        "For everyone who asks why the loss is low.",
+        "",
         "From the configuration of the original PyTorch GPT to `configs/gpt_cpu.py`, one idea per "
         "rung. Every rung keeps the ideas below it. Made by `python -m benchmarks.tables`; do not "
         "edit.",
@@ -212,32 +216,32 @@ def recipe_md() -> str:
     return "\n".join([*lines, ladders.HOW_IT_WAS_CHOSEN])
 
 
-def readme(text: str) -> str:
-    """README.md with the text between its markers replaced."""
+def parts() -> dict[str, dict[str, str]]:
+    """What stands between the markers of each page: {page: {marker: text}}."""
     sample = load("expected-gpt_cpu")["sample"].strip().splitlines()[:14]
-    parts = {
-        "sample": "\n".join(["```", *sample, "```"]),
-        "expected": tasks.expected_table("docs/benchmarks.md#on-an-h100"),
-        "h100": f"{h100.verdict()}: [measurements](docs/benchmarks.md{h100.anchor()}).",
-        "race": verdicts.verdicts(),
-        "g2p": f"{tasks.g2p_table()}\n\n{tasks.PUBLISHED}",
-        "digits": tasks.digits_table(),
-        "quant": f"Of {tasks.CARDS['gpt_cpu_wide']}:\n\n{tasks.card('gpt_cpu_wide')}",
+    return {
+        "README.md": {
+            "sample": "\n".join(["```", *sample, "```"]),
+            "race": verdicts.verdicts(),
+        },
+        "docs/training.md": {"expected": tasks.expected_table("benchmarks.md#on-an-h100")},
+        "docs/devices.md": {
+            "h100": f"{h100.verdict()}: [measurements](benchmarks.md{h100.anchor()})."
+        },
+        "docs/pairs.md": {"g2p": f"{tasks.g2p_table()}\n\n{tasks.PUBLISHED}"},
+        "docs/speech.md": {"digits": tasks.digits_table()},
+        "docs/quantization.md": {
+            "quant": f"Of {tasks.CARDS['gpt_cpu_wide']}:\n\n{tasks.card('gpt_cpu_wide')}"
+        },
+        "docs/scaling.md": {
+            "plan-memory": plan.memory_table(),
+            "plan-links": plan.links_table(),
+            "plan-model": plan.model_axis_table(),
+            "plan": plan.plan_table(),
+            "simulated": simulated(),
+            "scaled": scaled(),
+        },
     }
-    return filled(text, parts, "README.md")
-
-
-def scaling_md(text: str) -> str:
-    """docs/scaling.md with the tables of its plan and of the traffic of compiled programs."""
-    parts = {
-        "plan-memory": plan.memory_table(),
-        "plan-links": plan.links_table(),
-        "plan-model": plan.model_axis_table(),
-        "plan": plan.plan_table(),
-        "simulated": simulated(),
-        "scaled": scaled(),
-    }
-    return filled(text, parts, "docs/scaling.md")
 
 
 def simulated() -> str:
@@ -277,13 +281,12 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail if outdated")
     check = parser.parse_args(argv).check
-    readme_path, scaling_path = Path("README.md"), Path("docs/scaling.md")
     pages = {
         Path("docs/benchmarks.md"): benchmarks_md(),
         Path("docs/recipe.md"): recipe_md(),
-        readme_path: readme(readme_path.read_text()),
-        scaling_path: scaling_md(scaling_path.read_text()),
     }
+    for page, of_page in parts().items():
+        pages[Path(page)] = filled(Path(page).read_text(), of_page, page)
     for path, text in pages.items():
         if not check:
             path.write_text(text)

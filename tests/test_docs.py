@@ -17,7 +17,11 @@ from gptjax.data import downloads
 from gptjax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))),
+]
 CONFIGS = [f"configs/{path.name}" for path in sorted(ROOT.glob("configs/*.py"))]
 
 
@@ -121,11 +125,11 @@ def test_the_reading_path_is_as_short_as_the_readme_says():
     assert sum(len((ROOT / file).read_text().splitlines()) for file in path) < 1000
 
 
-def test_every_module_room_and_config_is_in_the_readme():
-    readme = (ROOT / "README.md").read_text()
+def test_every_module_room_and_config_is_named():
+    readme, contributing = ((ROOT / f"{n}.md").read_text() for n in ("README", "CONTRIBUTING"))
     for path in ROOT.glob("gptjax/*.py"):
-        assert path.name in ("__init__.py", "__main__.py") or f"gptjax/{path.name}" in readme
+        assert path.name == "__init__.py" or f"gptjax/{path.name}" in readme + contributing
     for path in ROOT.glob("gptjax/*/__init__.py"):
-        assert f"[{path.parent.name}/](gptjax/{path.parent.name}/)" in readme
+        assert f"[{path.parent.name}/](gptjax/{path.parent.name}/)" in contributing
     for path in ROOT.glob("configs/*.py"):
         assert f"`{path.stem}`" in readme
