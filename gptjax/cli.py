@@ -56,7 +56,15 @@ def main(argv: list[str] | None = None) -> None:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
             raise UserError(f"gptjax has no command {name}; {hint}")
         else:
-            command = importlib.import_module(COMMANDS[name][0]).main
+            try:
+                command = importlib.import_module(COMMANDS[name][0]).main
+            except ModuleNotFoundError as error:
+                if (error.name or "gptjax").startswith("gptjax"):
+                    raise
+                raise UserError(
+                    f"this Python ({sys.executable}) lacks the package {error.name}; run `source "
+                    ".venv/bin/activate` first, or `make train`, which makes .venv"
+                ) from None
             at_once = signal.getsignal(signal.SIGINT)
             if name != "train":  # which has nothing to remove; the others may have a part of a file
                 signal.signal(signal.SIGINT, signal.default_int_handler)

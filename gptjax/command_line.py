@@ -10,7 +10,10 @@ import dataclasses
 import difflib
 import importlib.util
 import io
+import os
 import re
+import shlex
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +120,17 @@ def parse_command(cls: type[T], argv: list[str], prog: str, default: T | None = 
             print(box, end="", file=sys.stderr)
             raise
         raise UserError(_one_line(box)) from None
+
+
+def program() -> str:
+    """How a user calls `gptjax` from the current folder: by its name, or by a path."""
+    script = Path(sys.executable).parent / "gptjax"
+    if shutil.which("gptjax") == str(script):
+        return "gptjax"
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m gptjax"
+    path = os.path.relpath(script)
+    return shlex.quote(str(script) if path.startswith("..") else path)
 
 
 def load_file(path: Path) -> Config:

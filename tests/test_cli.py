@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import Printed, Refused
 
-from gptjax import __version__, cli, signals
+from gptjax import __version__, cli, command_line, signals
 
 REPO = Path(__file__).parents[1]
 
@@ -196,3 +196,32 @@ def test_commands_clean_up_after_ctrl_c_and_training_ends_at_once(
         cli.main([name])
     assert handlers == [signals._end, signal.default_int_handler]
     assert signal.getsignal(signal.SIGINT) is signals._end
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_a_python_without_the_packages_says_so_in_one_line(script, monkeypatch, capsys):
+    """As outside of the virtual environment."""
+    for name in [n for n in sys.modules if n.startswith("gptjax.") and n != "gptjax.errors"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.setattr(sys, "argv", [script, "runs/x"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(REPO / script), run_name="__main__")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lacks the package tyro" in line
+    assert "source .venv/bin/activate" in line
+
+
+def test_the_command_that_is_printed_works_from_here(monkeypatch, tmp_path):
+    script = Path(sys.executable).parent / "gptjax"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert command_line.program() == "gptjax"
+    monkeypatch.setenv("PATH", str(tmp_path))  # the virtual environment is not activated
+    monkeypatch.chdir(script.parent.parent.parent)
+    assert command_line.program() == f"{script.parent.parent.name}/bin/gptjax"
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([command_line.program(), "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == __version__
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # a wheel without its script
+    assert command_line.program() == f"{tmp_path}/python -m gptjax"

@@ -1,5 +1,6 @@
 """gptjax import: a checkpoint that Hugging Face saved, as a run."""
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from gptjax import models
-from gptjax.command_line import parse_command
+from gptjax.command_line import parse_command, program
 from gptjax.errors import UserError, exit_codes
 from gptjax.interop import gpt2, whisper
 from gptjax.runs import checkpoints, run_directory
@@ -74,4 +75,5 @@ def import_model(command: GPT2 | Whisper) -> None:
         origin = f"no data: weights imported from {folder.resolve()}"
         data = {"source": origin, "sha256": read.sha256}
         checkpoints.save_finished(part, read.config, read.tokenizer, read.params, data)
-    print(f"{models.count(read.params):,} parameters in {out}; try: gptjax sample {out} {flag}")
+    call = f"{program()} sample {shlex.quote(str(out))} {flag}"
+    print(f"{models.count(read.params):,} parameters in {out}; try: {call}")

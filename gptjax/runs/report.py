@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from gptjax.atomic import write_text
+from gptjax.command_line import program
 from gptjax.config import Config
 from gptjax.errors import import_extra
 from gptjax.runs.plots import Row, plot, read_metrics
@@ -118,7 +120,7 @@ class Reporter:
         text = paths[-1].read_text(encoding="utf-8").strip() if paths else ""
         return (f"{text}\n\n" if text else "") + (
             f"loss plot: {self.folder}/loss.png\n"
-            f"sample more: gptjax sample {self.folder}{sample_flags}"
+            f"sample more: {program()} sample {shlex.quote(str(self.folder))}{sample_flags}"
         )
 
     def evaluation(self, step: int, losses: dict[str, float]) -> None:
