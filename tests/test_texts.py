@@ -20,6 +20,7 @@ from gptjax.data import text_files, texts, tokenizer
 from gptjax.data.batches import TRAINING, Batch
 from gptjax.data.texts import TextData
 from gptjax.errors import UserError
+from gptjax.runs import resuming
 
 Kind = Literal["char", "word", "byte", "gpt2", "bpe"]
 Windows = Literal["random", "epochs"]
@@ -242,6 +243,46 @@ def test_prepare_equals_encoding_all_at_once(kind: Kind, piece: int, more: list[
         assert prepared.sha256 == hashlib.sha256(whole.encode()).hexdigest()
         names = {"train.bin", "val.bin", "tokenizer.json", "prepared.json"}
         assert {path.name for path in out.iterdir()} == names
+
+
+# The split falls inside a word, a merge, and a character of several bytes.
+SPLIT_TEXT = "the cat is near the water, naïve € \U0001f600\U0001f600\n" * 40
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "byte", "bpe"])
+@settings(deadline=None, max_examples=30)
+@given(val_fraction=st.floats(0.1, 0.9))
+def test_the_split_is_between_tokens(kind: Kind, val_fraction: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.txt"
+        path.write_text(SPLIT_TEXT, encoding="utf-8", newline="")
+        config = TextDataConfig(path, kind, vocab_size=300, val_fraction=val_fraction)
+        loaded = texts.load(config, block_size=4)
+    tok = tokenizer.train(kind, SPLIT_TEXT, 300)
+    whole = tok.encode(SPLIT_TEXT)
+    np.testing.assert_array_equal(np.concatenate([loaded.train, loaded.val]), whole)
+    cut = int(len(SPLIT_TEXT) * (1 - val_fraction))
+    if kind in ("char", "byte"):  # committed losses depend on this split
+        assert tok.decode(loaded.train) == SPLIT_TEXT[:cut]
+        assert tok.decode(loaded.val) == SPLIT_TEXT[cut:]
+    else:
+        assert len(loaded.train) == int(len(whole) * (1 - val_fraction))
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe", "char"])
+def test_a_run_whose_text_was_split_inside_a_token_is_refused_clearly(
+    kind: Kind, tmp_path: Path, text_file: Path
+) -> None:
+    loaded = texts.load(TextDataConfig(text_file, kind, vocab_size=300), block_size=4)
+    facts = {"source": "text", "sha256": loaded.sha256, **loaded.sizes}
+    facts["train_tokens"] -= 1
+    (tmp_path / "environment.json").write_text(json.dumps({"data": facts}))
+    n = len(loaded.train)
+    with pytest.raises(UserError, match=f"train_tokens {n - 1:,} -> {n:,}") as caught:
+        resuming.check_same_data(tmp_path, loaded)
+    assert ("split a text inside a token, this one does not" in str(caught.value)) == (
+        kind != "char"
+    )
 
 
 def test_token_files_are_memory_mapped_and_batched_like_text(

@@ -16,7 +16,7 @@ from gptjax.config import Config, TextDataConfig
 from gptjax.data import downloads, tokenizer
 from gptjax.data.batches import ALL, SAMPLED_EVALUATION, TRAINING, Batch
 from gptjax.data.text_files import open_prepared, read_text, token_dtype
-from gptjax.data.tokenizer import TextTokenizer, Tokenizer
+from gptjax.data.tokenizer import ByteTokenizer, TextTokenizer, Tokenizer
 from gptjax.errors import UserError
 
 # Targets per dispatch of an evaluation. Signals are checked between dispatches.
@@ -106,8 +106,8 @@ def load(config: TextDataConfig, block_size: int, tok: Tokenizer | None = None) 
         text, sha256 = read_text(config.path or downloads.fetch("tinyshakespeare"))
         tok = tok or tokenizer.train(config.tokenizer, text, config.vocab_size)
         assert isinstance(tok, TextTokenizer)
-        n_train, dtype = int(len(text) * (1 - config.val_fraction)), token_dtype(tok)
-        train, val = (tok.encode(part).astype(dtype) for part in (text[:n_train], text[n_train:]))
+        ids = tok.encode(text).astype(token_dtype(tok))
+        train, val = np.split(ids, [_n_training_tokens(text, len(ids), tok, config.val_fraction)])
         data = TextData(train, val, tok, str(config.path or "tinyshakespeare"), sha256)
     for split, tokens in (("training", data.train), ("validation", data.val)):
         if len(tokens) < block_size + 1:
@@ -116,6 +116,14 @@ def load(config: TextDataConfig, block_size: int, tok: Tokenizer | None = None) 
                 f"--model.block-size {block_size} + 1; use more text or a smaller block size"
             )
     return data
+
+
+def _n_training_tokens(text: str, n_tokens: int, tok: TextTokenizer, val_fraction: float) -> int:
+    """How many tokens of a text are for training: the split is between tokens, never inside one."""
+    share = 1 - val_fraction
+    if isinstance(tok, ByteTokenizer):  # not inside a character either
+        return len(text[: int(len(text) * share)].encode())
+    return int(n_tokens * share)
 
 
 def random_batch(

@@ -10,6 +10,7 @@ from gptjax.config import Config
 from gptjax.data.dataset import Data
 from gptjax.data.recordings import FileFacts
 from gptjax.data.speech import SpeechData
+from gptjax.data.tokenizer import BPETokenizer, GPT2Tokenizer, WordTokenizer
 from gptjax.errors import UserError
 from gptjax.runs.checkpoints import committed_steps
 from gptjax.runs.run_directory import read_config, read_environment, read_tokenizer
@@ -109,11 +110,15 @@ def _data_changes(folder: Path, data: Data) -> tuple[list[str], list[str]]:
     had = read_environment(folder)["data"]
     if had["sha256"] != data.sha256:
         return [f"data sha256 {had['sha256'][:12]} -> {data.sha256[:12]} ({data.source})"], []
-    return [  # the same text, but split elsewhere into training and validation
+    changes = [  # the same text, but split elsewhere into training and validation
         f"{name} {_shown(had.get(name))} -> {size:,} ({data.source})"
         for name, size in data.sizes.items()
         if had.get(name) != size
-    ], []
+    ]
+    spans_characters = isinstance(data.tokenizer, WordTokenizer | BPETokenizer | GPT2Tokenizer)
+    if changes and spans_characters and not Path(data.source).is_dir():
+        changes.append("versions before 2026-11-27 split a text inside a token, this one does not")
+    return changes, []
 
 
 def _recordings_changes(had: dict[str, FileFacts], data: SpeechData) -> tuple[list[str], list[str]]:
