@@ -123,7 +123,7 @@ def make_train_steps(
     """Returns train_steps(state, batches, n_steps) -> (state, metrics), one call to the device.
 
     batches: arrays (N, B, ...), of which the first n_steps <= N are used. metrics: arrays (N,),
-    NaN for unused steps. `state` is donated: its memory is reused, the old one is gone.
+    zero for unused steps. `state` is donated: its memory is reused, the old one is gone.
     """
     gradient = make_gradient(model, micro_batch_size, mesh)
 
@@ -144,7 +144,7 @@ def make_train_steps(
             state, metrics = train_step(state, jax.tree.map(lambda x: x[i], batches))
             return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
 
-        empty = jnp.full(batches["targets"].shape[0], jnp.nan, jnp.float32)
+        empty = jnp.zeros(batches["targets"].shape[0], jnp.float32)
         state, history = lax.fori_loop(0, n_steps, body, (state, StepMetrics(empty, empty)))
         return state, sharding.replicate(history, mesh)
 

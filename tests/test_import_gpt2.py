@@ -30,6 +30,8 @@ from gptjax.data import dataset as data
 from gptjax.data.texts import load as load_text
 from gptjax.data.tokenizer import BPETokenizer, CharTokenizer, PairTokenizer, SpeechTokenizer
 from gptjax.decoding import sampling
+from gptjax.errors import UserError
+from gptjax.interop import gpt2
 from gptjax.quantization.quant_array import Format, quantize_params
 from gptjax.runs import init_from as finetune
 from gptjax.runs import run_directory
@@ -299,6 +301,71 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
     line = refused(import_model.main, "gpt2", copied, "--out", tmp_path / "run")
     assert words in line
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def old_tokenizer(folder: Path, **files: Any) -> tuple[Any, int]:
+    """(the tokenizer of transformers, its number of tokens): vocab.json, merges.txt and others."""
+    folder.mkdir()
+    make_tokenizer().save_model(str(folder))
+    n = make_tokenizer().token_to_id("<|endoftext|>")
+    vocab = json.loads((folder / "vocab.json").read_text()) | {"<|endoftext|>": n}
+    for name, content in {"vocab": vocab, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    return functools.partial(transformers.AutoTokenizer.from_pretrained, folder), n
+
+
+class Config_(dict):  # noqa: N801 - Config is ours
+    """A config.json of Hugging Face, as far as gpt2_tokenizer reads it."""
+
+
+def test_added_and_special_tokens_are_those_of_hugging_face(tmp_path: Path) -> None:
+    _, n = old_tokenizer(tmp_path / "plain")
+    start, pad, user = "<|startoftext|>", "<|pad|>", "<user>"
+    end: Any = {"content": "<|endoftext|>", "lstrip": False, "normalized": True}
+    theirs, _ = old_tokenizer(
+        tmp_path / "hf",
+        added_tokens={start: n + 1, pad: n + 2, user: n + 3},
+        special_tokens_map={
+            "bos_token": start,
+            "eos_token": end,
+            "pad_token": pad,
+        },
+        tokenizer_config={"tokenizer_class": "GPT2Tokenizer"},
+    )
+    theirs = theirs()
+    config: Any = Config_(bos_token_id=n + 1, eos_token_id=[n])
+    ours = gpt2.gpt2_tokenizer(tmp_path / "hf", config, n + 4)
+    text = f"{start}the cat{user} sat <|endoftext|>on{pad} the mat"
+    ids = theirs(text)["input_ids"]
+    assert ours.encode(text).tolist() == ids
+    assert {n, n + 1, n + 2, n + 3} <= set(ids)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert "<user>" in ours.decode(ids)
+    assert (ours.start, ours.ends) == (n + 1, (n,))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("added_tokens", {"<a>": 999}, "'<a>' has the id 999, but the vocabulary gives it"),
+        ("added_tokens", {"the": 0}, "'the' has the id 0, but the vocabulary gives it"),
+        ("added_tokens", {"<a>": "1"}, "added_tokens.json: <a> is '1', but must be a whole number"),
+        ("added_tokens", [], "added_tokens.json: it is [], but must be an object"),
+        ("special_tokens_map", {"bos_token": 3}, "bos_token is 3, but must be a text or an object"),
+        ("special_tokens_map", {"bos_token": "<new>"}, "tokens, but config.json"),
+        ("special_tokens_map", {"eos_token": {}}, "has no eos_token.content"),
+        ("tokenizer_config", {"added_tokens_decoder": {"x": {"content": "a"}}}, "has 'x', but"),
+        ("tokenizer_config", {"added_tokens_decoder": {"9": {"content": "<a>"}}}, "has the id 9"),
+    ],
+)
+def test_special_tokens_that_cannot_be_kept_are_refused(
+    tmp_path: Path, name: str, content: Any, words: str
+) -> None:
+    _, n = old_tokenizer(tmp_path / "hf", **{name: content})
+    with pytest.raises(UserError) as caught:
+        gpt2.gpt2_tokenizer(tmp_path / "hf", Config_(), n + 1)  # pyright: ignore
+    assert words in str(caught.value)
 
 
 # --- fine-tuning

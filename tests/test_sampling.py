@@ -88,6 +88,10 @@ def frequencies(sampler: Sampler, n: int = 20_000) -> np.ndarray:
         (Sampler(top_k=3, top_p=0.7), [2 / 3, 1 / 3, 0, 0]),
         (Sampler(temperature=0), [1, 0, 0, 0]),
         (Sampler(temperature=1e-40), [1, 0, 0, 0]),  # no overflow on the way to greedy
+        (Sampler(temperature=1e-38), [1, 0, 0, 0]),  # XLA rounds it to 0
+        (Sampler(temperature=1.2e-38), [1, 0, 0, 0]),
+        (Sampler(temperature=1e-38, top_k=2, top_p=0.5), [1, 0, 0, 0]),
+        (Sampler(top_p=1e-50), [1, 0, 0, 0]),
     ],
     ids=str,
 )

@@ -206,7 +206,7 @@ def test_a_foreign_tokenizer_json_is_refused(saved: dict[str, Any], words: str) 
 
 def test_a_bpe_whose_start_token_is_none_of_its_own_is_refused() -> None:
     saved = train("bpe", TEXT).to_dict()
-    with pytest.raises(UserError, match="the start token 300 is not below 300"):
+    with pytest.raises(UserError, match="token 300 is not below 300"):
         tokenizer.from_dict(saved | {"start": 300, "vocab_size": 300})
 
 

@@ -80,6 +80,16 @@ def test_overfits_one_batch(config, name):
     assert metrics.loss[-1] < 0.1
 
 
+@pytest.mark.parametrize("config", [TINY, MODERN], ids=["seed", "modern"])
+def test_no_nan_is_computed_in_passing(config):
+    """JAX_DEBUG_NANS=1 stops at every NaN, also of placeholders and of unused steps."""
+    model, optimizer = models.GPT(config, VOCAB_SIZE), optim.build(OptimConfig(), 2)
+    with jax.debug_nans(True):
+        train_steps = training.make_train_steps(model, optimizer, micro_batch_size=2, seed=1)
+        _, metrics = train_steps(start(config, optimizer), batches(1, 2), 1)
+    assert metrics.loss[0] > 0
+
+
 @pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch():
     """Gradients over 4 x 1, 2 x 2 and 1 x 4 sequences agree; SGD, whose step shows them."""

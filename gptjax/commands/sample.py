@@ -14,7 +14,7 @@ SPEECH_ONLY = ("audio",)
 PAIRS_ONLY = ("source", "source_file", "n_best")
 ENCODER_DECODER_ONLY = ("beam", "length_penalty")
 LANGUAGE_MODEL_ONLY = ("prompt", "prompt_file", "max_new_tokens", "temperature", "top_k", "top_p")
-LANGUAGE_MODEL_ONLY += ("greedy", "num_samples", "exact_window")
+LANGUAGE_MODEL_ONLY += ("greedy", "num_samples", "exact_window", "stop", "ignore_eos")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -49,6 +49,10 @@ class Sample:
     """Read the prompt from a UTF-8 file instead."""
     max_new_tokens: int = 500
     """Number of tokens to generate."""
+    stop: str = ""
+    """End a continuation before this text."""
+    ignore_eos: bool = False
+    """Go on after the token that ends a text, such as GPT-2's <|endoftext|>."""
     temperature: float = 0.8
     """The logits are divided by this. Below 1: more predictable. 0: greedy."""
     top_k: int = 0

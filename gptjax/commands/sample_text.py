@@ -11,6 +11,7 @@ from gptjax.config import BigramConfig, Config
 from gptjax.config_checks import require
 from gptjax.data.tokenizer import TextTokenizer
 from gptjax.decoding import attention_maps, attention_weights, sampling
+from gptjax.decoding.continuation import Continuation
 from gptjax.errors import UserError
 
 # --attention draws at most this many tokens; more would be too small to read.
@@ -46,7 +47,7 @@ def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> 
         pieces = sampling.generate(
             model, params, ids_BT, n_tokens, sampler, seed, command.exact_window
         )
-        _show(command, prompt, step, pieces, tok)
+        _show(command, prompt, ids, step, pieces, tok)
 
     if command.interactive:
         command.answer_lines("prompt", lambda line: answer(line, _encode(line, tok, block_size)))
@@ -80,25 +81,31 @@ def _encode(prompt: str, tok: TextTokenizer, block_size: int) -> np.ndarray:
 
 
 def _show(
-    command: Sample, prompt: str, step: int, pieces: Iterator[np.ndarray], tok: TextTokenizer
+    command: Sample,
+    prompt: str,
+    ids: np.ndarray,
+    step: int,
+    pieces: Iterator[np.ndarray],
+    tok: TextTokenizer,
 ) -> None:
     """Prints one sample while it is generated, several samples when they are complete."""
-    if command.json or command.num_samples > 1 or not command.stream:
-        rows = np.concatenate(list(pieces), axis=1)
-        for i, row in enumerate(rows):
-            text = tok.decode(row)
-            if command.json:
-                fields = {"prompt": prompt, "text": text, "step": step, "sample": i}
-                print(json.dumps(fields, ensure_ascii=False))
-            else:
-                print(f"--- sample {i + 1} of {len(rows)}\n" * (len(rows) > 1) + prompt + text)
-        return
-    print(prompt, end="", flush=True)
-    ids, shown = [], 0
+    prompt_ids = ids if prompt else ids[:0]  # the start token is not shown
+    ends = () if command.ignore_eos else tok.ends
+    rows = [Continuation(tok, prompt_ids, ends, command.stop) for _ in range(command.num_samples)]
+    streams = command.stream and not command.json and len(rows) == 1
+    print(rows[0].prompt if streams else "", end="", flush=True)
     for piece in pieces:
-        ids.extend(piece[0])
-        # An incomplete UTF-8 character decodes to U+FFFD; print it when its other bytes are there.
-        text = tok.decode(ids).rstrip("\ufffd")
-        print(text[shown:], end="", flush=True)
-        shown = len(text)
-    print(tok.decode(ids)[shown:])
+        new = [row.add(tokens) for row, tokens in zip(rows, piece, strict=True)]
+        print(new[0] if streams else "", end="", flush=True)
+        if all(row.is_complete for row in rows):
+            break
+    if streams:
+        print(rows[0].rest())
+        return
+    for i, row in enumerate(rows):
+        if command.json:
+            fields = {"prompt": prompt, "text": row.text, "step": step, "sample": i}
+            print(json.dumps(fields, ensure_ascii=False))
+        else:
+            heading = f"--- sample {i + 1} of {len(rows)}\n" * (len(rows) > 1)
+            print(heading + row.prompt + row.text)

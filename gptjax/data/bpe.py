@@ -22,6 +22,7 @@ class GPT2Tokenizer:
             ) from None
         self.vocab_size = self._encoding.n_vocab
         self.start = self._encoding.eot_token
+        self.ends = (self.start,)
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._encoding.encode_ordinary(text), np.int32)
@@ -44,8 +45,17 @@ class BPETokenizer:
     model may have more embeddings than tokens (vocab_size), and its own start token (start).
     """
 
-    def __init__(self, model_json: str, vocab_size: int | None = None, start: int | None = None):
-        """Raises ValueError for another JSON, and for tokens that are not below vocab_size."""
+    def __init__(
+        self,
+        model_json: str,
+        vocab_size: int | None = None,
+        start: int | None = None,
+        ends: Sequence[int] | None = None,
+    ):
+        """Without `ends`, a text ends at <|endoftext|> if the vocabulary has it.
+
+        Raises ValueError for another JSON, and for tokens that are not below vocab_size.
+        """
         tokenizers = import_extra("tokenizers", "--data.tokenizer bpe needs")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(model_json)
@@ -62,8 +72,13 @@ class BPETokenizer:
         if not 0 < n_tokens <= self.vocab_size:
             raise ValueError(f"{n_tokens:,} tokens for a vocabulary of {self.vocab_size:,}")
         self.start = int(next(iter(self.encode("\n")), 0)) if start is None else start
-        if not 0 <= self.start < self.vocab_size:
-            raise ValueError(f"the start token {self.start} is not below {self.vocab_size:,}")
+        if ends is None:
+            end = self._tokenizer.token_to_id("<|endoftext|>")
+            ends = () if end is None else (end,)
+        self.ends = tuple(ends)
+        for i in (self.start, *self.ends):
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"token {i} is not below {self.vocab_size:,}")
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
@@ -98,5 +113,5 @@ class BPETokenizer:
         return self._tokenizer.token_to_id(token)
 
     def to_dict(self) -> dict[str, Any]:
-        sizes = {"vocab_size": self.vocab_size, "start": self.start}
+        sizes = {"vocab_size": self.vocab_size, "start": self.start, "ends": list(self.ends)}
         return {"type": "bpe", "model": self._tokenizer.to_str(), **sizes}

@@ -1,8 +1,8 @@
 """Text to token ids and back: characters, words, bytes, GPT-2's BPE, a BPE trained on the text.
 
-A tokenizer has `vocab_size`, `start` (the token used for an empty prompt),
-`encode(text) -> int32 ids (N,)`, `decode(ids) -> text`, and `to_dict()`, which `from_dict`
-inverts. It is saved as JSON, never pickled.
+A tokenizer has `vocab_size`, `start` (the token used for an empty prompt), `ends` (the tokens that
+end a text, if there are any), `encode(text) -> int32 ids (N,)`, `decode(ids) -> text`, and
+`to_dict()`, which `from_dict` inverts. It is saved as JSON, never pickled.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 class CharTokenizer:
     """One token per distinct character, in code-point order, as in the original PyTorch GPT."""
+
+    ends = ()
 
     def __init__(self, characters: str):
         self.characters = characters
@@ -58,6 +60,7 @@ class WordTokenizer:
     """One token per distinct word. Words are separated by whitespace."""
 
     start = 0
+    ends = ()
 
     def __init__(self, words: list[str]):
         self.words = words
@@ -90,6 +93,7 @@ class ByteTokenizer:
 
     vocab_size = 256
     start = ord("\n")
+    ends = ()
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
@@ -199,6 +203,7 @@ class _BPE(TypedDict):
     model: str
     vocab_size: NotRequired[int | None]
     start: NotRequired[int | None]
+    ends: NotRequired[list[int] | None]
 
 
 class _Pair(TypedDict):
@@ -267,7 +272,8 @@ def text_tokenizer(
         case "bpe":
             bpe = form(_BPE)
             try:
-                return BPETokenizer(bpe["model"], bpe.get("vocab_size"), bpe.get("start"))
+                sizes = bpe.get("vocab_size"), bpe.get("start"), bpe.get("ends")
+                return BPETokenizer(bpe["model"], *sizes)
             except ValueError as error:
                 raise UserError(f"{where}: model is no tokenizer ({error}); {FIX}") from None
     kinds: Any = Literal["char", "word", "byte", "gpt2", "bpe"]

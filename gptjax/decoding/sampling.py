@@ -26,6 +26,8 @@ from gptjax.scale import sharding
 # Few enough for text to stream smoothly, many enough to hide the cost of a dispatch.
 TOKENS_PER_DISPATCH = 16
 SHORTEST_PREFILL = 16
+TINY = float(np.finfo(np.float32).tiny)
+"""Smaller numbers are 0 in XLA's programs."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Sampler:
     """Keep the most likely tokens that together reach this probability (nucleus sampling,
     Holtzman et al. 2020)."""
 
+    @property
+    def is_greedy(self) -> bool:
+        """Also for a temperature that float32 rounds to 0: dividing by it would give NaN."""
+        return self.temperature < TINY
+
     def check(self, vocab_size: int) -> None:
         """Raises UserError for a value out of range."""
         if not 0 <= self.temperature < math.inf:
@@ -53,7 +60,7 @@ class Sampler:
 
     def __call__(self, logits_BV: Array, key: Array) -> Array:
         """Next tokens (B,), int32."""
-        if self.temperature == 0:
+        if self.is_greedy:
             return jnp.argmax(logits_BV, -1).astype(jnp.int32)
         # With the largest logit at 0, no temperature can overflow.
         logits_BV = (logits_BV - logits_BV.max(-1, keepdims=True)) / self.temperature
@@ -61,10 +68,11 @@ class Sampler:
             kth_B1 = lax.top_k(logits_BV, self.top_k)[0][:, -1:]
             logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
         if self.top_p < 1:
+            top_p = max(self.top_p, TINY)
             sorted_BV = jnp.sort(logits_BV, descending=True)
             p_BV = jax.nn.softmax(sorted_BV)
             # A token stays if those before it do not reach top_p: the first always does.
-            kept_BV = jnp.cumsum(p_BV, -1) - p_BV < self.top_p
+            kept_BV = jnp.cumsum(p_BV, -1) - p_BV < top_p
             least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), -1, keepdims=True)
             logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
         return jax.random.categorical(key, logits_BV).astype(jnp.int32)
@@ -125,7 +133,7 @@ def generate(
     In float32, greedy decoding equals decoding without a cache, window by window.
     """
     sampler = sampler or Sampler()
-    if sampler.temperature == 0:
+    if sampler.is_greedy:
         sampler = Sampler(temperature=0)  # so that all greedy samplers share one compiled program
     block_size = model.config.block_size
     keep = block_size if exact_window else max(1, block_size // 2)

@@ -13,7 +13,7 @@ from gptjax import config_checks, models
 from gptjax.config import Config, GPTConfig, TextDataConfig
 from gptjax.data.tokenizer import BPETokenizer
 from gptjax.errors import UserError, import_extra
-from gptjax.interop import huggingface
+from gptjax.interop import huggingface, special_tokens
 from gptjax.interop.files import NEEDS, Imported, Tensors, TheirConfig
 from gptjax.scale.sharding import by_path
 
@@ -117,20 +117,27 @@ def gpt2_tokenizer(folder: Path, theirs: TheirConfig, vocab_size: int) -> BPETok
                 made.add_special_tokens(["<|endoftext|>"])
         else:
             made = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises nothing more specific
+    except BaseException as error:
+        # The package raises nothing more specific than Exception, and its panics are none.
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         raise UserError(f"{path} is no tokenizer ({error}); fetch it again") from None
+    special_tokens.add_listed(made, folder)
     largest = max(made.get_vocab(with_added_tokens=True).values(), default=-1)
     if not 0 <= largest < vocab_size:
         raise UserError(
-            f"{path} has {largest + 1} tokens, but config.json {vocab_size}; they belong to "
-            "different models"
+            f"{path} and the files beside it have {largest + 1} tokens, but config.json "
+            f"{vocab_size}; they belong to different models"
         )
     start = theirs.get("bos_token_id", None)
     if not isinstance(start, int) or not 0 <= start <= largest:
         # The line break is Ċ in a byte-level vocabulary, and \n in one of characters.
         found = map(made.token_to_id, ("<|endoftext|>", "Ċ", "\n"))
         start = next((i for i in found if i is not None), 0)
-    return BPETokenizer(made.to_str(), vocab_size, start)
+    end = theirs.get("eos_token_id", None)
+    ends = end if isinstance(end, list) else [end]
+    ends = [i for i in ends if isinstance(i, int) and 0 <= i <= largest]
+    return BPETokenizer(made.to_str(), vocab_size, start, ends or None)
 
 
 def read(folder: Path, stack: ExitStack) -> Imported:

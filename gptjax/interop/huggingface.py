@@ -248,7 +248,7 @@ def tokenizer_files(
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
     }
-    end = tok.start if tok.start in special else None  # <|endoftext|> is both
-    if end is not None:
+    end = next(iter(tok.ends), None)
+    if end in special:
         config |= {f"{role}_token": special[end] for role in ("bos", "eos", "unk")}
     return {"tokenizer.json": model, "tokenizer_config.json": config}, end
