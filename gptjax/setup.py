@@ -139,7 +139,7 @@ def set_up(config: Config, launch: Launch) -> Run:
         resuming.remember_recordings(folder, dataset)
         run_directory.describe_run(folder, config, dataset)
         report = Reporter(folder, config, step or 0, tokens_per_step, launch.trackers)
-        report.say(_headline(config, mesh, n_params, tokens_per_step, step or 0))
+        report.say(_headline(folder, config, mesh, n_params))
         fused = choice.is_fused(config.model, model.dtype)
         sizes = micro_batch_size, tokens_per_sequence
         report.say(memory.describe(config, model, shapes, *sizes, fused))
@@ -224,17 +224,13 @@ def _shapes(arrays: Any) -> Any:
     )
 
 
-def _headline(config: Config, mesh: Mesh, n_params: int, tokens_per_step: float, step: int) -> str:
-    """Devices, dtype, size, and an estimate of the time from the measured matmul speed."""
-    c = config.train
-    dtype = devices.compute_dtype(c)
-    n_steps = max(0, c.max_steps - step)
-    tokens_per_second = mesh.size * devices.training_speed(n_params, devices.matmul_rate(dtype))
-    minutes = n_steps * tokens_per_step / tokens_per_second / 60
+def _headline(folder: Path, config: Config, mesh: Mesh, n_params: int) -> str:
+    """What runs where."""
+    dtype = devices.compute_dtype(config.train)
     attention = ""
     if isinstance(config.model, GPTConfig):
         attention = f"attention {choice.kind_of_model(config.model, dtype)}  "
     return (
-        f"{describe_mesh(mesh)}  {np.dtype(dtype).name}  {attention}{n_params:,} parameters  "
-        f"about {minutes:.1f} min for {n_steps} steps"
+        f"{folder}  {describe_mesh(mesh)}  {np.dtype(dtype).name}  {attention}"
+        f"{n_params:,} parameters  {config.train.max_steps:,} steps"
     )

@@ -16,7 +16,7 @@ import pytest
 
 from gptjax.commands import plot
 from gptjax.config import Config, GPTConfig, TrainConfig
-from gptjax.runs import report
+from gptjax.runs import progress, report
 from gptjax.runs.report import Reporter, Row, read_metrics
 
 REPO = Path(__file__).parents[1]
@@ -39,6 +39,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(report, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     return clock
 
 
@@ -274,6 +275,40 @@ def test_plain_lines_when_no_one_watches(
         r"256 tokens/s  eta 0:03",
         line,
     )
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_step_loss_and_time_left_fit_any_terminal(
+    tmp_path: Path,
+    clock: Clock,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    config = with_train(max_steps=4000)
+    with Reporter(tmp_path, config, 0, TOKENS_PER_STEP) as reporter:
+        for step in (1000, 1500):
+            clock.now += 1
+            reporter.steps_done(step)
+        reporter.training(1500, 2.5, 0.5, 1e-3)
+        clock.now += 1
+        reporter.evaluation(1500, {"val_loss": 2.25})
+        clock.now += 1
+        reporter.steps_done(2000)
+        capsys.readouterr()
+        reporter.say("a line")
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out).splitlines()
+    (shown,) = {line for line in lines if "step 2000" in line}
+    assert len(shown.rstrip()) <= width
+    assert "loss 2.5000" in shown
+    assert shown.rstrip().endswith("eta 0:08")  # 4 s of steps, 4 evaluations of 1 s
+    assert "val_loss" not in shown  # of step 1500
+    assert ("tokens/s" in shown) == (width >= 80)
+    assert ("lr" in shown) == (width >= 100)
+    assert ("━" in shown) == (width >= 80)
 
 
 def test_plain_lines_come_every_few_seconds_only(

@@ -16,7 +16,9 @@ from gptjax.atomic import write_text
 from gptjax.command_line import program
 from gptjax.config import Config
 from gptjax.errors import import_extra
+from gptjax.runs import progress
 from gptjax.runs.plots import Row, plot, read_metrics
+from gptjax.runs.progress import MOST_BAR, Speed, bar_width
 
 # Seconds between lines when the output is not a terminal. An evaluation always prints.
 PLAIN_LINE_SECONDS = 5.0
@@ -46,7 +48,7 @@ class Reporter:
         `evaluated` holds the steps whose evaluation is still in it.
         """
         self.folder, self.config = folder, config
-        self._tokens_per_step = tokens_per_step
+        self._speed = Speed(config.train, tokens_per_step)
         self.console = _Console(highlight=False, soft_wrap=True, emoji=False)
         self._writers = _external_writers(folder, trackers, first_step)
         path = folder / "metrics.jsonl"
@@ -59,12 +61,11 @@ class Reporter:
         self._start = time.perf_counter() - before
         self._shown: Row = {"step": first_step}
         self._last_line = time.perf_counter()
-        self._rates: list[tuple[float, int]] = []
-        self._tokens_per_second = 0.0
         self._progress: Progress | None = None
         self._task = TaskID(0)
         if self.console.is_terminal:
-            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+            self._bar, self._text = BarColumn(MOST_BAR), TextColumn("{task.description}")
+            columns = (self._bar, self._text)
             self._progress = Progress(*columns, console=self.console, refresh_per_second=4)
             total = config.train.max_steps
             self._task = self._progress.add_task("compiling", total=total, completed=first_step)
@@ -86,14 +87,8 @@ class Reporter:
         self.console.print(line, markup=False)
 
     def steps_done(self, step: int) -> None:
-        """Moves the progress bar and measures the speed. Call it after every dispatch.
-
-        The speed leaves out evaluations and the first dispatch, which compiles.
-        """
-        self._rates = [*self._rates[-20:], (time.perf_counter(), step)]
-        (t0, s0), (t1, s1) = self._rates[0], self._rates[-1]
-        if s1 > s0:
-            self._tokens_per_second = (s1 - s0) * self._tokens_per_step / (t1 - t0)
+        """Moves the progress bar and measures the speed. Call it after every dispatch."""
+        self._speed.steps_done(step)
         self._shown["step"] = step
         self._show()
 
@@ -105,7 +100,7 @@ class Reporter:
             "train_loss": loss,
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
-            "tokens_per_second": round(self._tokens_per_second),
+            "tokens_per_second": round(self._speed.tokens_per_second),
         }
         self._store(row)
 
@@ -128,10 +123,10 @@ class Reporter:
         row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **losses}
         self._store(row)
         self._show(line=True)
+        self._shown.pop("val_loss")  # shown where it was measured, not beside later steps
         rows = read_metrics(self.folder)
         plot({self.folder.name: rows}, self.folder / "loss.png")
-        # The speed is measured from now on, unless the first dispatch is still to come.
-        self._rates = [(time.perf_counter(), step)] if self._rates else []
+        self._speed.evaluated(step)
 
     def _store(self, row: Row) -> None:
         self._metrics.write(json.dumps(row) + "\n")
@@ -140,25 +135,18 @@ class Reporter:
             writer.write(row)
 
     def _show(self, line: bool = False) -> None:
-        row, total = self._shown, self.config.train.max_steps
-        parts = [f"step {row['step']}/{total}"]
-        for name in ("train_loss", "val_loss"):
-            if name in row:
-                parts.append(f"{name} {row[name]:.4f}")
-        if "learning_rate" in row:
-            parts.append(f"lr {row['learning_rate']:.1e}")
-        if speed := self._tokens_per_second:
-            per_step = self._tokens_per_step / speed
-            left = int((total - row["step"]) * per_step)
-            parts += [f"{1e3 * per_step:.1f} ms/step", f"{speed:,.0f} tokens/s"]
-            parts.append(f"eta {left // 60}:{left % 60:02d}")
-        text = "  ".join(parts)
+        row, c = self._shown, self.config.train
         if self._progress:
+            text = progress.line(row, c, self._speed, self.console.width - 1)
+            self._bar.bar_width = bar_width(text, self.console.width)
+            columns = (self._bar, self._text) if self._bar.bar_width else (self._text,)
+            self._progress.columns = columns
             self._progress.update(self._task, completed=row["step"], description=text)
         due = time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS
         if line or (due and not self._progress):
             self._last_line = time.perf_counter()
-            self.say(text)
+            width = self.console.width if self.console.is_terminal else 0
+            self.say(progress.line(row, c, self._speed, width))
 
 
 @dataclass
