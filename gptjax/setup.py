@@ -229,8 +229,8 @@ def _headline(folder: Path, config: Config, mesh: Mesh, n_params: int) -> str:
     dtype = devices.compute_dtype(config.train)
     attention = ""
     if isinstance(config.model, GPTConfig):
-        attention = f"attention {choice.kind_of_model(config.model, dtype)}  "
+        attention = f"  attention {choice.kind_of_model(config.model, dtype)}"
     return (
-        f"{folder}  {describe_mesh(mesh)}  {np.dtype(dtype).name}  {attention}"
-        f"{n_params:,} parameters  {config.train.max_steps:,} steps"
+        f"{folder}  {n_params:,} parameters  {config.train.max_steps:,} steps\n"
+        f"{describe_mesh(mesh)}  {np.dtype(dtype).name}{attention}"
     )
