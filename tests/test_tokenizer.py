@@ -1,7 +1,9 @@
 """Every tokenizer inverts itself, survives JSON, and says what it cannot do in one line."""
 
 import json
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.data import tokenizer
+from gptjax.data import bpe, tokenizer
 from gptjax.data.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
@@ -220,3 +222,63 @@ def test_a_tokenizer_that_was_told_to_cut_and_to_fill_up_does_neither():
     again = BPETokenizer(inner.to_str())
     np.testing.assert_array_equal(again.encode(text), made.encode(text))
     assert again.decode(again.encode("cat")) == "cat"
+
+
+# --- text without spaces
+
+
+@pytest.mark.parametrize("word", ["a", "1", "-", "_", " ", "é"])
+def test_only_long_words_are_cut_to_train_on(word: str) -> None:
+    long = word * 3_456
+    other = "a" if word in "-_" else "."
+    for line in (long, f"{other}{long}{other}\n", f"x {long}\n{long} y"):
+        pieces = bpe._cut(line)
+        assert "".join(pieces) == line
+        assert max(map(len, pieces)) <= 1_002
+        assert len(pieces) >= 4
+    short = f"{word * 1_000}{other}" * 3
+    assert bpe._cut(short) == [short]
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("ab1 -\n"), min_size=1, max_size=50), st.integers(2, 5))
+def test_pieces_joined_are_the_line(text: str, longest: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "LONGEST_WORD", longest)
+        assert "".join(bpe._cut(text)) == text
+
+
+DNA = "".join(np.random.default_rng(0).choice(list("ACGT"), 1_200_000))
+
+
+@pytest.mark.parametrize("text", [DNA, " " * 1_200_000, "x9" * 600_000], ids=["dna", "blank", "x9"])
+def test_a_bpe_of_text_without_words_takes_seconds(
+    text: str, capsys: pytest.CaptureFixture
+) -> None:
+    """200,000 characters took 30 s, four times as many 8 minutes."""
+    begin = time.monotonic()
+    tok = BPETokenizer.train(text, 300)
+    ids = tok.encode(text)
+    assert time.monotonic() - begin < 60  # about 5 s, but others may use the machine
+    assert tok.decode(ids) == text
+    assert "training a BPE on 1,200,000 characters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["train", "encode"])
+def test_a_signal_ends_the_work_of_a_bpe_at_once(part: str) -> None:
+    class Rung(Exception):
+        pass
+
+    def ring(signum: int, frame: Any) -> None:
+        raise Rung
+
+    tok = BPETokenizer.train("ACGT " * 50, 270)
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    begin = time.monotonic()
+    try:
+        with pytest.raises(Rung):
+            BPETokenizer.train(DNA * 3, 300) if part == "train" else tok.encode(DNA * 3)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begin < 2

@@ -1,11 +1,26 @@
 """Byte-pair encodings: GPT-2's, one trained on a text, and imported ones. See tokenizer.py."""
 
-from collections.abc import Sequence
-from typing import Any
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gptjax.errors import UserError, import_extra
+
+T = TypeVar("T")
+
+LONG = 1_000_000
+"""Characters of a text that takes more than a moment."""
+LONGEST_WORD = 1000
+"""Characters of the longest piece that a BPE is trained on."""
+# Letters, digits, others, blanks: a BPE merges nothing across these.
+_KINDS = (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")
+LONG_WORD = re.compile("|".join(rf"(?<!{k}){k}{{{LONGEST_WORD + 1},}}" for k in _KINDS))
 
 
 class GPT2Tokenizer:
@@ -85,14 +100,23 @@ class BPETokenizer:
         if vocab_size < 257:
             raise UserError(f"--data.vocab-size is {vocab_size}, but a BPE needs at least 257")
         trainer = import_extra("tokenizers", "--data.tokenizer bpe needs").ByteLevelBPETokenizer()
-        lines = text.splitlines(keepends=True)
-        trainer.train_from_iterator(lines, vocab_size, show_progress=False)
+        pieces = [piece for line in text.splitlines(keepends=True) for piece in _cut(line)]
+        is_long = len(text) > LONG
+        if is_long:
+            print(f"training a BPE on {len(text):,} characters", file=sys.stderr)
+        shows = is_long and sys.stderr.isatty()
+        _interruptible(lambda: trainer.train_from_iterator(pieces, vocab_size, show_progress=shows))
         return cls(trainer.to_str())
 
     def encode(self, text: str) -> np.ndarray:
         """Raises UserError for text without a token. A byte-level BPE has one for every text."""
+
+        def encode() -> list[int]:
+            # As `encode`, but other threads may run meanwhile.
+            return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
         try:
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids = encode() if len(text) < LONG else _interruptible(encode)
         except Exception as error:
             if type(error) is not Exception:  # the package raises nothing more specific
                 raise
@@ -115,3 +139,32 @@ class BPETokenizer:
     def to_dict(self) -> dict[str, Any]:
         sizes = {"vocab_size": self.vocab_size, "start": self.start, "ends": list(self.ends)}
         return {"type": "bpe", "model": self._tokenizer.to_str(), **sizes}
+
+
+def _cut(line: str) -> list[str]:
+    """A line in pieces to train on; joined they are the line. Only long words are cut.
+
+    The time to train grows with the square of a word's length, and DNA is one word.
+    """
+    cuts = [0]
+    if len(line) > LONGEST_WORD:
+        for word in LONG_WORD.finditer(line):
+            cuts += range(word.start(), word.end(), LONGEST_WORD)
+    return [line[a:b] for a, b in pairwise([*dict.fromkeys(cuts), len(line)])]
+
+
+def _interruptible(call: Callable[[], T]) -> T:
+    """The result of a long call that computes outside of Python.
+
+    Python cannot react to a signal before such a call returns, unless another thread makes it.
+    """
+    result: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return result.result()
