@@ -222,6 +222,34 @@ def test_curves_carry_the_names_of_their_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "a$x$",
+        "$",
+        "_hidden",
+        "x^2",
+        "$\\frac{",
+        "{}%#&~",
+        "a\nb",
+        "\udcff",
+        "a_b_{c",
+        "__",
+        "a\x1b[0m",
+    ],
+)
+def test_a_run_may_have_any_name(tmp_path: Path, name: str) -> None:
+    rows = read_metrics(write_run(tmp_path / "a"))
+    report.plot({name: rows, "other": rows}, tmp_path / "x.svg")
+    svg = (tmp_path / "x.svg").read_text()
+    shown = "".join(c if c.isprintable() and c != "\udcff" else "?" for c in name)
+    shown = shown.replace("&", "&amp;").replace("-", "")
+    for text in (f"{shown}: train", f"{shown}: validation (whole split)", f"{shown}, other"):
+        assert f"<!-- {text} -->" in svg
+    report.plot({name: rows}, tmp_path / "one.png")
+    pixels(tmp_path / "one.png")
+
+
+@pytest.mark.parametrize(
     ("argv", "words"),
     [
         ([], "at least one run directory"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from gptjax.atomic import atomic_file
 
@@ -33,7 +34,10 @@ def plot(runs: dict[str, list[Row]], path: Path) -> None:
     figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     top = 0.0
-    for i, (name, rows) in enumerate(runs.items()):
+    lines: list[Line2D] = []
+    labels: list[str] = []
+    names = [_printable(name) for name in runs]
+    for i, (name, rows) in enumerate(zip(names, runs.values(), strict=True)):
         color = f"C{i}"
         label = f"{name}: " if len(runs) > 1 else ""
         train = [(row["step"], row["train_loss"]) for row in rows if "train_loss" in row]
@@ -41,12 +45,14 @@ def plot(runs: dict[str, list[Row]], path: Path) -> None:
         if train:
             steps, losses = zip(*train, strict=True)
             axes.plot(steps, losses, color=color, alpha=0.2, linewidth=0.8)
-            axes.plot(steps, _smooth(losses), color=color, alpha=0.6, label=f"{label}train")
+            lines += axes.plot(steps, _smooth(losses), color=color, alpha=0.6)
+            labels.append(f"{label}train")
             top = max(top, *losses)
         if val:
             steps, losses = zip(*val, strict=True)
-            axes.plot(steps, losses, "o-", color=color if len(runs) > 1 else "C1", markersize=4)
-            axes.lines[-1].set_label(f"{label}validation (whole split)")
+            color = color if len(runs) > 1 else "C1"
+            lines += axes.plot(steps, losses, "o-", color=color, markersize=4)
+            labels.append(f"{label}validation (whole split)")
             best = min(range(len(losses)), key=losses.__getitem__)
             axes.plot(steps[best], losses[best], "*", color="black", markersize=11, zorder=5)
             axes.annotate(
@@ -57,15 +63,25 @@ def plot(runs: dict[str, list[Row]], path: Path) -> None:
                 ha="right",
             )
             top = max(top, *losses)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=", ".join(runs))
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_title(", ".join(names), parse_math=False)
     if top:
         axes.set_ylim(top=min(top, axes.get_ylim()[1]) + 0.05)
         axes.margins(y=0.12)
-        axes.legend(frameon=False)
+        legend = axes.legend(lines, [""] * len(lines), frameon=False)
+        # Set afterwards: a name may start with _, which hides an entry, or have $, for formulas.
+        for text, label in zip(legend.get_texts(), labels, strict=True):
+            text.set(text=label, parse_math=False)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     with atomic_file(path) as part:
         figure.savefig(part, format=path.suffix.removeprefix(".") or "png")
+
+
+def _printable(name: str) -> str:
+    """The name of a run on one line, with ? for what no font has: a name may be any bytes."""
+    shown = name.encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "?" for c in shown)
 
 
 def _smooth(values: tuple[float, ...]) -> np.ndarray:
