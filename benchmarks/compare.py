@@ -16,9 +16,10 @@ import json
 import sys
 from pathlib import Path
 
-from gptjax.command_line import load_file, parse
+from gptjax.command_line import parse
 from gptjax.config_checks import check
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
+from gptjax.config_files import load_file
 from gptjax.errors import UserError, exit_codes
 
 PARTS = {"parity": "parity", "race": "race", "train": "quality", "sample": "decode"}

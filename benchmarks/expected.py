@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import processor
-from gptjax.command_line import load_file
 from gptjax.commands.evaluate import Evaluate, evaluate
 from gptjax.config import GPTConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
+from gptjax.config_files import load_file
 from gptjax.data import speech
 from gptjax.data.audio import SAMPLE_RATE
 from gptjax.runs.plots import read_metrics

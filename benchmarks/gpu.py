@@ -37,8 +37,8 @@ from typing import Any, NamedTuple
 
 from benchmarks import race, rounds
 from gptjax import config_json
-from gptjax.command_line import load_file
 from gptjax.config import Config, GPTConfig
+from gptjax.config_files import load_file
 from gptjax.data import downloads
 
 ORIGINAL_BEST = 1.4994

@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks import environment
 from gptjax import config_json, evaluation, models, optim, training
-from gptjax.command_line import load_file
 from gptjax.config import BigramConfig, Config
+from gptjax.config_files import load_file
 from gptjax.data import dataset as data
 from gptjax.data import texts
 from gptjax.data.batches import Batch

@@ -29,11 +29,11 @@ from jax import Array, lax
 from benchmarks import environment
 from benchmarks.expected import RUNS
 from gptjax import attention, evaluation, gpt, layers, models
-from gptjax.command_line import load_file
 from gptjax.commands.evaluate import Evaluate, evaluate
 from gptjax.commands.quantize import Quantize, quantize
 from gptjax.config import GPTConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
+from gptjax.config_files import load_file
 from gptjax.data import dataset as data
 from gptjax.decoding import sampling
 from gptjax.decoding.sampling import Sampler

@@ -7,8 +7,6 @@ similar options.
 
 import contextlib
 import dataclasses
-import difflib
-import importlib.util
 import io
 import os
 import re
@@ -21,46 +19,12 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from gptjax import config_checks
+from gptjax import config_checks, config_files
 from gptjax.config import Config
-from gptjax.config_json import flatten
 from gptjax.errors import UserError
+from gptjax.launch import Launch, check_launch
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Facts of one start: folder, trackers, processes. They are not part of the configuration."""
-
-    run_dir: Path | None = None
-    """The run directory; default runs/NAME of the config file. A run in it is continued."""
-    resume: bool = False
-    """Refuse to start a new run: there must be a checkpoint to continue from."""
-    tensorboard: bool = False
-    """Also write TensorBoard events (extra: tensorboard)."""
-    wandb: bool = False
-    """Also log to Weights & Biases (extra: wandb)."""
-    compilation_cache: bool = True
-    """Keep compiled programs on disk, for the next start. On a GPU or TPU only."""
-    coordinator: str = ""
-    """HOST:PORT of process 0, if there are several. Slurm, Open MPI and Kubernetes provide it."""
-    processes: int = 0
-    """Number of processes. 0: one, or as many as the cluster started."""
-    process: int = -1
-    """Index of this process, from 0. -1: the cluster provides it."""
-
-    @property
-    def trackers(self) -> tuple[str, ...]:
-        """Names of the optional trackers to log to."""
-        return ("tensorboard",) * self.tensorboard + ("wandb",) * self.wandb
-
-    @property
-    def folder(self) -> Path:
-        """The run directory. Raises UserError if there is none."""
-        if self.run_dir is None:
-            raise UserError("--run-dir is missing; name a folder for the run")
-        return self.run_dir
 
 
 @dataclass(frozen=True)
@@ -85,11 +49,12 @@ def parse(argv: list[str]) -> tuple[Config, Launch]:
     """
     path, overrides = _split_config_flag(argv)
     if path is None and not {"-h", "--help"} & set(overrides):
-        near = ", ".join(sorted(map(str, Path("configs").glob("*.py"))))
-        raise UserError(f"--config FILE is missing; there are {near or 'none in configs/'}")
+        names = ", ".join(config_files.descriptions())
+        raise UserError(f"--config is missing; name a file, or one of {names}")
     default = _CommandLine()
     if path:
-        default = _CommandLine(load_file(path), Launch(Path("runs") / path.stem))
+        path = config_files.find(path)
+        default = _CommandLine(config_files.load_file(path), Launch(Path("runs") / path.stem))
     found = parse_command(_CommandLine, overrides, "gptjax train --config FILE", default)
     config, launch = found.config, found.launch
     config_checks.check(config)
@@ -133,63 +98,8 @@ def program() -> str:
     return shlex.quote(str(script) if path.startswith("..") else path)
 
 
-def load_file(path: Path) -> Config:
-    """Runs a config file and returns its `config`; raises UserError if there is none."""
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        near = ", ".join(sorted(str(p) for p in folder.glob("*.py"))) or "none"
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"--config {path} {what}; config files there: {near}")
-    spec = importlib.util.spec_from_file_location(f"gptjax_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config {path} is not a Python file; see configs/gpt.py for one")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a user's file may raise anything
-        raise UserError(
-            f"--config {path} fails with {type(error).__name__}: {error}{_hint(str(error))}"
-        ) from None
-    config = getattr(module, "config", None)
-    if not isinstance(config, Config):
-        raise UserError(f"--config {path} must define `config = Config(...)`; see configs/gpt.py")
-    try:
-        config_checks.check_kinds(config)
-        config_checks.check_types(config)
-    except UserError as error:
-        raise UserError(f"--config {path}: {error}") from None
-    return config
-
-
-def _hint(error: str) -> str:
-    """The name that a misspelled keyword argument of a config file may mean, or ""."""
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", error)
-    if not unknown:
-        return ""
-    if unknown[1] in (field.name for field in dataclasses.fields(Launch)):
-        return f"; it is an option of the command line, --{unknown[1].replace('_', '-')}"
-    names = [name.rpartition(".")[2] for name in flatten(Config())]
-    near = difflib.get_close_matches(unknown[1], names, 1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def check_launch(launch: Launch) -> None:
-    """Raises UserError for a launch of several processes that is incomplete or inconsistent."""
-    explicit = [bool(launch.coordinator), launch.processes > 0, launch.process >= 0]
-    if any(explicit) and not all(explicit):
-        raise UserError(
-            "--coordinator, --processes and --process go together: HOST:PORT, the number of "
-            "processes, and the index of this one"
-        )
-    if all(explicit):
-        is_address = re.fullmatch(r".+:\d{1,5}", launch.coordinator)
-        config_checks.require(bool(is_address), "coordinator", launch.coordinator, "HOST:PORT")
-        in_range = launch.process < launch.processes
-        config_checks.require(in_range, "process", launch.process, f"in [0, {launch.processes})")
-
-
 def _split_config_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
-    """Takes `--config FILE` or `--config=FILE` out of a command line."""
+    """Takes `--config FILE` out of a command line. Without FILE: lists the names, and exits."""
     rest, path = [], None
     arguments = iter(argv)
     for argument in arguments:
@@ -199,7 +109,9 @@ def _split_config_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
             continue
         value = value if equals else next(arguments, "")
         if not value:
-            raise UserError("--config needs a file, for example --config configs/gpt_cpu.py")
+            for known, sentence in config_files.descriptions().items():
+                print(f"{known:<15} {sentence}")
+            sys.exit(0)
         path = Path(value)
     return path, rest
 

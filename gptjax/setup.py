@@ -11,7 +11,6 @@ import optax
 from jax.sharding import Mesh
 
 from gptjax import config_json, evaluation, models, optim, training
-from gptjax.command_line import Launch
 from gptjax.config import Config, GPTConfig
 from gptjax.data import dataset as data
 from gptjax.data.dataset import Data, prefetch
@@ -19,6 +18,7 @@ from gptjax.data.texts import TextData
 from gptjax.decoding import previews
 from gptjax.errors import UserError
 from gptjax.kernels import choice
+from gptjax.launch import Launch
 from gptjax.models import Model
 from gptjax.pace import Pace, first_lengths, step_ranges
 from gptjax.runs import init_from, resuming, run_directory

@@ -16,7 +16,6 @@ torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install -e
 
 from benchmarks import ablate, compare, ladders, parity, race, rounds, torch_gpt  # noqa: E402
 from gptjax import models  # noqa: E402
-from gptjax.command_line import load_file  # noqa: E402
 from gptjax.config import (  # noqa: E402
     BigramConfig,
     Config,
@@ -24,6 +23,7 @@ from gptjax.config import (  # noqa: E402
     OptimConfig,
     TrainConfig,
 )
+from gptjax.config_files import load_file  # noqa: E402
 from gptjax.data.texts import TextData  # noqa: E402
 from gptjax.data.tokenizer import CharTokenizer  # noqa: E402
 from gptjax.errors import UserError  # noqa: E402

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ REPO = Path(__file__).parents[1]
 # Rooms from low to high. A module may import from its own line and from the lines above it.
 ORDER = """
 signals errors atomic reading json_files
-config config_encoders config_checks config_json command_line
+config config_encoders config_checks config_json launch config_files command_line
 scale.devices
 kernels quantization
 layers cache rotary short_conv fused_attention attention cross_attention gpt
@@ -24,7 +25,7 @@ runs
 quantization.fine_tuning quantization.card
 interop
 commands train setup pace
-cli __main__
+api cli __main__
 """
 LEVELS = {room: i for i, line in enumerate(ORDER.strip().splitlines()) for room in line.split()}
 MOST_LINES = 320
@@ -109,3 +110,11 @@ def test_circles_and_imports_are_found() -> None:
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != ""
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == ""
     assert {"command_line", "commands.sample_text"} <= imports("commands.sample")
+
+
+def test_a_wheel_has_every_room_and_the_configurations():
+    packages = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]
+    rooms = {f"gptjax.{path.parent.name}" for path in REPO.glob("gptjax/*/__init__.py")}
+    assert set(project["tool"]["setuptools"]["packages"]) == rooms | {"gptjax", "gptjax.configs"}

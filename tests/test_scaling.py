@@ -20,8 +20,8 @@ from jax.sharding import AbstractMesh
 
 from benchmarks import hlo, plan, scaling
 from gptjax import models, optim, training
-from gptjax.command_line import load_file
 from gptjax.config import Config, OptimConfig, TrainConfig
+from gptjax.config_files import load_file
 from gptjax.scale import memory, sharding
 from gptjax.scale.mesh import AXES
 

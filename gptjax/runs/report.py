@@ -63,7 +63,7 @@ class Reporter:
         self._last_line = time.perf_counter()
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        if self.console.is_terminal:
+        if self.console.is_terminal or self.console.is_jupyter:
             self._bar, self._text = BarColumn(MOST_BAR), TextColumn("{task.description}")
             columns = (self._bar, self._text)
             self._progress = Progress(*columns, console=self.console, refresh_per_second=4)
