@@ -113,8 +113,6 @@ def test_circles_and_imports_are_found() -> None:
 
 
 def test_a_wheel_has_every_room_and_the_configurations():
-    packages = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "packages"
-    ]
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())
     rooms = {f"gptjax.{path.parent.name}" for path in REPO.glob("gptjax/*/__init__.py")}
     assert set(project["tool"]["setuptools"]["packages"]) == rooms | {"gptjax", "gptjax.configs"}
