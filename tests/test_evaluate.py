@@ -312,7 +312,7 @@ def test_flags_of_pairs_are_not_for_a_run_on_text(
     [
         (b"\n  \n\n", [], "has no sources, one a line"),
         (b"ab\xff\n", [], "is not UTF-8 at byte offset 2"),
-        (b"ab\nabQ\n", [], "'Q' at 2"),
+        (b"\nabQ\nQ\n", [], "sources.txt, line 2: the source 'abQ'"),  # none can be read
         (b"ab\ncd\n", ["--attention", "x.png"], "draws one source, not 2; give one --source"),
     ],
 )
@@ -322,6 +322,31 @@ def test_bad_files_of_sources(
     path = tmp_path / "sources.txt"
     path.write_bytes(raw)
     assert words in refused(sample.main, trained, "--source-file", path, *flags)
+
+
+def test_one_line_that_cannot_be_read_does_not_refuse_the_others(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sources.txt"
+    # Lines end at \n alone, as in a .tsv file: not at U+2028, nor at a form feed.
+    path.write_text("ab\n\nabQ\nab\u2028cd\nabcdabcda\ndc\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        sample.main([str(trained), "--source-file", str(path)])
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert [line.split("\t")[0] for line in printed.out.split("\n")[:-1]] == ["ab", "dc"]
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    for error, words in zip(
+        errors,
+        (
+            "sources.txt, line 3: the source 'abQ': text has characters",
+            "sources.txt, line 4: the source 'ab\\u2028cd': text has characters",
+            "sources.txt, line 5: the source 'abcdabcda' has 9 tokens",
+            "3 of the 5 sources could not be read; they are named above",
+        ),
+        strict=True,
+    ):
+        assert words in error
 
 
 def test_only_a_run_can_be_evaluated(

@@ -490,3 +490,9 @@ def test_the_cmu_pronouncing_dictionary() -> None:
         assert all(len(set(targets)) == len(targets) for targets in of.values())
     assert of["abandon"] == ["AH0 B AE1 N D AH0 N"]
     assert of["aalborg"] == ["AO1 L B AO0 R G", "AA1 L B AO0 R G"]
+
+
+def test_lines_of_a_dictionary_end_at_a_line_break_alone(tmp_path: Path) -> None:
+    text = "a B\u2028 C\nd\x1ce F\r\n"
+    found = pairs.parse_cmudict(text, tmp_path, stress=True)
+    assert found == {"a": ["B C"], "d": ["e F"]}

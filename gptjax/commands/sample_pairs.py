@@ -17,15 +17,19 @@ from gptjax.models import EncoderDecoder
 
 
 def transduce(command: Sample, run_config: Config, tok: PairTokenizer) -> None:
-    """Prints the --n-best targets of every source."""
+    """Prints the --n-best targets of every source.
+
+    A line of --source-file that the model cannot read is reported, the others are answered, and
+    then UserError is raised, so the exit code is 2.
+    """
     beam_search.check(command.beam, command.length_penalty)
     n_best, rule = command.n_best, f"in [1, --beam {command.beam}]"
     require(1 <= n_best <= command.beam, "n-best", n_best, rule)
     sources = [] if command.interactive else _read_sources(command)
     command.check_picture(len(sources), "source", "--source")
     longest = run_config.model.source_block_size  # pyright: ignore[reportAttributeAccessIssue]
-    for source in sources:  # refused before the model is loaded
-        tok.encode_source(source, longest)
+    n_sources = len(sources)
+    sources = _readable(command, sources, tok, longest)  # before the model is loaded
     step, model, params = command.load_model(run_config, tok)
 
     def answer(sources: list[str]) -> None:
@@ -51,21 +55,51 @@ def transduce(command: Sample, run_config: Config, tok: PairTokenizer) -> None:
     if command.interactive:
         command.answer_lines("source", lambda line: answer([line]))
     else:
-        answer(sources)
+        answer([source for _, source in sources])
+    if n_bad := n_sources - len(sources):
+        raise UserError(
+            f"{n_bad} of the {n_sources} sources could not be read; they are named above"
+        )
 
 
-def _read_sources(command: Sample) -> list[str]:
+def _read_sources(command: Sample) -> list[tuple[int, str]]:
+    """(number of the line, source) of every source."""
     if command.source_file is None:
         if not command.source:
             raise UserError("--source is missing; give one, or --source-file FILE")
-        return [command.source]
+        return [(1, command.source)]
     if command.source:
         raise UserError("--source and --source-file are two inputs; give one")
     text = read_text("--source-file", command.source_file)
-    sources = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = enumerate(map(str.strip, text.split("\n")), 1)  # splitlines also splits at U+2028
+    sources = [(number, line) for number, line in lines if line]
     if not sources:
         raise UserError(f"--source-file {command.source_file} has no sources, one a line")
     return sources
+
+
+def _readable(
+    command: Sample, sources: list[tuple[int, str]], tok: PairTokenizer, longest: int
+) -> list[tuple[int, str]]:
+    """The sources that the model can read. Prints why it cannot read the others.
+
+    Raises UserError if there is only one, or none is left.
+    """
+    good, errors = [], []
+    for number, source in sources:
+        try:
+            tok.encode_source(source, longest)
+        except UserError as error:
+            where = f"--source-file {command.source_file}, line {number}: "
+            errors.append(f"{where if command.source_file else ''}{error}")
+        else:
+            good.append((number, source))
+    if errors and not good:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise UserError(errors[0] + more)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return good
 
 
 def _draw_attention(

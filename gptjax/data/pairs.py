@@ -152,7 +152,7 @@ def parse_cmudict(text: str, path: Path, stress: bool) -> Pairs:
     Raises UserError for a word without phones.
     """
     pairs: Pairs = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         word, *phones = line.partition("#")[0].split() or [""]
         if not word or word.startswith(";;;"):  # a comment in older editions
             continue
