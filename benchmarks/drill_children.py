@@ -294,6 +294,11 @@ def do_harm(run: Path, rng: random.Random) -> str:
     return f"the emptying of {name}"
 
 
+def clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 class CountWrites:
     """Counts what Python writes below a folder, into a file."""
 
@@ -327,10 +332,15 @@ class FillDisk(CountWrites):
         if self._n != self._at:
             return
         self._n += 1  # the filler's own open
-        found = os.statvfs(self._folder)
         with open(f"{self._folder}/filler", "wb") as filler:
+            found = os.statvfs(self._folder)
             size = found.f_bavail * found.f_frsize - self._left
-            os.posix_fallocate(filler.fileno(), 0, max(1, size))
+            while size > 0:
+                try:
+                    os.posix_fallocate(filler.fileno(), 0, size)
+                    break
+                except OSError:  # another thread wrote in the meantime
+                    size -= 4096
 
 
 def connected() -> None:

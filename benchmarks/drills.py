@@ -60,7 +60,7 @@ class Bench:
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.rng = folder, random.Random(seed)
-        text = folder / "text.txt"
+        self.text = text = folder / "text.txt"
         text.write_text(ALPHABET + "".join(random.Random(0).choices(ALPHABET, k=1990)))
         self.config = folder / "tiny.py"
         self.config.write_text(CONFIG.format(text=str(text), max_steps=MAX_STEPS))
@@ -191,28 +191,45 @@ def disk(bench: Bench, n: int) -> Record:
     options = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(mount)]
     if os.geteuid() or subprocess.run(options, capture_output=True).returncode:
         return {"skipped": "needs root and a system that lets it mount a tmpfs"}
-    failures = []
+    failures, outcomes = [], Counter[str]()
+    log, count, run = bench.folder / "log", bench.folder / "writes", mount / "run"
+    others = [
+        ["quantize", bench.whole, "--out", mount / "out"],
+        ["export", bench.whole, "--to", "safetensors", "--out", mount / "out"],
+        ["prepare", bench.text, "--out", mount / "out", "--tokenizer", "char"],
+        ["plot", bench.whole, "--out", mount / "out.png"],
+    ]
+    lines = {"train": bench.train(run, "--train.sample-tokens", 8)}
+    lines |= {str(line[0]): list(map(str, line)) for line in others}
     try:
-        run, log = mount / "run", bench.folder / "log"
-        count = bench.folder / "writes"
-        line = bench.train(run, "--train.sample-tokens", 8)
-        Child(line, log, children.CountWrites(mount, count)).wait(120)
-        n_writes = int(count.read_text())
-        for i in range(n):
+        n_writes = {}
+        for name, line in lines.items():
+            children.clear(mount)
+            child = Child(line, log, children.CountWrites(mount, count))
+            assert child.wait(120) == 0, child.log()
+            n_writes[name] = int(count.read_text())
+        for i in range(n):  # one in five is not training
+            name = list(lines)[1 + i // 5 % len(others)] if i % 5 == 4 else "train"
             left = (0, 1 << 10, 1 << 14, 1 << 16)[i % 4]
-            at = 1 + round(n_writes * (i + bench.rng.random()) / n)
-            shutil.rmtree(run, ignore_errors=True)
-            child = Child(line, log, children.FillDisk(mount, at, left))
+            at = 1 + int(n_writes[name] * (i + bench.rng.random()) / n)
+            children.clear(mount)
+            child = Child(lines[name], log, children.FillDisk(mount, at, left))
             code, said = child.wait(120), child.log(2)
             (mount / "filler").unlink(missing_ok=True)
             failed = ""
             if code != 0 and not (code in (1, 2) and is_one_line(said)):
                 failed = f"exit code {code}: {said[-400:]}"
-            if failed := failed or bench.differs(run):
-                failures.append(f"write {at} of {n_writes}, {left} bytes left: {failed}")
+            elif name == "train":
+                failed = bench.differs(run)
+            elif code != 0 and (half := [path.name for path in mount.iterdir()]):
+                failed = f"left behind: {half}"
+            outcomes[f"{name}, {'one line' if code else 'there was room'}"] += 1
+            if failed:
+                where = f"{name}, write {at} of {n_writes[name]}, {left} bytes left"
+                failures.append(f"{where}: {failed}")
     finally:
         subprocess.run(["umount", str(mount)], check=False)
-    return record(n, failures, stages=n_writes)
+    return record(n, failures, outcomes=dict(outcomes))
 
 
 def processes(bench: Bench, n: int) -> Record:
