@@ -37,7 +37,7 @@ os.environ["MPLBACKEND"] = "agg"
 from benchmarks import drill_children as children  # noqa: E402
 from benchmarks import fuzz  # noqa: E402
 from benchmarks.drill_children import Child, Guarded, is_one_line  # noqa: E402
-from benchmarks.records import FOLDER, read, table  # noqa: E402
+from benchmarks.records import FOLDER, read  # noqa: E402
 
 MAX_STEPS, HALF = 12, 6
 CONFIG = """
@@ -277,19 +277,6 @@ DRILLS: dict[str, tuple[int, Callable[[Bench, int], Record]]] = {
     "fuzz": (10_000, fuzz.fuzz),
     "processes": (40, processes),
 }
-NAMES = {
-    "kill": "kill -9 at random moments of start-up, training and saving, then continued: losses "
-    "and parameters equal an undisturbed run's bit for bit",
-    "term": "SIGTERM at random moments, then continued: exit code 143, and equal bit for bit",
-    "damage": "a byte flipped, or a file cut, emptied or removed, anywhere in a run directory: the "
-    "right text or result, or one line",
-    "disk": "the disk becomes full at a write of training: one line, earlier checkpoints intact, "
-    "equal bit for bit once there is room",
-    "fuzz": "random command lines, configurations, JSON files, safetensors, WAV files, tables and "
-    "manifests: used, or one line; no traceback, no hang, bounded memory",
-    "processes": "one of two processes killed or stopped: the other names it in one line and ends "
-    "within 30 s",
-}
 
 
 def run(names: list[str], scale: float, seed: int) -> dict[str, Record]:
@@ -312,17 +299,6 @@ def run(names: list[str], scale: float, seed: int) -> dict[str, Record]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return found
-
-
-def drills_table(saved: dict[str, Any]) -> str:
-    """The Markdown table of drills.json."""
-    rows = []
-    for name, what in NAMES.items():
-        if (row := saved["drills"].get(name)) is None:
-            continue
-        count = row.get("skipped") or f"{row['survived']:,} of {row['tried']:,}"
-        rows.append([what, count])
-    return table(["what was done, and what counts as survived", "survived"], rows)
 
 
 def main(argv: list[str]) -> None:

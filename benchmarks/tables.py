@@ -172,6 +172,9 @@ def benchmarks_md() -> str:
         if read(name):
             lines += [f"### {title}", "", tasks.quant_decoding(name), ""]
     lines += [tasks.QWIX, ""]
+    if saved := read("drills"):
+        lines += ["## What does a run survive?", "", tasks.DRILLS_NOTE, "", tasks.drills(), ""]
+        lines += [measured_on(saved), ""]
     script = f"{gpu_tables.SCRIPT} --only"
     missing = [
         text.format(script=script) for name, text in OPEN_ON_A_GPU.items() if read(name) is None

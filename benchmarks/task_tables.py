@@ -246,3 +246,35 @@ def quant_decoding(name: str) -> str:
     return table([*header, "batch 32"], rows) + (
         f"\n\n{record['parameters']:,} parameters, random. {measured_on(record)}"
     )
+
+
+DRILLS = {
+    "kill": "kill -9 at random moments of start-up, training and saving, then continued: losses "
+    "and parameters equal an undisturbed run's bit for bit",
+    "term": "SIGTERM at random moments, then continued: exit code 143, and equal bit for bit",
+    "damage": "a byte flipped, or a file cut, emptied or removed, anywhere in a run directory: the "
+    "right text or result, or one line",
+    "disk": "the disk becomes full at a write of training: one line, earlier checkpoints intact, "
+    "equal bit for bit once there is room",
+    "fuzz": "random command lines, configurations, JSON files, safetensors, WAV files, tables and "
+    "manifests: used, or one line; no traceback, no hang, bounded memory",
+    "processes": "one of two processes killed or stopped: the other names it in one line and ends "
+    "within 30 s",
+}
+
+DRILLS_NOTE = (
+    "Harm at random moments and places, by [drills.py](../benchmarks/drills.py); "
+    "[drills.json](benchmarks/drills.json) says what did not survive. Compared bit for bit on one "
+    "core."
+)
+
+
+def drills() -> str:
+    """What was done to runs, how often, and how many survived."""
+    rows = []
+    saved = load("drills")["drills"]
+    for name, what in DRILLS.items():
+        if row := saved.get(name):
+            count = row.get("skipped") or f"{row['survived']:,} of {row['tried']:,}"
+            rows.append([what, count])
+    return table(["what was done, and what counts as survived", "survived"], rows)

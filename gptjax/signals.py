@@ -31,6 +31,11 @@ def end_at_once() -> None:
     threading.Thread(target=_watch, args=(read,), daemon=True).start()
 
 
+def ends_at_once(signum: int) -> bool:
+    """Whether `end_at_once` decides what this signal does."""
+    return signal.getsignal(signum) is _end
+
+
 def _end(signum: int, frame: FrameType | None) -> None:
     os._exit(128 + signum)
 
@@ -38,5 +43,5 @@ def _end(signum: int, frame: FrameType | None) -> None:
 def _watch(read: int) -> None:
     while True:
         signum = os.read(read, 1)[0]
-        if signal.getsignal(signum) is _end:
+        if ends_at_once(signum):
             os._exit(128 + signum)

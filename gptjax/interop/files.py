@@ -154,10 +154,12 @@ class TheirConfig:
         return value
 
     def number(self, name: str) -> int:
-        """A field that must be a positive integer."""
+        """A field that must be a positive integer, and a size that an array can have."""
         value = self._fields.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{self.path}: {name} is {value!r}, but must be a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 1 << 31:
+            raise UserError(
+                f"{self.path}: {name} is {value!r}, but must be a positive integer below 2**31"
+            )
         return value
 
 

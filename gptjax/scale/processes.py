@@ -25,7 +25,8 @@ import numpy as np
 from jax._src import distributed  # no public function tells which processes are alive
 from jax.experimental import multihost_utils
 
-from gptjax.errors import Interrupted, UserError, exit_codes
+from gptjax import signals
+from gptjax.errors import Interrupted, TrainingDiverged, UserError, exit_codes
 from gptjax.scale import devices
 
 # A process without a heartbeat for this long counts as dead.
@@ -35,6 +36,10 @@ HEARTBEAT_SECONDS = 12
 ANSWER_SECONDS = 8
 # How long a process waits for the others to start.
 START_SECONDS = 300
+
+_ended = threading.Event()
+"""The run is over on every process: from now on a process that leaves is not lost."""
+_one_at_a_time = threading.Lock()
 
 
 def is_first() -> bool:
@@ -103,9 +108,9 @@ def distributed_session(coordinator: str, n_processes: int, process: int) -> Ite
     if not (coordinator or in_cluster()):
         yield
         return
-    _start(coordinator, n_processes, process)
     interrupted = None
     try:
+        _start(coordinator, n_processes, process)
         devices.require_backend()
         here = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
         check_same("devices", {"devices": here})  # JAX needs the same number on each process
@@ -114,7 +119,11 @@ def distributed_session(coordinator: str, n_processes: int, process: int) -> Ite
         interrupted = interrupt
     except BaseException as error:
         _end(error)
-    barrier("the end")
+    try:
+        barrier("the end")
+    except BaseException as error:
+        _end(error)
+    _ended.set()
     if not is_first():
         _exit(128 + interrupted.signum if interrupted else 0)
     # Process 0 leaves last. If it left first, the others would report it as lost.
@@ -154,7 +163,8 @@ def _start(coordinator: str, n_processes: int, process: int) -> None:
     _on_abort(print_timeout)
     # A signal ends the process here: there is nothing to save yet, and initialize() blocks, so a
     # Python handler would not run.
-    before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGTERM, signal.SIGINT)}
+    both = (signal.SIGTERM, signal.SIGINT)
+    before = {s: signal.signal(s, signal.SIG_DFL) for s in both if not signals.ends_at_once(s)}
     try:
         jax.distributed.initialize(
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -176,15 +186,21 @@ def _start(coordinator: str, n_processes: int, process: int) -> None:
 
 def _watch_all() -> None:
     """Ends this process when another one is lost: no collective with it will ever return."""
-    client, everyone = distributed.global_state.client, range(jax.process_count())
+    # Not of jax.process_count, which starts the device, and that waits for the others.
+    client, everyone = (
+        distributed.global_state.client,
+        range(distributed.global_state.num_processes),
+    )
     assert client is not None
-    with contextlib.suppress(Exception):  # the run has ended, or process 0 is lost
-        while True:
+    while not _ended.is_set():
+        try:
             # Returns when every process has called it or been dead for HEARTBEAT_SECONDS.
             alive = client.get_live_nodes([*everyone])
-            if lost := [process for process in everyone if process not in alive]:
-                _exit_after_loss(lost)
-            time.sleep(1)
+        except Exception:  # process 0, which should answer, is lost
+            alive = [process for process in everyone if is_first() or process]
+        if lost := [process for process in everyone if process not in alive]:
+            _exit_after_loss(lost)
+        time.sleep(1)
 
 
 def _watch_process_0() -> None:
@@ -192,7 +208,7 @@ def _watch_process_0() -> None:
     client = distributed.global_state.client
     assert client is not None
     executor = concurrent.futures.ThreadPoolExecutor(1)
-    while True:
+    while not _ended.is_set():
         answer = executor.submit(client.key_value_try_get, "anything")
         try:
             answer.exception(ANSWER_SECONDS)  # "no such key" is an answer as well
@@ -206,6 +222,8 @@ def _report_loss_on_abort() -> None:
     host, _, port = (distributed.global_state.coordinator_address or "").rpartition(":")
 
     def report() -> None:
+        if _ended.is_set():
+            os._exit(0)
         try:
             # A server greets at once. A stopped process only accepts, and recv times out.
             with socket.create_connection((host.strip("[]"), int(port)), timeout=2) as connection:
@@ -213,8 +231,11 @@ def _report_loss_on_abort() -> None:
         except OSError:
             _exit_after_loss([0])
         # A collective may break off before _watch_all knows why: let it find and name the lost
-        # process. If it finds none, the abort has another reason and goes on.
+        # process. If it finds none, the abort has another reason, which JAX has printed.
         time.sleep(2 * HEARTBEAT_SECONDS)
+        first = "error: the runtime of JAX ended process"
+        print(f"{first} {distributed.global_state.process_id}; see above", file=sys.stderr)
+        os._exit(1)
 
     _on_abort(report)
 
@@ -233,23 +254,29 @@ _handler: object = None
 """C holds the address of this function, so it must not be garbage-collected."""
 
 
-def _exit_after_loss(lost: list[int]) -> NoReturn:
-    names = ", ".join(map(str, lost))
-    print(
-        f"error: process {jax.process_index()} lost process {names} of {jax.process_count()}, "
-        "which ended or hangs (see its output); start all processes again, and they continue "
-        "from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(1)
+def _exit_after_loss(lost: list[int]) -> None:
+    """Prints who is lost and exits. Returns if the run is over, where others may leave."""
+    with _one_at_a_time:  # several threads find out
+        if _ended.is_set():
+            return
+        state = distributed.global_state
+        names = ", ".join(map(str, lost))
+        print(
+            f"error: process {state.process_id} lost process {names} of {state.num_processes}, "
+            "which ended or hangs (see its output); start all processes again, and they continue "
+            "from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
 
 
 def _end(error: BaseException) -> None:
     """Prints the error and exits, even if a collective still waits."""
-    if several() and isinstance(error, jax.errors.JaxRuntimeError):
-        # Probably a collective broke because a process was lost. _watch_all then exits with a
-        # better message while we wait here.
+    ours = UserError | TrainingDiverged | Interrupted | KeyboardInterrupt | SystemExit
+    if several() and not isinstance(error, ours):
+        # Probably a collective or a save broke because a process was lost. _watch_all then exits
+        # with a better message while we wait here.
         time.sleep(2 * ANSWER_SECONDS)
     code = 1
     try:

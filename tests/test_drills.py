@@ -1,0 +1,72 @@
+"""The drills of benchmarks/drills.py, a few cases of each, and that they would find a fault."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import drill_children, fuzz
+
+REPO = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def test_a_few_cases_of_every_drill_survive(tmp_path: Path) -> None:
+    """In a process of its own, which forks before jax starts a device."""
+    command = [sys.executable, "-m", "benchmarks.drills", "--scale", "0.02"]
+    command += ["--json", str(tmp_path / "drills.json")]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((tmp_path / "drills.json").read_text())["drills"]
+    for name, row in found.items():
+        assert row.get("skipped") or row["survived"] == row["tried"] > 0, name
+    assert set(found) == {"kill", "term", "damage", "disk", "fuzz", "processes"}
+    assert set(found["fuzz"]["outcomes"]) == set(fuzz.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [("hang", "no answer"), ("die", "died with -9"), ("grow", "MiB of memory"), ("ok", "")],
+)
+def test_a_guarded_worker_reports_and_goes_on(tmp_path: Path, function: str, says: str) -> None:
+    worker = drill_children.Guarded(worker_case, tmp_path)
+    assert says in worker.call(function, 5)[2]
+    assert worker.call("ok", 30) == (0, "", "")
+    worker.close()
+
+
+def worker_case(case: str) -> tuple[int, str, str]:
+    if case == "hang":
+        while True:
+            pass
+    if case == "die":
+        os.kill(os.getpid(), 9)
+    if case == "grow":
+        bytearray(3 << 30)
+    return 0, "", ""
+
+
+@pytest.mark.parametrize(
+    ("err", "expected"),
+    [
+        ("error: x is 1\n", True),
+        ("run a\nerror: x is 1\n", True),
+        ("error: a\nerror: b\n", False),
+        ("error: a\nTraceback (most recent call last)\n", False),
+        ("", False),
+    ],
+)
+def test_what_counts_as_one_line(err: str, expected: bool) -> None:
+    assert drill_children.is_one_line(err) == expected
+
+
+def test_a_case_can_be_repeated(tmp_path: Path) -> None:
+    good = json.dumps({"a": [1, {"b": "x"}]}).encode()
+    first, again = (fuzz._mutated_json(good, random.Random("kind 7")) for _ in range(2))
+    assert first == again
+    assert len({fuzz._mutated_json(good, random.Random(i)) for i in range(50)}) > 30
