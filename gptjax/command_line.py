@@ -19,9 +19,10 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from gptjax import config_checks, config_files
+from gptjax import config_checks, config_files, json_files
 from gptjax.config import Config
 from gptjax.errors import UserError
+from gptjax.json_files import can_name_a_file
 from gptjax.launch import Launch, check_launch
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ def parse(argv: list[str]) -> tuple[Config, Launch]:
     Raises UserError for a missing or broken config file and for a value of the wrong type or range.
     An unknown option exits as in parse_command. -h and --help print the options and exit.
     """
+    _check_arguments(argv)
     path, overrides = _split_config_flag(argv)
     if path is None and not {"-h", "--help"} & set(overrides):
         names = ", ".join(config_files.descriptions())
@@ -58,6 +60,7 @@ def parse(argv: list[str]) -> tuple[Config, Launch]:
     found = parse_command(_CommandLine, overrides, "gptjax train --config FILE", default)
     config, launch = found.config, found.launch
     config_checks.check(config)
+    config_checks.check_memory(config)
     check_launch(launch)
     if config.data.path:  # later commands may use the run from another folder
         data = dataclasses.replace(config.data, path=config.data.path.absolute())
@@ -66,17 +69,18 @@ def parse(argv: list[str]) -> tuple[Config, Launch]:
 
 
 def parse_command(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
-    """Fills a dataclass from a command line with tyro.
+    """Fills a dataclass from a command line with tyro. A ~ at the start of a path is the home.
 
     Raises UserError for a bad command line. If tyro knows similar options, prints its box with
     their descriptions instead, and exits with code 2.
     """
+    _check_arguments(argv)
     errors = io.StringIO()
     given: dict[str, Any] = {} if default is None else {"default": default}
     markers = (tyro.conf.AvoidSubcommands,)
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(cls, args=argv, prog=prog, config=markers, **given)
+            return _with_home(tyro.cli(cls, args=argv, prog=prog, config=markers, **given))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -112,8 +116,34 @@ def _split_config_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
             for known, sentence in config_files.descriptions().items():
                 print(f"{known:<15} {sentence}")
             sys.exit(0)
-        path = Path(value)
+        path = _with_home(Path(value))
     return path, rest
+
+
+def _check_arguments(argv: list[str]) -> None:
+    """Raises UserError for an argument that no shell can pass, but a program can."""
+    for argument in argv:
+        if not can_name_a_file(argument):
+            raise UserError(
+                f"the argument {json_files.shown(argument)} has a NUL byte or half a surrogate pair"
+            )
+
+
+def _with_home(value: Any) -> Any:
+    """The value with every path that starts with ~ in the home folder, as in a shell."""
+    if isinstance(value, Path):
+        try:
+            return value.expanduser()
+        except RuntimeError:  # there is no such user
+            raise UserError(f"{value}: there is no home folder {value.parts[0]}") from None
+    if isinstance(value, tuple):
+        return tuple(map(_with_home, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        expanded = {name: _with_home(old) for name, old in fields.items()}
+        changed = {name: new for name, new in expanded.items() if new is not fields[name]}
+        return dataclasses.replace(value, **changed) if changed else value
+    return value
 
 
 def _one_line(boxed: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from gptjax.config import Config, GPTConfig, MeshConfig, TextDataConfig
@@ -15,6 +16,8 @@ from gptjax.config_encoders import (
     SpeechDataConfig,
 )
 from gptjax.errors import UserError
+from gptjax.json_files import can_name_a_file
+from gptjax.reading import host_memory, in_words
 
 
 def require(ok: bool, flag: str, value: Any, rule: str) -> None:
@@ -23,9 +26,53 @@ def require(ok: bool, flag: str, value: Any, rule: str) -> None:
         raise UserError(f"--{flag} is {value}, but must be {rule}")
 
 
+def require_memory(flag: str, value: Any, n_bytes: float, there: int | None = None) -> None:
+    """Raises UserError if an option's value needs more memory than there is.
+
+    n_bytes: what it needs at least. there: what there is, by default the host's memory.
+    """
+    there = host_memory() if there is None else there
+    if n_bytes > there:
+        raise UserError(
+            f"--{flag} {value} needs {in_words(n_bytes)} of memory or more, and there is "
+            f"{in_words(there)}; make it smaller"
+        )
+
+
+# Larger values would never end, or fill the memory before anything is computed.
+MOST = {
+    "n_layer": 1000,
+    "n_encoder_layer": 1000,
+    "n_embd": 1_000_000,
+    "n_mels": 1000,
+    "short_conv": 1000,
+    "vocab_size": 10_000_000,
+    "string_clips": 1000,
+    "spec_masks": 1000,
+    "eval_batches": 1_000_000,
+    "sample_tokens": 1_000_000,
+}
+MOST_OF_ANY = 2**31 - 1
+"""Counters on a device are int32."""
+BYTES_PER_TOKEN = 32
+"""Of a batch while it is made, at least: see texts.random_batch."""
+
+
+def check_memory(config: Config) -> None:
+    """Raises UserError for a batch that cannot fit into the host's memory.
+
+    Only before training: a run that was trained on a larger machine can be sampled here.
+    """
+    is_text = isinstance(config.data, TextDataConfig)  # whose windows are all of one length
+    n_tokens = config.model.block_size if is_text else 1
+    batch_size = config.train.batch_size
+    require_memory("train.batch-size", batch_size, batch_size * n_tokens * BYTES_PER_TOKEN)
+
+
 def check(config: Config) -> None:
     """Raises UserError for the first value that cannot work, naming it and the fix."""
     check_kinds(config)
+    _check_sizes(config)
     _check_model(config)
     _check_data(config)
     _check_training(config)
@@ -44,6 +91,15 @@ def check_kinds(config: Config) -> None:
             f"a {model.__name__} needs data={DATA_OF_MODEL[model].__name__}(...), but this config "
             f"has {data.__name__}"
         )
+
+
+def _check_sizes(config: Config) -> None:
+    for section in ("model", "data", "optim", "mesh", "train"):
+        for name, value in vars(getattr(config, section)).items():
+            if isinstance(value, int):
+                most = MOST.get(name, MOST_OF_ANY)
+                flag = f"{section}.{name}".replace("_", "-")
+                require(abs(value) <= most, flag, value, f"at most {most:,}")
 
 
 def _check_model(config: Config) -> None:
@@ -141,6 +197,8 @@ def check_types(section: Any, prefix: str = "") -> None:
             classes = choices or ((int, float) if hint is float else (hint,))
             fits = isinstance(value, classes) and (hint is bool or not isinstance(value, bool))
             wanted = " or ".join(cls.__name__ for cls in choices or (hint,))
+        if isinstance(value, Path) and not can_name_a_file(str(value)):
+            fits, wanted = False, "the name of a file"
         if not fits:
             # A section in the wrong place is shown by its type, because its fields are too long.
             shown = type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)

@@ -62,6 +62,9 @@ def exit_codes() -> Iterator[None]:
     except BrokenPipeError:  # the reader of the output, for example `head`, has closed it
         sys.stderr.close()
         sys.exit(0)
+    except MemoryError as error:
+        print(f"error: there is not enough memory; {error}".strip("; "), file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)

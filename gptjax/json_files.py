@@ -102,7 +102,7 @@ def check(value: Any, form: type[T], where: str, fix: str, place: str = "") -> T
         refuse(_WORDS[_class(kind, words=True)])
     elif kind is str and not _can_encode(value):
         refuse("a text without half a surrogate pair")
-    elif kind is Path and not _can_name_a_file(value):
+    elif kind is Path and not can_name_a_file(value):
         refuse(_WORDS[kind])
     elif typing.is_typeddict(kind):
         for name, part_form in typing.get_type_hints(kind).items():
@@ -148,7 +148,8 @@ def _can_encode(text: str) -> bool:
     return True
 
 
-def _can_name_a_file(text: str) -> bool:
+def can_name_a_file(text: str) -> bool:
+    """Whether the operating system could have a file of this name."""
     try:
         return b"\0" not in os.fsencode(text)  # a name need not be UTF-8: os.fsdecode shows how
     except UnicodeEncodeError:

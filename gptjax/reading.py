@@ -4,27 +4,43 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
+
+
+def check(path: Path, pipe: bool = False) -> None:
+    """Raises OSError, with a reason in `strerror`, for what is no regular file.
+
+    That are folders, devices such as /dev/zero, and names that no file can have. pipe: allows one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # an embedded NUL byte, or half of a surrogate pair
+        raise OSError(errno.EINVAL, "no file can have such a name", str(path)) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not (stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode))):
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a regular file", str(path))
 
 
 def read_bytes(path: Path, most_bytes: int, pipe: bool = False) -> bytes:
     """The content of a regular file; with pipe=True also what a pipe delivers.
 
-    Raises OSError, with a reason in `strerror`, for a path that cannot be read: also for folders,
-    devices such as /dev/zero, names with a NUL byte, and more than most_bytes.
+    Raises OSError as `check` does, and with errno EFBIG for more than most_bytes.
     """
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
-        if not (stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode))):
-            raise OSError(errno.EINVAL, "it is a device or a pipe, not a regular file", str(path))
-        with open(path, "rb") as file:
-            content = file.read(most_bytes + 1)
-    except ValueError:  # an embedded NUL byte, or half of a surrogate pair
-        raise OSError(errno.EINVAL, "no file can have such a name", str(path)) from None
-    if len(content) > most_bytes:
-        raise OSError(errno.EFBIG, f"it has more than {in_words(most_bytes)}", str(path))
-    return content
+    check(path, pipe)
+    with open(path, "rb") as file:
+        return read_stream(file, most_bytes)
+
+
+def read_stream(file: BinaryIO, most_bytes: int) -> bytes:
+    """What an open file, such as standard input, has left. Raises OSError with errno EFBIG."""
+    content = bytearray()
+    # In pieces: for a limit above the size of the file, read() would take that much memory.
+    while piece := file.read(1 << 24):
+        content += piece
+        if len(content) > most_bytes:
+            raise OSError(errno.EFBIG, f"it has more than {in_words(most_bytes)}")
+    return bytes(content)
 
 
 def host_memory() -> int:

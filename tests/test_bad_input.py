@@ -14,10 +14,10 @@ import pytest
 from conftest import MAX_STEPS, TINY_RUN, Printed, Refused
 
 from gptjax import setup, train, training
-from gptjax.commands import sample
+from gptjax.commands import evaluate, import_model, plot, prepare, sample
 from gptjax.data import downloads, text_files
 from gptjax.decoding import sampling
-from gptjax.errors import UserError
+from gptjax.errors import UserError, exit_codes
 from gptjax.runs import report, run_directory
 
 REPO = Path(__file__).parents[1]
@@ -94,8 +94,29 @@ def train_again(printed: Printed, copied: Path, text_file: Path) -> Printed:
         (["--train.attention", "kernel"], ["--train.attention kernel needs a GPU", "auto"]),
         (["--train.attention", "cudnn"], ["--train.attention cudnn needs a GPU", "auto"]),
         (["--seed", "-1"], ["--seed is -1, but must be in [0, 2**32)"]),
+        # Sizes that would hang, or fill the memory.
+        (
+            ["--model.n-layer", "2147483647"],
+            ["--model.n-layer is 2147483647, but", "at most 1,000"],
+        ),
+        (["--model.short-conv", "99999"], ["--model.short-conv is 99999, but must be at most"]),
+        (["--model.n-embd", "2147483646"], ["--model.n-embd is 2147483646", "at most 1,000,000"]),
+        (["--model.n-embd", "1000000"], ["its disk has", "checkpoints need"]),
+        (["--train.batch-size", "1000000000"], ["512.0 GB of memory or more, and there is"]),
+        (["--train.eval-batches", str(2**63)], [f"--train.eval-batches is {2**63}, but"]),
+        (["--train.max-steps", str(2**31)], [f"{2**31}, but must be at most 2,147,483,647"]),
+        (["--train.sample-tokens", str(2**40)], ["--train.sample-tokens is", "at most 1,000,000"]),
+        (
+            ["--optim.warmup-steps", str(2**64)],
+            ["--optim.warmup-steps is", "at most 2,147,483,647"],
+        ),
+        (["--data.tokenizer", "bpe", "--data.vocab-size", str(2**31)], ["at most 10,000,000"]),
+        (["--data.path", "/dev/zero"], ["--data.path /dev/zero: it is a device or a pipe"]),
+        (["--data.path", "~no_such_user/x"], ["there is no home folder ~no_such_user"]),
+        (["--data.path", "a\0b"], ["the argument 'a\\x00b' has a NUL byte"]),
+        (["--data.path", "a\ud800b"], ["the argument 'a\\ud800b' has", "half a surrogate pair"]),
     ],
-    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+    ids=lambda value: ascii(" ".join(value)[:40]) if isinstance(value, list) else None,
 )
 def test_bad_flags(refused_training: Refused, flags: list[str], words: list[str]) -> None:
     line = refused_training(*flags)
@@ -457,6 +478,11 @@ def test_a_checkpoint_of_other_arrays_does_not_restore_partially(
         (["--temprature", "1"], ["--temprature", "--temperature"]),
         (["--prompt-file", "/nowhere"], ["--prompt-file /nowhere: No such file or directory"]),
         (["--prompt", "a", "--prompt-file", "b"], ["--prompt and --prompt-file", "give one"]),
+        (["--prompt-file", "/dev/zero"], ["--prompt-file /dev/zero: it is a device or a pipe"]),
+        (["--prompt-file", "a\0b"], ["the argument 'a\\x00b' has a NUL byte"]),
+        (["--attention", "\ud800.png"], ["the argument '\\ud800.png' has"]),
+        (["--num-samples", str(10**9)], ["--num-samples 1000000000 needs", "and there is"]),
+        (["--max-new-tokens", str(2**32)], ["4294967296, but must be at most 2,147,483,647"]),
     ],
     ids=lambda value: ascii(" ".join(value)[:40]),
 )
@@ -466,6 +492,38 @@ def test_bad_sampling_flags(
     line = refused(sample.main, text_run, *flags)
     for word in words:
         assert word in line
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    """A shell leaves a ~ alone in quotes and after --option=, and then a folder ~ was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    content = CONFIG.format("data=TextDataConfig(path=Path('~/a.txt'))")
+    (tmp_path / "mine.py").write_text("from pathlib import Path\n" + content)
+    config, launch = train.parse(["--config", "~/mine.py", "--run-dir=~/runs/x"])
+    assert config.data.path == tmp_path / "a.txt"
+    assert launch.run_dir == tmp_path / "runs/x"
+    for main, *argv in (
+        (sample.main, "~/none"),
+        (evaluate.main, "~/none"),
+        (plot.main, "~/none"),
+        (import_model.main, "gpt2", "~/none", "--out", "~/run"),
+        (prepare.main, "--out", tmp_path / "out", "--tokenizer", "char", "~/none"),
+    ):
+        assert f"{tmp_path}/none" in refused(main, *argv)
+
+
+def test_more_than_fits_into_memory_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text_file: Path
+) -> None:
+    monkeypatch.setattr(text_files, "host_memory", lambda: 900)
+    with pytest.raises(UserError, match=r"too much for a memory of 0\.0 MB; make token"):
+        text_files.read_text(text_file)
+    with pytest.raises(SystemExit) as stop, exit_codes():
+        np.zeros(1 << 50)
+    assert stop.value.code == 1
+    assert "error: there is not enough memory; Unable to allocate" in capsys.readouterr().err
 
 
 def test_a_prompt_file_that_is_not_utf8(refused: Refused, text_run: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import tyro
 from gptjax import models
 from gptjax.atomic import write_json
 from gptjax.command_line import parse_command
-from gptjax.config_checks import require
+from gptjax.config_checks import MOST_OF_ANY, require
 from gptjax.data import dataset as data
 from gptjax.errors import UserError, exit_codes
 from gptjax.quantization import card
@@ -66,6 +66,7 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
         raise UserError(f"{command.run} is quantized already; name the run that it was made from")
     n_steps = command.qat_steps
     require(n_steps >= 0, "qat-steps", n_steps, "0 or more")
+    require(n_steps <= MOST_OF_ANY, "qat-steps", n_steps, f"at most {MOST_OF_ANY:,}")
     if n_steps and form.bits == 16:
         raise UserError(f"--qat-steps {n_steps} is for --bits 4 or 8; leave it out")
     if not resuming.has_data(command.run):

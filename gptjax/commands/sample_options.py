@@ -8,12 +8,15 @@ from typing import Any
 
 import tyro
 
-from gptjax import models
+from gptjax import models, reading
 from gptjax.config import Config
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError
 from gptjax.runs import checkpoints
 from gptjax.scale import devices
+
+MOST_BYTES = 1 << 28
+"""Of a file with a prompt or with sources."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,9 @@ class Sample:
 def read_text(flag: str, path: Path) -> str:
     """The text of a UTF-8 file; - is stdin. Raises UserError if it cannot be read."""
     try:
-        raw = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
-        return raw.decode("utf-8-sig")
+        if path == Path("-"):
+            return reading.read_stream(sys.stdin.buffer, MOST_BYTES).decode("utf-8-sig")
+        return reading.read_bytes(path, MOST_BYTES, pipe=True).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

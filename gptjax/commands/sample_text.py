@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from gptjax.commands.sample_options import Sample, read_text
-from gptjax.config import BigramConfig, Config
-from gptjax.config_checks import require
+from gptjax.config import BigramConfig, Config, GPTConfig, ModelConfig
+from gptjax.config_checks import MOST_OF_ANY, require, require_memory
 from gptjax.data.tokenizer import TextTokenizer
 from gptjax.decoding import attention_maps, attention_weights, sampling
 from gptjax.decoding.continuation import Continuation
 from gptjax.errors import UserError
+from gptjax.scale import memory
 
 # --attention draws at most this many tokens; more would be too small to read.
 MOST_DRAWN = 48
@@ -25,7 +26,11 @@ def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> 
     sampler.check(tok.vocab_size)
     n_tokens, n_samples, seed = command.max_new_tokens, command.num_samples, command.seed
     require(n_tokens >= 1, "max-new-tokens", n_tokens, "at least 1")
+    require(n_tokens <= MOST_OF_ANY, "max-new-tokens", n_tokens, f"at most {MOST_OF_ANY:,}")
     require(n_samples >= 1, "num-samples", n_samples, "at least 1")
+    model, vocab_size = run_config.model, tok.vocab_size
+    n_bytes, there = n_samples * _bytes(model, vocab_size), memory.limit() or None
+    require_memory("num-samples", n_samples, n_bytes, there)
     require(0 <= seed < 2**32, "seed", seed, "in [0, 2**32)")
     prompt = "" if command.interactive else _read_prompt(command)
     block_size = run_config.model.block_size
@@ -57,6 +62,14 @@ def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> 
         weights = attention_weights.self_attention(model, params, ids)
         attention_maps.draw_heads(weights, [tok.decode([i]) for i in ids], command.attention)
         print(f"attention: {command.attention}", file=sys.stderr)
+
+
+def _bytes(model: ModelConfig, vocab_size: int) -> int:
+    """Memory that a sample needs while it is generated, at least: its cache and its logits."""
+    n_values = vocab_size
+    if isinstance(model, GPTConfig):
+        n_values += model.n_layer * model.block_size * model.n_embd  # keys and values, bfloat16
+    return 4 * n_values
 
 
 def _read_prompt(command: Sample) -> str:

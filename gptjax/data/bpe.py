@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gptjax.config_checks import MOST, require
 from gptjax.errors import UserError, import_extra
 
 T = TypeVar("T")
@@ -99,6 +100,8 @@ class BPETokenizer:
     def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
         if vocab_size < 257:
             raise UserError(f"--data.vocab-size is {vocab_size}, but a BPE needs at least 257")
+        most = MOST["vocab_size"]  # gptjax prepare does not check it
+        require(vocab_size <= most, "data.vocab-size", vocab_size, f"at most {most:,}")
         trainer = import_extra("tokenizers", "--data.tokenizer bpe needs").ByteLevelBPETokenizer()
         pieces = [piece for line in text.splitlines(keepends=True) for piece in _cut(line)]
         is_long = len(text) > LONG

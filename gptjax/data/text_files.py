@@ -5,6 +5,7 @@ memory-mapped for training.
 """
 
 import codecs
+import errno
 import hashlib
 import json
 import re
@@ -15,15 +16,18 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from gptjax import json_files
+from gptjax import json_files, reading
 from gptjax.atomic import atomic_folder
 from gptjax.data import tokenizer
 from gptjax.data.tokenizer import PairTokenizer, SpeechTokenizer, TextTokenizer
 from gptjax.errors import UserError
+from gptjax.reading import host_memory, in_words
 
 PIECE_BYTES = 1 << 24
 LONGEST_WORD = 1 << 26
 """Longest run of characters, without a blank after a word, that is kept in one piece."""
+BYTES_PER_BYTE = 9
+"""Memory that a byte of a text needs while it is tokenized, at least."""
 BPE_SAMPLE = 1 << 26
 """Characters at the start of a corpus that a BPE is trained on."""
 
@@ -31,8 +35,13 @@ BPE_SAMPLE = 1 << 26
 def read_text(path: Path) -> tuple[str, str]:
     """A UTF-8 file's text, without a byte-order mark, and the SHA-256 of its bytes."""
     try:
-        raw = path.read_bytes()
+        raw = reading.read_bytes(path, host_memory() // BYTES_PER_BYTE, pipe=True)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"--data.path {path}: {error.strerror}, too much for a memory of "
+                f"{in_words(host_memory())}; make token files of it with gptjax prepare"
+            ) from None
         raise UserError(f"--data.path {path}: {error.strerror}; name a UTF-8 text file") from None
     if not raw:
         raise UserError(f"--data.path {path} is empty; name a UTF-8 text file")
@@ -54,6 +63,7 @@ def read_pieces(files: Sequence[Path]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")()
         offset, pending, at_start = 0, "", True
         try:
+            reading.check(path, pipe=True)
             with open(path, "rb") as file:
                 while raw := file.read(PIECE_BYTES):
                     new = decoder.decode(raw)
