@@ -343,6 +343,12 @@ def test_added_and_special_tokens_are_those_of_hugging_face(tmp_path: Path) -> N
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert "<user>" in ours.decode(ids)
     assert (ours.start, ours.ends) == (n + 1, (n,))
+    options = tmp_path / "hf/generation_config.json"
+    options.write_text(json.dumps({"eos_token_id": [n, n + 2]}))
+    assert gpt2.gpt2_tokenizer(tmp_path / "hf", config, n + 4).ends == (n, n + 2)
+    options.write_text(json.dumps({"eos_token_id": "end"}))
+    with pytest.raises(UserError, match="eos_token_id is 'end', but must be a whole number or a"):
+        gpt2.gpt2_tokenizer(tmp_path / "hf", config, n + 4)
 
 
 @pytest.mark.parametrize(

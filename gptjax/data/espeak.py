@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax import json_files
 from gptjax.atomic import atomic_folder
 from gptjax.errors import UserError, exit_codes, import_extra
 
@@ -81,8 +82,8 @@ def make(
 def _made(folder: Path) -> Any:
     """The request that the folder was made for; None if `make` did not make it."""
     try:
-        return json.loads((folder / "made.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json_files.read(folder / "made.json", dict[str, Any], "")
+    except UserError:
         return None
 
 

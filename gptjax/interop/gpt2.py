@@ -3,7 +3,7 @@
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from gptjax.config import Config, GPTConfig, TextDataConfig
 from gptjax.data.tokenizer import BPETokenizer
 from gptjax.errors import UserError, import_extra
 from gptjax.interop import huggingface, special_tokens
-from gptjax.interop.files import NEEDS, Imported, Tensors, TheirConfig
+from gptjax.interop.files import NEEDS, Imported, Tensors, TheirConfig, read_json
 from gptjax.scale.sharding import by_path
 
 ACTIVATIONS: dict[str, Any] = {theirs: ours for ours, theirs in huggingface.ACTIVATIONS.items()}
@@ -134,10 +134,18 @@ def gpt2_tokenizer(folder: Path, theirs: TheirConfig, vocab_size: int) -> BPETok
         # The line break is Ċ in a byte-level vocabulary, and \n in one of characters.
         found = map(made.token_to_id, ("<|endoftext|>", "Ċ", "\n"))
         start = next((i for i in found if i is not None), 0)
-    end = theirs.get("eos_token_id", None)
+    options = folder / "generation_config.json"  # what `generate` obeys there
+    generation: _Generation = read_json(options, _Generation) if options.is_file() else {}
+    end = generation.get("eos_token_id", theirs.get("eos_token_id", None))
     ends = end if isinstance(end, list) else [end]
     ends = [i for i in ends if isinstance(i, int) and 0 <= i <= largest]
     return BPETokenizer(made.to_str(), vocab_size, start, ends or None)
+
+
+class _Generation(TypedDict):
+    """The form of generation_config.json, as far as it is read."""
+
+    eos_token_id: NotRequired[int | list[int] | None]
 
 
 def read(folder: Path, stack: ExitStack) -> Imported:
