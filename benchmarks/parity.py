@@ -30,6 +30,9 @@ N_STEPS = 100
 # The derivative of ReLU jumps at 0. Rounding differs by this much between two orders of summation,
 # so an input this close to 0 may get either derivative, and both gradients are right.
 KINK = 4e-7
+# A high learning rate makes any rounding grow from step to step. So gptjax also trains with initial
+# parameters moved by their last bit, and PyTorch's losses may be this many times as far away.
+DRIFT_FACTOR, MOVED = 10, "gptjax, last bits moved"
 
 
 def twins(config: BigramConfig | GPTConfig, params: Any, vocab_size: int) -> dict[str, Any]:
@@ -142,10 +145,15 @@ def loss_curves(
     batches = data.training_batches(text, config, range(n_steps), n_steps)
     batch_size = config.train.batch_size
     train_steps = training.make_train_steps(model, optimizer, batch_size, config.seed)
-    # train_steps donates the state, so it gets a copy; the twins need the parameters as well.
-    state = training.init_state(jax.tree.map(jax.numpy.array, params), optimizer)
-    _, metrics = train_steps(state, batches, n_steps)
-    curves = {"gptjax": np.asarray(metrics.loss).tolist()}
+    rng = np.random.default_rng(config.seed)
+    moved = jax.tree.map(lambda p: np.nextafter(p, rng.choice(np.float32([-9, 9]), p.shape)), params)
+    curves = {}
+    for name, initial_params in (("gptjax", params), (MOVED, moved)):
+        # train_steps donates the state, so it gets a copy; the twins need the parameters as well.
+        initial_params = jax.tree.map(lambda p: jnp.array(p, jnp.float32), initial_params)
+        state = training.init_state(initial_params, optimizer)
+        _, metrics = train_steps(state, batches, n_steps)
+        curves[name] = np.asarray(metrics.loss).tolist()
     rate = optim.schedule(config.optim, n_steps, config.optim.learning_rate)
     for name, twin in twins(config.model, params, vocab_size).items():
         trainer = torch_gpt.Trainer(twin.train(), config.optim, fused=name == "tuned")
@@ -193,19 +201,23 @@ def measure(config: Config, arguments: argparse.Namespace | None = None) -> dict
     with jax.default_matmul_precision("highest"):
         rows = logits_and_gradients(config.model, vocab_size, batch, config.seed)
         curves = loss_curves(small(config), text)
+        ours = np.array(curves["gptjax"])
+        drift = float(np.abs(ours - curves[MOVED]).max())
+        allowed = max(LOSSES, DRIFT_FACTOR * drift)
         for row in rows:
-            pairs = zip(curves["gptjax"], curves[row["twin"]], strict=True)
-            row["losses"] = max(abs(a - b) for a, b in pairs)
+            row["losses"] = float(np.abs(ours - curves[row["twin"]]).max())
         record = {
             "model": dataclasses.asdict(config.model),
             "curve_model": dataclasses.asdict(small(config).model),
             "rows": rows,
             "batches_skipped_at_the_kink_of_relu": n_skipped,
             "curves": curves,
+            "drift_of_rounding": drift,
+            "losses_allowed": allowed,
             "environment": environment.describe(),
         }
         passed = all(
-            row["logits"] <= LOGITS and row["gradients"] <= GRADIENTS and row["losses"] <= LOSSES
+            row["logits"] <= LOGITS and row["gradients"] <= GRADIENTS and row["losses"] <= allowed
             for row in rows
         )
         if isinstance(config.model, GPTConfig) and torch_gpt.is_original_style(config.model):
@@ -216,9 +228,10 @@ def measure(config: Config, arguments: argparse.Namespace | None = None) -> dict
 
 
 def table(record: dict[str, Any]) -> str:
+    allowed = record.get("losses_allowed", LOSSES)
     lines = [
         f"| PyTorch twin | logits (<= {LOGITS:.0e}) | worst of all gradient leaves "
-        f"(<= {GRADIENTS:.0e}) | losses of {N_STEPS} steps (<= {LOSSES:.0e}) |",
+        f"(<= {GRADIENTS:.0e}) | losses of {N_STEPS} steps (<= {allowed:.0e}) |",
         "|---|---|---|---|",
     ]
     for row in record["rows"]:
@@ -232,6 +245,9 @@ def table(record: dict[str, Any]) -> str:
             "",
             f"A state_dict of the original, loaded into gptjax, writes {same} greedy text.",
         ]
+    if allowed > LOSSES:
+        drift = record["drift_of_rounding"]
+        lines += ["", f"Moving the last bits of the parameters moves the losses by {drift:.1e}."]
     lines += ["", "passed" if record["passed"] else "FAILED"]
     return "\n".join(lines)
 
@@ -247,11 +263,13 @@ def plot(record: dict[str, Any], path: Path) -> None:
     steps = np.arange(1, len(ours) + 1)
     top.plot(steps, ours, label="gptjax", linewidth=3, alpha=0.4)
     for name, losses in record["curves"].items():
-        if name != "gptjax":
+        if name not in ("gptjax", MOVED):
             label = f"PyTorch, {name}"
             top.plot(steps, losses, label=label, linewidth=1, linestyle="--")
             bottom.semilogy(steps, np.maximum(np.abs(ours - losses), 1e-8), label=label)
-    bottom.axhline(LOSSES, color="grey", linestyle=":", label="allowed")
+    bottom.axhline(
+        record.get("losses_allowed", LOSSES), color="grey", linestyle=":", label="allowed"
+    )
     top.set_ylabel("train loss (nats)")
     bottom.set_ylabel("difference from gptjax")
     bottom.set_xlabel("step")
