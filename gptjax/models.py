@@ -37,15 +37,17 @@ def build(
 
 def init(model: Model, seed: int) -> Any:
     """Initial parameters, a pure function of the model and the seed."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     match model:
         case EncoderDecoder():
             inputs = {"source": tokens}
         case SpeechRecognizer():
-            inputs = {"source": jnp.zeros((1, 2, model.config.n_mels))}
+            inputs = {"source": jax.ShapeDtypeStruct((1, 2, model.config.n_mels), jnp.float32)}
         case _:
             inputs = {}
-    return jax.jit(model.init)(jax.random.key(seed), tokens, **inputs)["params"]
+    # Computes the parameters alone, one after the other: those of one shape share a program, which
+    # compiles sooner than one large program that makes all of them.
+    return model.lazy_init(jax.random.key(seed), tokens, **inputs)["params"]
 
 
 def count(params: Any) -> int:
