@@ -358,6 +358,8 @@ def test_folders_that_lack_something_are_refused(copied: Path, tmp_path: Path) -
     assert "one of de, en" in refusal(copied, out, "xx")
     (copied / "tokenizer.json").write_text("{}")
     assert "is no tokenizer" in refusal(copied, out)
+    (copied / "tokenizer.json").write_text('{"added_tokens": 3}')
+    assert "tokenizer.json: added_tokens is 3, but must be a list" in refusal(copied, out)
     (copied / "tokenizer.json").unlink()
     assert "AutoTokenizer" in refusal(copied, out)
     (copied / "model.safetensors").rename(copied / "pytorch_model.bin")

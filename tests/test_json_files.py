@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gptjax import config_json, json_files, reading
 from gptjax.config import Config
 from gptjax.errors import UserError
+from gptjax.runs import run_directory
 
 
 class Form(TypedDict):
@@ -190,4 +191,29 @@ def test_a_tampered_config_is_one_line(
     with pytest.raises(UserError) as caught:
         config_json.read(path)
     assert str(caught.value).startswith(str(path))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("environment.json", "{}", "has no data"),
+        ("environment.json", '{"data": []}', "data is [], but must be an object"),
+        ("environment.json", '{"data": {"source": "", "sha256": 3}}', "data.sha256 is 3, but"),
+        ("environment.json", "[" * 9999, "nested more than 100 deep"),
+        ("format.json", "[]", "it is [], but must be an object"),
+        ("format.json", '{"bits": "8"}', "bits is '8', but must be a whole number"),
+        ("format.json", '{"bits": 7}', "bits is 7, but must be 4, 8, 16 or 32"),
+        ("format.json", '{"bits": 8, "other": 1}', "other"),
+    ],
+)
+def test_the_other_files_of_a_run(name: str, content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    read = {
+        "environment.json": run_directory.read_environment,
+        "format.json": run_directory.read_format,
+    }
+    with pytest.raises(UserError) as caught:
+        read[name](tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / name))
     assert words in str(caught.value)
