@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from conftest import MAX_STEPS, TINY_RUN, Printed, Refused
@@ -77,7 +78,6 @@ def train_again(printed: Printed, copied: Path, text_file: Path) -> Printed:
         (["--data.tokenizer", "words"], ["--data.tokenizer", "'words'", "'word'", "'bpe'"]),
         (["--no-such-option", "1"], ["--no-such-option", "--help lists every option"]),
         (["extra"], ["extra"]),
-        (["--config"], ["--config needs a file, for example --config configs/"]),
         # Values of the right type that cannot work.
         (["--model.n-embd", "16", "--model.n-head", "3"], ["16 is not", "n-head 3", "2 heads"]),
         (["--model.n-layer", "0"], ["--model.n-layer is 0, but must be at least 1"]),
@@ -185,10 +185,10 @@ def test_numbers_that_python_takes_for_floats_are_floats(tmp_path: Path) -> None
 def test_no_config_file_lists_those_there_are(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(REPO)
-    assert "--config FILE is missing; there are configs/bigram.py, " in refused(train.main)
-    monkeypatch.chdir(tmp_path)
-    assert "--config FILE is missing; there are none in configs/" in refused(train.main)
+    for folder in (REPO, tmp_path):
+        monkeypatch.chdir(folder)
+        line = refused(train.main)
+        assert "--config is missing; name a file, or one of bigram, " in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -524,6 +524,18 @@ def test_more_than_fits_into_memory_is_one_line(
         np.zeros(1 << 50)
     assert stop.value.code == 1
     assert "error: there is not enough memory; Unable to allocate" in capsys.readouterr().err
+
+
+def test_a_device_without_memory_is_one_line(
+    refused: Refused, text_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr(sampling, "generate", full)
+    line = refused(sample.main, text_run, "--json")  # prints nothing before it samples
+    assert "out of memory on " in line
+    assert "fewer --num-samples" in line
 
 
 def test_a_prompt_file_that_is_not_utf8(refused: Refused, text_run: Path, tmp_path: Path) -> None:

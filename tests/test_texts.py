@@ -285,6 +285,15 @@ def test_a_run_whose_text_was_split_inside_a_token_is_refused_clearly(
     )
 
 
+@pytest.mark.parametrize("place", ["/dev/zero", "FOLDER", "a\0b"])
+def test_prepare_reads_files_only(place: str, tmp_path: Path) -> None:
+    path = tmp_path if place == "FOLDER" else Path(place)
+    with pytest.raises(UserError, match="; name a UTF-8 text file") as caught:
+        text_files.prepare((path,), tmp_path / "out", "byte")
+    assert str(caught.value).startswith(str(path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_token_files_are_memory_mapped_and_batched_like_text(
     tmp_path: Path, text_file: Path
 ) -> None:

@@ -8,7 +8,7 @@ from gptjax.commands.sample_options import Sample
 from gptjax.data.tokenizer import PairTokenizer, SpeechTokenizer
 from gptjax.errors import UserError, exit_codes
 from gptjax.runs import run_directory
-from gptjax.scale import compilation, devices
+from gptjax.scale import compilation, devices, memory
 
 SPEECH_ONLY = ("audio",)
 PAIRS_ONLY = ("source", "source_file", "n_best")
@@ -20,7 +20,9 @@ LANGUAGE_MODEL_ONLY += ("greedy", "num_samples", "exact_window", "stop", "ignore
 def main(argv: list[str] | None = None) -> None:
     with exit_codes():
         arguments = sys.argv[1:] if argv is None else argv
-        sample(command_line.parse_command(Sample, arguments, "gptjax sample"))
+        command = command_line.parse_command(Sample, arguments, "gptjax sample")
+        with memory.advice("less memory is needed with fewer --num-samples, or a smaller --beam"):
+            sample(command)
 
 
 def sample(command: Sample) -> None:

@@ -137,14 +137,17 @@ def describe(
 
 
 @contextlib.contextmanager
-def advice() -> Iterator[None]:
-    """Turns JAX's error for lack of memory into a UserError that says what to change."""
+def advice(less: str = LESS) -> Iterator[None]:
+    """Turns JAX's error for lack of memory into a UserError that says what to change.
+
+    less: what needs less memory.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(f"out of memory on {devices.describe()}: {LESS}") from None
+        raise UserError(f"out of memory on {devices.describe()}: {less}") from None
 
 
 def _size(n_bytes: int) -> str:
