@@ -10,21 +10,27 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from gptjax.errors import naming
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields the path to write to. The file gets its real name when the block ends.
 
-    An exception in the block removes what was written.
+    An exception in the block removes what was written. A full disk is an OSError that names
+    `path`. A symbolic link is replaced, never followed: the file that it points to is left alone.
     """
     part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with naming(path):
+        part.unlink(missing_ok=True)  # of a process that was killed, or a link
+        part.open("x").close()
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -35,20 +41,35 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     where another one was faster.
     """
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with naming(folder):
+        try:
+            part.mkdir(parents=True)
+            yield part
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    with atomic_file(path) as part:
+        part.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
     """Writes a text file whole or not at all."""
-    with atomic_file(path) as part:
-        part.write_text(content, encoding="utf-8")
+    write_bytes(path, content.encode("utf-8"))
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def open_here(path: Path, mode: str, **options: Any) -> IO[Any]:
+    """open(), except that a symbolic link at `path` is refused with an OSError."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    return open(path, mode, opener=opener, **options)

@@ -1,5 +1,6 @@
 """How a command of gptjax ends after an error: one clear line and an exit code, no traceback."""
 
+import errno
 import importlib
 import io
 import os
@@ -7,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -16,6 +18,10 @@ class UserError(Exception):
 
 class TrainingDiverged(Exception):
     """The loss, its gradient or a parameter is not a finite number. Exit code 1."""
+
+
+class SaveError(Exception):
+    """A checkpoint could not be saved, or not be read back. Exit code 1."""
 
 
 class Interrupted(Exception):
@@ -37,6 +43,30 @@ def import_extra(module: str, needed_by: str) -> Any:
         raise UserError(f"{needed_by} the package {module}: pip install {module}") from None
 
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Failures of a disk, which libraries also raise as exceptions of their own."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Makes a failure of the disk in the block an OSError that names the path being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.filename == f"{path}.part":
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if code := disk_error(error):
+            raise OSError(code, os.strerror(code), str(path)) from error
+        raise
+
+
+def disk_error(error: BaseException) -> int:
+    """The errno of a failure of the disk that the error's message quotes; 0 if there is none."""
+    return next((code for code in DISK_ERRORS if os.strerror(code) in str(error)), 0)
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turns the exceptions above into one line on stderr and their exit code.
@@ -51,7 +81,7 @@ def exit_codes() -> Iterator[None]:
         signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(128 + signum))
     try:
         yield
-    except (UserError, TrainingDiverged) as error:
+    except (UserError, TrainingDiverged, SaveError) as error:
         # A quoted message of another library may have several lines.
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)

@@ -8,7 +8,8 @@ the place inside it and what was expected there:
     runs/a/tokenizer.json: target.words[3] is 5, but must be a text; restore the file
 
 What is refused for every form: NaN and Infinity, which are not JSON; a key that an object has
-twice; lists and objects inside each other more than DEEPEST times; files above MOST_BYTES.
+twice; lists and objects inside each other more than DEEPEST times; files above MOST_BYTES; a
+checksum in the file (see checksums.seal) that differs.
 """
 
 import json
@@ -21,6 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
+from gptjax.checksums import unseal
 from gptjax.errors import UserError
 from gptjax.reading import read_bytes
 
@@ -73,7 +75,7 @@ def parse(content: str | bytes, form: type[T], where: str, fix: str) -> T:
         raise UserError(f"{where} is not JSON ({error}); {fix}") from None
     if _is_deep(value):
         raise UserError(f"{where} is nested more than {DEEPEST} deep; {fix}")
-    return check(value, form, where, fix)
+    return check(unseal(value, where, fix), form, where, fix)
 
 
 def check(value: Any, form: type[T], where: str, fix: str, place: str = "") -> T:

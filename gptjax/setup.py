@@ -22,7 +22,7 @@ from gptjax.launch import Launch
 from gptjax.models import Model
 from gptjax.pace import Pace, first_lengths, step_ranges
 from gptjax.runs import init_from, resuming, run_directory
-from gptjax.runs.checkpoints import KEEP_LATEST, Checkpoints, committed_steps
+from gptjax.runs.checkpoints import KEEP_LATEST, Checkpoints, committed_steps, restore_newest
 from gptjax.runs.report import NullReporter, Reporter, check_trackers
 from gptjax.scale import compilation, devices, memory, processes, sharding
 from gptjax.scale.compilation import CompileAhead
@@ -129,10 +129,14 @@ def set_up(config: Config, launch: Launch) -> Run:
     run_directory.check_disk(folder, shapes, n_checkpoints=KEEP_LATEST + 2)
     if launch.resume and not committed_steps(folder):
         raise UserError(f"--resume: {folder} has no checkpoint to continue; leave --resume out")
+    step = state = None
+    notes: list[str] = []
+    if committed_steps(folder):
+        changes = resuming.check_resumable(folder, config, dataset)
+        step, state, damaged = restore_newest(folder, shapes)
+        notes = [f"changed since the last start: {change}" for change in changes]
+        notes += [f"warning: {damaged}"] * bool(damaged)
     checkpoints = Checkpoints(folder / "checkpoints", KEEP_LATEST)
-    step = max(checkpoints.steps(), default=None)
-    changes = [] if step is None else resuming.check_resumable(folder, config, dataset)
-    state = None if step is None else checkpoints.restore(step, shapes)
 
     report: Reporter | NullReporter = NullReporter()
     if processes.is_first():
@@ -145,8 +149,8 @@ def set_up(config: Config, launch: Launch) -> Run:
         report.say(memory.describe(config, model, shapes, *sizes, fused))
     sizes = "  ".join(f"{n:,} {of.replace('_', ' ')}" for of, n in dataset.sizes.items())
     report.say(f"data {dataset.source}  {sizes}  vocabulary {model.vocab_size}")
-    for change in changes:
-        report.say(f"changed since the last start: {change}")
+    for note in notes:
+        report.say(note)
     if step is not None and step < c.max_steps:
         report.say(f"continuing at step {step}")
     elif step is not None:

@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: a tiny model on real text, cheap to compile."""
 
+import json
 import os
 import random
 import tempfile
@@ -117,6 +118,14 @@ def recordings_are_remembered_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         return Path(_CACHE.name) / "recordings" / f"{str(folder).replace('/', '-')[-200:]}.json"
 
     monkeypatch.setattr(recording_checks, "_cache_file", cache_file)
+
+
+def edit_run(path: Path, section: str, /, **fields: Any) -> None:
+    """Edits a JSON file of a run, and deletes its checksum, as its error message says."""
+    content = json.loads(path.read_text())
+    content[section].update(fields)
+    content.pop("crc32")
+    path.write_text(json.dumps(content))
 
 
 # A run on text that trains in seconds.

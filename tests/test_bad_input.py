@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import MAX_STEPS, TINY_RUN, Printed, Refused
+from conftest import MAX_STEPS, TINY_RUN, Printed, Refused, edit_run
 
 from gptjax import setup, train, training
 from gptjax.commands import evaluate, import_model, plot, prepare, sample
@@ -445,9 +445,7 @@ def test_a_checkpoint_of_other_arrays_does_not_restore_partially(
     refused: Refused, copied: Path
 ) -> None:
     """As when somebody edits config.json so that it fits the command."""
-    saved = json.loads((copied / "config.json").read_text())
-    saved["model"]["n_layer"] = 2
-    (copied / "config.json").write_text(json.dumps(saved))
+    edit_run(copied / "config.json", "model", n_layer=2)
     line = refused(sample.main, copied)
     assert "does not fit the model" in line
     assert "block_1" in line

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from conftest import Printed, Refused
+from conftest import Printed, Refused, edit_run
 from test_error_rates import expected_rates
 
 from gptjax import train
@@ -361,9 +361,7 @@ def test_only_a_run_can_be_evaluated(
 def moved(run: Path, path: Path, to: Path) -> Path:
     """A copy of a run whose data is elsewhere now."""
     copy = Path(shutil.copytree(run, to))
-    saved = json.loads((copy / "config.json").read_text())
-    saved["data"]["path"] = str(path)
-    (copy / "config.json").write_text(json.dumps(saved))
+    edit_run(copy / "config.json", "data", path=str(path))
     return copy
 
 

@@ -1,6 +1,5 @@
 """gptjax quantize: what becomes of a run, what its card says, and what is refused."""
 
-import dataclasses
 import json
 import os
 import random
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import Refused
+from conftest import Refused, edit_run
 
 from gptjax import evaluation, models, train
 from gptjax.commands import evaluate, quantize, sample
@@ -162,7 +161,7 @@ def test_a_quantized_run_is_a_run_of_parameters_alone(run: Path, run8: Path) -> 
     assert "params" in inside
     assert "opt_state" not in inside
     assert not list(run.parent.rglob("*.part"))
-    assert json.loads((run8 / "format.json").read_text()) == dataclasses.asdict(INT8)
+    assert run_directory.read_format(run8) == INT8
     assert (run8 / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
     assert run_directory.read_config(run8) == run_directory.read_config(run)
     of_training, of_small = (run_directory.read_environment(r)["data"] for r in (run, run8))
@@ -365,10 +364,7 @@ def test_other_data_is_refused(run: Path, tmp_path: Path, idle: None, refused: R
     copied = Path(shutil.copytree(run, tmp_path / "copy"))
     path = tmp_path / "text.txt"
     path.write_text((run.parent / "text.txt").read_text() + " a")
-    config = run_directory.read_config(run)
-    (copied / "config.json").write_text(
-        (run / "config.json").read_text().replace(str(config.data.path), str(path))
-    )
+    edit_run(copied / "config.json", "data", path=str(path))
     line = refused(quantize.main, copied, "--out", tmp_path / "out")
     assert "was trained on other data" in line
     assert not (tmp_path / "out").exists()
@@ -415,9 +411,7 @@ def test_fine_tuning_that_diverges_saves_nothing(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "copy"))
-    config = json.loads((run / "config.json").read_text())
-    config["optim"]["learning_rate"] = 1e30
-    (copied / "config.json").write_text(json.dumps(config))
+    edit_run(copied / "config.json", "optim", learning_rate=1e30)
     flags = ["--bits", "4", "--qat-steps", "4", "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stop:
         quantize.main([str(copied), *flags])

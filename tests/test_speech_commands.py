@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import Refused
+from conftest import Refused, edit_run
 from matplotlib.axes import Axes
 
 from gptjax import train
@@ -158,9 +158,7 @@ def test_strings_of_test_clips_are_evaluated(run: Path, tmp_path: Path) -> None:
     """The model writes one of three to five words, so most words are wrong, but not all."""
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    config = json.loads((copy / "config.json").read_text())
-    config["data"]["string_clips"] = 3
-    (copy / "config.json").write_text(json.dumps(config))
+    edit_run(copy / "config.json", "data", string_clips=3)
     found = evaluate.evaluate(evaluate.Evaluate(copy))
     assert found["strings"]["strings"] == 300
     assert found["wer"] == 0

@@ -1,5 +1,6 @@
 """`gptjax plot`: the loss curves of several runs in one picture."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def plot(command: Plot) -> None:
     for name, rows in runs.items():
         if not rows:
             raise UserError(f"{name} has no metrics.jsonl, so it is not a run directory")
+        if damaged := plots.damaged_lines(Path(name)):
+            print(f"warning: {damaged}", file=sys.stderr)
     try:
         plots.plot(runs, command.out)
     except OSError as error:

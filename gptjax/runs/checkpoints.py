@@ -1,119 +1,188 @@
 """The checkpoints of a run, checkpoints/STEP/, saved and restored by orbax.
 
-A checkpoint is written into a folder with another name, which is renamed to the bare step when it
-is complete. A process killed at any moment leaves the last complete one intact.
+A checkpoint is written into a folder with another name, read back, and renamed to the bare step
+when it is complete. A process killed at any moment leaves the last complete one intact.
 """
 
 import contextlib
+import itertools
 import logging
-import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from gptjax import models
 from gptjax.atomic import write_json
+from gptjax.checksums import seal
 from gptjax.config import Config
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.errors import UserError
+from gptjax.errors import SaveError, UserError
 from gptjax.models import Model
 from gptjax.quantization.quant_array import quantize_params
-from gptjax.runs import run_directory
+from gptjax.runs import manifest, run_directory
+from gptjax.runs.plots import read_metrics
+from gptjax.runs.stored_arrays import brief, opened, read_back, restore_item
+from gptjax.scale import processes
 from gptjax.scale.sharding import by_path, with_sharding
 from gptjax.training import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file that it touches
+
+def _one_line_alone() -> None:
+    """Leaves what to say about a failed save to Checkpoints, which says it in one line.
+
+    orbax logs each file that it touches, and an error in each of its threads before it raises it.
+    tensorstore has nobody to tell of writes that end after orbax gave up.
+    """
+    for logger in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
+
+
+_one_line_alone()
 
 KEEP_LATEST = 2
 """Latest checkpoints that a run keeps, besides the best one."""
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read. The message says what is wrong with it."""
 
 
 class Checkpoints:
     """The checkpoints of a run: the latest ones and the best one, saved in the background."""
 
     def __init__(self, folder: Path, keep_latest: int | None = None):
-        """keep_latest: how many to keep besides the best. None opens the folder read-only.
+        """keep_latest: how many to keep besides the best. None: only for reading.
 
-        Unless read-only, also removes what a save left that was killed.
+        Unless only for reading, makes the folder and removes what a save left that was killed.
         """
-        policies = [
-            keep.LatestN(keep_latest),
-            keep.BestN(
-                get_metric_fn=lambda metrics: metrics["val_loss"],
-                reverse=True,  # orbax keeps the end of the sorted list: the lowest loss
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
-        writes = keep_latest is not None
+        self.folder = folder
+        self._keep_latest = keep_latest
+        self._saving: tuple[int, float | None, dict[str, Any]] = (-1, None, {})
+        self._open = contextlib.ExitStack()
+        self._manager: Any = None
+        if keep_latest is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = self._open.enter_context(opened(folder))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=writes,
-            create=writes,
-            read_only=not writes,
+            preservation_policy=self,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._finish,
+                # Else its threads wait minutes for a folder that cannot be made.
+                create_directories_asynchronously=False,
+            ),
         )
-        handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "opt_state")}
-        self._manager = ocp.CheckpointManager(
-            folder.resolve(), options=options, item_handlers=handlers
-        )
+        handlers = {item: ocp.StandardCheckpointHandler() for item in manifest.ITEMS}
+        self._manager = ocp.CheckpointManager(self._path, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        return _steps(self.folder)
 
     def best(self) -> int | None:
         """The step with the lowest validation loss, None if none was evaluated."""
-        metrics = {step: self._metrics(step) for step in self.steps()}
-        losses = {step: m["val_loss"] for step, m in metrics.items() if m}
+        losses = self.val_losses()
         return min(losses, key=losses.__getitem__) if losses else None
 
-    def _metrics(self, step: int) -> Any:
-        """The metrics saved with a step, None if it was not evaluated."""
-        try:
-            return self._manager.metrics(step)
-        except FileNotFoundError:
-            return None
+    def val_losses(self) -> dict[int, float]:
+        """The validation losses of the steps with a checkpoint, as far as known."""
+        losses: dict[int, float | None] = {}
+        for step in self.steps():
+            try:
+                losses[step] = manifest.val_loss(self.folder / str(step))
+            except LookupError:  # it is old or damaged: look into the metrics of the run
+                rows = read_metrics(self.folder.parent)
+                logged = [r["val_loss"] for r in rows if r["step"] == step and "val_loss" in r]
+                losses[step] = logged[-1] if logged else None
+        return {step: loss for step, loss in losses.items() if loss is not None}
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which checkpoints orbax keeps: the latest ones and the best one."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {self.best(), *sorted(steps)[-(self._keep_latest or 1) :]}
+        return [step in kept for step in steps]
 
     def save(self, state: TrainState, val_loss: float | None = None) -> None:
         """Starts to save a state; returns when its arrays are copied.
 
-        A step that has a checkpoint is saved again only to add its validation loss, and only if
-        there is another checkpoint to fall back on in the meantime.
+        A step that has a checkpoint gets only its validation loss added. Raises SaveError if this
+        save cannot begin, or if the one before it failed.
         """
         step = int(state.step)
         self.wait()
-        if step in self.steps():
-            if val_loss is None or self._metrics(step) or len(self.steps()) == 1:
-                return
-            self._manager.delete(step)
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(by_path(state.params)),
-            opt_state=ocp.args.StandardSave(by_path(state.opt_state)),
-        )
-        metrics = None if val_loss is None else {"val_loss": val_loss}
-        self._manager.save(step, args=items, metrics=metrics)
+        if step not in self.steps():
+            self._save(step, {"params": state.params, "opt_state": state.opt_state}, val_loss)
+        elif val_loss is not None and processes.is_first():
+            manifest.add_val_loss(self.folder / str(step), val_loss)
 
     def save_params(self, params: Any) -> None:
         """Saves parameters without an optimizer state, as step 0. Training cannot resume there."""
-        items = ocp.args.Composite(params=ocp.args.StandardSave(by_path(params)))
-        self._manager.save(0, args=items)
+        self._save(0, {"params": params}, None)
+
+    def _save(self, step: int, trees: dict[str, Any], val_loss: float | None) -> None:
+        arrays = {item: by_path(tree) for item, tree in trees.items()}
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+        self._saving = step, val_loss, shapes
+        items = {item: ocp.args.StandardSave(tree) for item, tree in arrays.items()}
+        with self._says_what_failed():
+            self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def _finish(self) -> None:
+        """Reads back what was saved, and writes the manifest. In the background, just before orbax
+        renames the checkpoint; on the first process alone."""
+        step, val_loss, shapes = self._saving
+        (part,) = Path(self._path).glob(f"{step}.orbax-checkpoint-tmp*")
+        for item, shapes_by_path in shapes.items():
+            read_back(part / item, shapes_by_path)
+        manifest.write(part, val_loss)
 
     def wait(self) -> None:
-        """Returns when every save is complete."""
-        self._manager.wait_until_finished()
+        """Returns when every save is complete. Raises SaveError if one failed."""
+        with self._says_what_failed():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until every save is complete, and ends orbax's threads."""
-        self._manager.close()
+        """Waits until every save is complete, and ends orbax's threads. Raises SaveError."""
+        with self._says_what_failed(), self._open:
+            if self._manager:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _says_what_failed(self) -> Iterator[None]:
+        """Turns what a save may raise into a SaveError that names the checkpoint."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # another process is lost; processes.py says which
+            raise
+        except Exception as error:
+            gone = "" if self.folder.is_dir() else f"{self.folder} is gone"
+            steps = ", ".join(map(str, self.steps())) or "none"
+            raise SaveError(
+                f"{self.folder / str(self._saving[0])} could not be saved "
+                f"({gone or brief(error)}); complete checkpoints: {steps}; mend that and "
+                "run the same command again"
+            ) from error
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state at a step, with the tree, dtypes and shardings of `like` (arrays or shapes).
 
-        Raises UserError with the difference if the checkpoint's arrays have other names or shapes.
+        Raises Damaged if it cannot be read, and UserError with the difference if the checkpoint's
+        arrays have other names or shapes.
         """
         restored = self._restore(step, {"params": like.params, "opt_state": like.opt_state})
         # Placed as `like` has it: another placement would compile the train step a second time.
@@ -125,74 +194,98 @@ class Checkpoints:
         return self._restore(step, {"params": like})["params"]
 
     def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        saved = self._manager.item_metadata(step)
-        flat = {
-            name: {_stored_path(path, saved[name]): leaf for path, leaf in by_path(tree).items()}
-            for name, tree in items.items()
-        }
-        for name in items:
-            obsolete = {p: leaf for p, leaf in saved[name].items() if OBSOLETE.search(p)}
-            flat[name] |= {p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in obsolete.items()}
-            had = {path: tuple(leaf.shape) for path, leaf in saved[name].items()}
-            want = {path: tuple(leaf.shape) for path, leaf in flat[name].items()}
-            if had != want:
-                paths = sorted(p for p in had | want if had.get(p) != want.get(p))
-                lines = ", ".join(f"{p} {had.get(p)} -> {want.get(p)}" for p in paths[:4])
-                raise UserError(
-                    f"checkpoint {step} does not fit the model: {len(paths)} of its {name} "
-                    f"differ ({lines}{', ...' if len(paths) > 4 else ''})"
-                )
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in flat.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        return {
-            name: jax.tree.unflatten(
-                jax.tree.structure(tree),
-                [restored[name][_stored_path(path, saved[name])] for path in by_path(tree)],
-            )
-            for name, tree in items.items()
-        }
-
-
-# Muon's state before 2026-11-26, as optax.contrib.muon has it.
-OLD_MUON = "inner_states.muon.inner_state.inner_states.muon.inner_state."
-OBSOLETE = re.compile(r"inner_states\.muon\.inner_state\.inner_states\.(adam\.|.*ns_coeffs$)")
-
-
-def _stored_path(path: str, saved: Any) -> str:
-    """The name that an array of the state has in a checkpoint, which may be an older one."""
-    old = path.replace("inner_states.muon.inner_state.", OLD_MUON).replace(
-        f"{OLD_MUON}2.", f"{OLD_MUON}3."
-    )
-    return old if path not in saved and old in saved else path
+        first = processes.is_first()
+        damage = manifest.damage(self.folder / str(step), tuple(items)) if first else ""
+        if any(processes.all_reduce_max(bool(damage))):
+            raise Damaged(damage or "process 0 says what is damaged")
+        try:
+            with opened(self.folder) as path, ocp.StandardCheckpointer() as checkpointer:
+                return {
+                    item: restore_item(checkpointer, f"{path}/{step}/{item}", item, step, like)
+                    for item, like in items.items()
+                }
+        except UserError:
+            raise
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise Damaged(brief(error)) from error
 
 
 def committed_steps(folder: Path) -> list[int]:
     """The steps of a run with a complete checkpoint, ascending. Makes no folder."""
-    names = (path.name for path in (folder / "checkpoints").glob("*"))
-    return sorted(int(name) for name in names if name.isdecimal())
+    return _steps(folder / "checkpoints")
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
 def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, Any]:
     """(step, parameters) of a run, on this process's first device.
 
-    which: "best" (the lowest validation loss), "latest", or a step. Raises UserError with a list
-    of the steps there are if this one is not among them.
+    which: "best" (the lowest validation loss), "latest", or a step. Instead of a damaged best or
+    latest checkpoint, the next one that is intact is taken, which is said on stderr. Raises
+    UserError if there is none, and with a list of the steps if this one is not among them.
     """
     steps = committed_steps(folder)
     if not steps:
         raise UserError(f"{folder} has no checkpoint yet; let it train to its first evaluation")
     checkpoints = Checkpoints(folder / "checkpoints")
     if which in ("best", "latest"):
-        step = (checkpoints.best() if which == "best" else None) or steps[-1]
+        losses = checkpoints.val_losses() if which == "best" else {}
+        candidates = sorted(steps, key=lambda step: (losses.get(step, float("inf")), -step))
     elif which.isdecimal() and int(which) in steps:
-        step = int(which)
+        candidates = [int(which)]
     else:
         listed = ", ".join(map(str, steps))
         raise UserError(f"--step {which} is not there; {folder} has best, latest, {listed}")
     number_format = run_directory.read_format(folder)
     shapes = jax.eval_shape(lambda: quantize_params(models.init(model, seed=0), number_format))
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return step, checkpoints.restore_params(step, with_sharding(shapes, sharding))
+    shapes = with_sharding(shapes, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    damages = {}
+    for step in candidates:
+        try:
+            params = checkpoints.restore_params(step, shapes)
+        except Damaged as error:
+            damages[step] = str(error)
+            continue
+        if damages:
+            print(f"warning: {_in_words(damages)}; using step {step}", file=sys.stderr)
+        return step, params
+    raise _none_intact(folder, damages)
+
+
+def restore_newest(folder: Path, like: TrainState) -> tuple[int, TrainState, str]:
+    """The newest intact checkpoint of a run: its step, its state, and what was damaged, in words.
+
+    Newer ones, which are damaged, are renamed to STEP.damaged. Raises UserError if none is intact,
+    or if it does not fit the model.
+    """
+    checkpoints, damages = Checkpoints(folder / "checkpoints"), {}
+    for step in reversed(checkpoints.steps()):
+        try:
+            state = checkpoints.restore(step, like)
+        except Damaged as error:
+            damages[step] = str(error)
+            continue
+        if damages and processes.is_first():
+            for damaged in damages:
+                path = checkpoints.folder / str(damaged)
+                names = (f"{damaged}.damaged" + f"-{n}" * (n > 1) for n in itertools.count(1))
+                path.rename(next(p for p in map(path.with_name, names) if not p.exists()))
+        processes.barrier("damaged checkpoints are renamed")
+        moved = f"{_in_words(damages)}; kept as STEP.damaged" if damages else ""
+        return step, state, moved
+    raise _none_intact(folder, damages)
+
+
+def _in_words(damages: dict[int, str]) -> str:
+    return "; ".join(f"checkpoint {step} is damaged ({what})" for step, what in damages.items())
+
+
+def _none_intact(folder: Path, damages: dict[int, str]) -> UserError:
+    others = [step for step in committed_steps(folder) if step not in damages]
+    fix = f"try --step {others[-1]}" if others else "restore it from a copy, or train it again"
+    return UserError(f"{folder}: {_in_words(damages)}; {fix}")
 
 
 def save_finished(
@@ -211,7 +304,7 @@ def save_finished(
     with contextlib.closing(Checkpoints(folder / "checkpoints", keep_latest=1)) as checkpoints:
         checkpoints.save_params(params)
     for name, content in (files or {}).items():
-        write_json(folder / name, content)
+        write_json(folder / name, seal(content))
     run_directory.describe(folder, config, tok, data)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from gptjax.atomic import write_text
+from gptjax.atomic import open_here, write_bytes, write_text
 from gptjax.command_line import program
 from gptjax.config import Config
-from gptjax.errors import import_extra
+from gptjax.errors import import_extra, naming
 from gptjax.runs import progress
-from gptjax.runs.plots import Row, plot, read_metrics
+from gptjax.runs.plots import Row, damaged_lines, metrics_lines, plot, read_metrics
 from gptjax.runs.progress import MOST_BAR, Speed, bar_width
 
 # Seconds between lines when the output is not a terminal. An evaluation always prints.
@@ -52,11 +52,18 @@ class Reporter:
         self.console = _Console(highlight=False, soft_wrap=True, emoji=False)
         self._writers = _external_writers(folder, trackers, first_step)
         path = folder / "metrics.jsonl"
-        # A run that starts at step 0 also evaluates step 0 again.
-        rows = [row for row in read_metrics(folder) if first_step and row["step"] <= first_step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        if damaged := damaged_lines(folder):
+            self.say(f"warning: {damaged}")
+        # A run that starts at step 0 also evaluates step 0 again. Damaged lines are kept.
+        lines = [
+            (line, row)
+            for line, row in metrics_lines(folder)
+            if row is None or (first_step and row["step"] <= first_step)
+        ]
+        write_bytes(path, b"".join(line + b"\n" for line, _ in lines))
+        rows = [row for _, row in lines if row is not None]
         self.evaluated = {row["step"] for row in rows if "val_loss" in row}
-        self._metrics = open(path, "a", buffering=1)  # noqa: SIM115 - closed by __exit__
+        self._metrics = open_here(path, "a", buffering=1)
         before = rows[-1]["seconds"] if rows else 0.0
         self._start = time.perf_counter() - before
         self._shown: Row = {"step": first_step}
@@ -78,7 +85,8 @@ class Reporter:
     def __exit__(self, *exc: object) -> None:
         if self._progress:
             self._progress.stop()
-        self._metrics.close()
+        with naming(self.folder / "metrics.jsonl"):
+            self._metrics.close()
         for writer in self._writers:
             writer.close()
 
@@ -111,8 +119,11 @@ class Reporter:
 
     def closing_words(self, sample_flags: str) -> str:
         """The latest sample, and where to find everything."""
-        paths = sorted((self.folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
-        text = paths[-1].read_text(encoding="utf-8").strip() if paths else ""
+        samples = self.folder / "samples"
+        steps = [int(path.stem) for path in samples.glob("*.txt") if path.stem.isdecimal()]
+        text = ""
+        if steps:
+            text = (samples / f"{max(steps)}.txt").read_text("utf-8", errors="replace").strip()
         return (f"{text}\n\n" if text else "") + (
             f"loss plot: {self.folder}/loss.png\n"
             f"sample more: {program()} sample {shlex.quote(str(self.folder))}{sample_flags}"
@@ -129,7 +140,8 @@ class Reporter:
         self._speed.evaluated(step)
 
     def _store(self, row: Row) -> None:
-        self._metrics.write(json.dumps(row) + "\n")
+        with naming(self.folder / "metrics.jsonl"):
+            self._metrics.write(json.dumps(row) + "\n")
         self._shown |= {k: v for k, v in row.items() if k != "step"}
         for writer in self._writers:
             writer.write(row)

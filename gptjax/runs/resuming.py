@@ -6,12 +6,14 @@ from typing import Any
 
 from gptjax import config_json, json_files
 from gptjax.atomic import write_json
+from gptjax.checksums import seal
 from gptjax.config import Config
 from gptjax.data.dataset import Data
 from gptjax.data.recordings import FileFacts
 from gptjax.data.speech import SpeechData
 from gptjax.data.tokenizer import BPETokenizer, GPT2Tokenizer, WordTokenizer
 from gptjax.errors import UserError
+from gptjax.runs import manifest
 from gptjax.runs.checkpoints import committed_steps
 from gptjax.runs.run_directory import read_config, read_environment, read_tokenizer
 
@@ -31,7 +33,8 @@ def check_resumable(folder: Path, config: Config, data: Data) -> list[str]:
     Returns the changes that are allowed, in words: learning rate, dropout, number of steps, ...
     Raises UserError with the changes that are not, and for a run that was imported or quantized.
     """
-    if not (folder / "checkpoints" / str(committed_steps(folder)[-1]) / "opt_state").exists():
+    saved = [folder / "checkpoints" / str(step) for step in committed_steps(folder)]
+    if not any(map(manifest.has_opt_state, saved)):
         raise UserError(
             f"{folder} was imported or quantized: it has no optimizer state, so training cannot "
             "continue it; name another --run-dir (an imported one can be its --train.init-from)"
@@ -75,7 +78,7 @@ def remember_recordings(folder: Path, data: Data) -> None:
     """Writes which recordings a new run has. One that continues keeps what its first start had."""
     is_new = not committed_steps(folder) or not (folder / RECORDINGS).exists()
     if isinstance(data, SpeechData) and is_new:
-        write_json(folder / RECORDINGS, data.files, indent=None)
+        write_json(folder / RECORDINGS, seal(data.files), indent=None)
 
 
 def _read_recordings(folder: Path) -> dict[str, FileFacts]:

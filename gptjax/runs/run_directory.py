@@ -14,6 +14,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import platform
 import shutil
@@ -27,13 +28,13 @@ from typing import Any, TypedDict
 
 import jax
 
-from gptjax import config_json, json_files
-from gptjax.atomic import write_json, write_text
+from gptjax import checksums, config_json, json_files
+from gptjax.atomic import open_here, write_json
 from gptjax.config import Config
 from gptjax.data import tokenizer as tokenizer_lib
 from gptjax.data.dataset import Data
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.errors import Interrupted, UserError
+from gptjax.errors import Interrupted, UserError, naming
 from gptjax.quantization.quant_array import FLOAT32, Format
 from gptjax.scale import processes
 
@@ -60,7 +61,7 @@ def locked(folder: Path) -> Iterator[None]:
         _check_is_run(folder)
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "a+")  # noqa: SIM115 - held for as long as the run
+        lock = open_here(folder / "lock", "a+", errors="replace")
     except OSError as error:
         raise UserError(
             f"--run-dir {folder} cannot be written ({error.strerror}); name another"
@@ -68,12 +69,18 @@ def locked(folder: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             lock.seek(0)
             raise UserError(
-                f"--run-dir {folder} is in use by process {lock.read().strip() or 'unknown'}; "
+                f"--run-dir {folder} is in use by process {lock.read(20).strip() or 'unknown'}; "
                 "stop that one, or name another folder"
             ) from None
+        except OSError as error:  # Lustre and some NFS have no locks
+            print(
+                f"warning: {folder} is on a file system that cannot lock files "
+                f"({error.strerror}); do not train this run twice at the same time",
+                file=sys.stderr,
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -91,7 +98,16 @@ def _check_is_run(folder: Path) -> None:
     """Raises UserError where training would mix its files with others."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--run-dir {folder} is a file; name a folder")
-    names = {p.name.removesuffix(".part") for p in folder.iterdir()} if folder.is_dir() else set()
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    folders = [folder / "checkpoints", *paths]  # links: gptjax would write and delete elsewhere
+    if (folder / "checkpoints").is_dir():
+        folders += (folder / "checkpoints").iterdir()
+    if links := [p for p in folders if p.is_symlink() and not p.is_file()]:
+        raise UserError(
+            f"{links[0]} is a symbolic link, so files outside of {folder} would be written or "
+            "deleted; put the folder itself in its place"
+        )
+    names = {path.name.removesuffix(".part") for path in paths}
     if not names <= WRITTEN_FIRST and not (folder / "config.json").exists():
         raise UserError(
             f"--run-dir {folder} has files but no config.json, so it is not a run; name another"
@@ -132,7 +148,8 @@ def new_run(folder: Path) -> Iterator[Path]:
         # Checked only now: from here on, no other process can make it.
         if folder.is_symlink() or folder.exists():
             raise taken
-        yield part
+        with naming(folder):
+            yield part
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         for parent in missing:
@@ -168,9 +185,10 @@ def describe(folder: Path, config: Config, tok: Tokenizer, data: dict[str, Any])
         },
         "data": data,
     }
-    write_json(folder / "tokenizer.json", tok.to_dict(), indent=None)
-    write_json(folder / "environment.json", environment)
-    write_text(folder / "config.json", config_json.to_json(config))  # last: now it is a run
+    write_json(folder / "tokenizer.json", checksums.seal(tok.to_dict()), indent=None)
+    write_json(folder / "environment.json", checksums.seal(environment))
+    settings = json.loads(config_json.to_json(config))
+    write_json(folder / "config.json", checksums.seal(settings))  # last: now it is a run
 
 
 def check_disk(folder: Path, state: Any, n_checkpoints: int) -> None:
