@@ -4,6 +4,7 @@ A case is (kind, number). A worker process makes its input from that alone, so a
 repeated: `python -m benchmarks.fuzz KIND NUMBER`.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -89,6 +90,8 @@ WORDS = (
         "\udc80",
     ),
 )
+NUMBERS = ("0", "-1", "1", "2", "7", "33", "10000", "100000000", "1000000000", "2147483647",
+    "4294967296", "9223372036854775807", "9223372036854775808", "0.5", "1e-38", "1e9")  # fmt: skip
 
 
 def fuzz(bench: Any, n: int) -> dict[str, Any]:
@@ -162,11 +165,14 @@ class Workplace:
 
     def _train(self, rng: random.Random) -> tuple[int, str, str]:
         """One step of a tiny run, with one option of an extreme value."""
-        names = [name for name in config_json.flatten(config.Config()) if "." in name]
-        option = f"--{rng.choice(names).replace('_', '-')}"
+        fields = config_json.flatten(config.Config())
+        name = rng.choice([n for n in fields if "." in n and n != "train.max_steps"])
+        is_number = type(fields[name]) in (int, float)
+        value = rng.choice(NUMBERS if is_number and rng.random() < 0.8 else WORDS)
+        option = f"--{name.replace('_', '-')}={value}"
         shutil.rmtree(self.folder / "trained", ignore_errors=True)
         argv = ["--config", str(self.tiny), "--run-dir", "trained", "--train.max-steps", "1"]
-        return called(lambda: train.main([*argv, f"{option}={rng.choice(WORDS)}"]))
+        return called(lambda: train.main([*argv, option]))
 
     def config(self, rng: random.Random) -> tuple[int, str, str]:
         path = self.folder / "fuzzed.py"
@@ -300,7 +306,7 @@ def _config_file(rng: random.Random, n_changes: int) -> str:
     for _ in range(n_changes):
         name = rng.choice(list(sections))
         field = rng.choice([f.name for f in dataclasses.fields(sections[name])])
-        changes[name][field] = rng.choice(JUNK) if rng.random() < 0.5 else _number(rng)
+        changes[name][field] = _junk(rng) if rng.random() < 0.5 else _number(rng)
     lines = [
         "from gptjax.config import *",
         "from gptjax.config_encoders import *",
@@ -315,6 +321,10 @@ def _config_file(rng: random.Random, n_changes: int) -> str:
     return text
 
 
+def _junk(rng: random.Random) -> Any:
+    return copy.deepcopy(rng.choice(JUNK))  # which the caller may change
+
+
 def _number(rng: random.Random) -> int | float:
     return rng.choice([rng.randrange(20), rng.randrange(-3, 1 << 20), 10 ** rng.uniform(-9, 12)])
 
@@ -322,14 +332,14 @@ def _number(rng: random.Random) -> int | float:
 def _other(value: Any, rng: random.Random) -> Any:
     """Half of the time a value of the same kind."""
     if rng.random() < 0.5:
-        return rng.choice(JUNK)
+        return _junk(rng)
     if isinstance(value, int | float):
         return rng.choice([value + 1, value - 1, -value, value * 10, _number(rng)])
     if isinstance(value, str):
         return rng.choice([value[:-1], value + "x", value.upper(), *WORDS])
     if isinstance(value, list):
         return rng.choice([value[1:], value * 2, value[::-1], [value]])
-    return rng.choice(JUNK)
+    return _junk(rng)
 
 
 def _mutated_json(good: bytes, rng: random.Random) -> bytes:
@@ -351,7 +361,7 @@ def _mutated_json(good: bytes, rng: random.Random) -> bytes:
         elif action < 0.9:
             del parent[key]
         elif isinstance(parent, dict):
-            parent[str(rng.choice(JUNK))[:50]] = rng.choice(JUNK)
+            parent[str(_junk(rng))[:50]] = _junk(rng)
     text = json.dumps(root[0])
     if rng.random() < 0.05:
         depth = rng.choice([50, 500, 100_000])

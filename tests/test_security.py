@@ -1,4 +1,4 @@
-"""SECURITY.md: a run directory and a folder of Hugging Face that try to run code are read as data."""
+"""SECURITY.md: a run directory and a Hugging Face folder that try to run code are data."""
 
 import ast
 import json
