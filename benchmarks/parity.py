@@ -146,7 +146,9 @@ def loss_curves(
     batch_size = config.train.batch_size
     train_steps = training.make_train_steps(model, optimizer, batch_size, config.seed)
     rng = np.random.default_rng(config.seed)
-    moved = jax.tree.map(lambda p: np.nextafter(p, rng.choice(np.float32([-9, 9]), p.shape)), params)
+    moved = jax.tree.map(
+        lambda p: np.nextafter(p, rng.choice(np.float32([-9, 9]), p.shape)), params
+    )
     curves = {}
     for name, initial_params in (("gptjax", params), (MOVED, moved)):
         # train_steps donates the state, so it gets a copy; the twins need the parameters as well.

@@ -508,6 +508,21 @@ def test_json_samples(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.err == ""
 
 
+def test_a_conversation_has_commands(half: Path) -> None:
+    lines = ["abc", "abc", "/seed 7", "abc", "abc", "/seed x", "/temperature hot"]
+    lines += ["/temperature 0", "abc", "/help", "/quit", "cba"]
+    done = run_sample(half, "--interactive", "--max-new-tokens", 30, stdin="\n".join(lines))
+    answers = re.findall(r"prompt> (abc[^p]*)", done.stdout)
+    assert len(answers) == 5
+    assert answers[2] == answers[3]  # one seed
+    assert len(set(answers[:2])) == 2  # new seeds
+    assert len(re.findall(r"^\(seed \d+\)$", done.stderr, flags=re.MULTILINE)) == 2
+    assert "seed of every prompt: new" in done.stderr
+    assert "error: /temperature is 'hot', but must be a number >= 0" in done.stderr
+    assert "/seed VALUE  /temperature VALUE  /help  /quit" in done.stderr
+    assert "cba" not in done.stdout
+
+
 def test_a_conversation_through_stdin(half: Path) -> None:
     done = run_sample(half, "--interactive", "--max-new-tokens", 5, stdin="abc\nxyz\ncba\n")
     assert "prompt> abc" in done.stdout

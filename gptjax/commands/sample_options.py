@@ -1,7 +1,6 @@
 """The options of `gptjax sample`, and what its three kinds of models share."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ class Sample:
     step: str = "best"
     """Checkpoint to load: best, latest or a step."""
     interactive: bool = False
-    """Read prompts or sources line by line, until Ctrl-D."""
+    """Read prompts or sources line by line, until /quit or Ctrl-D. /help lists the commands."""
     json: bool = False
     """Print one JSON object per sample, source or recording instead of text."""
     attention: Path | None = None
@@ -66,8 +65,8 @@ class Sample:
     """Always take the most likely token."""
     num_samples: int = 1
     """Number of continuations, generated as one batch."""
-    seed: int = 1337
-    """The same seed gives the same text."""
+    seed: int | None = None
+    """The same seed gives the same text. Default: 1337; in --interactive a new one each time."""
     exact_window: bool = False
     """Past the context, process the whole window again for every token, as nanoGPT does. Slow."""
     stream: bool = True
@@ -110,23 +109,6 @@ class Sample:
             raise UserError(f"--attention {path} must end in .png, .svg or .pdf")
         if not path.parent.is_dir() or path.is_dir():
             raise UserError(f"--attention {path} must be a file in an existing folder")
-
-    def answer_lines(self, name: str, answer: Callable[[str], None]) -> None:
-        """Calls answer(line) until Ctrl-D; a UserError is printed and does not end it."""
-        while True:
-            try:
-                line = input("" if self.json else f"{name}> ").replace("\\n", "\n")
-            except (EOFError, KeyboardInterrupt):
-                if not self.json:
-                    print()
-                return
-            except UnicodeDecodeError as error:
-                print(f"error: the {name} is not UTF-8 at byte {error.start}", file=sys.stderr)
-                continue
-            try:
-                answer(line)
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
 
 
 def read_text(flag: str, path: Path) -> str:

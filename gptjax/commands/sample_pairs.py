@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.commands.conversation import converse
 from gptjax.commands.sample_options import Sample, read_text
 from gptjax.config import Config
 from gptjax.config_checks import require
@@ -53,7 +54,7 @@ def transduce(command: Sample, run_config: Config, tok: PairTokenizer) -> None:
             _draw_attention(command.attention, model, params, tok, sources[0], found[0][0])
 
     if command.interactive:
-        command.answer_lines("source", lambda line: answer([line]))
+        converse("source", lambda line: answer([line]), {}, not command.json)
     else:
         answer([source for _, source in sources])
     if n_bad := n_sources - len(sources):

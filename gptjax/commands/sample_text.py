@@ -1,11 +1,14 @@
 """`gptjax sample` for language models: continues a prompt."""
 
+import dataclasses
 import json
+import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from gptjax.commands.conversation import converse
 from gptjax.commands.sample_options import Sample, read_text
 from gptjax.config import BigramConfig, Config, GPTConfig, ModelConfig
 from gptjax.config_checks import MOST_OF_ANY, require, require_memory
@@ -19,19 +22,22 @@ from gptjax.scale import memory
 MOST_DRAWN = 48
 
 
+DEFAULT_SEED = 1337
+
+
 def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> None:
     """Prints --num-samples continuations of the prompt."""
     temperature = 0.0 if command.greedy else command.temperature
     sampler = sampling.Sampler(temperature, command.top_k, command.top_p)
     sampler.check(tok.vocab_size)
-    n_tokens, n_samples, seed = command.max_new_tokens, command.num_samples, command.seed
+    n_tokens, n_samples = command.max_new_tokens, command.num_samples
     require(n_tokens >= 1, "max-new-tokens", n_tokens, "at least 1")
     require(n_tokens <= MOST_OF_ANY, "max-new-tokens", n_tokens, f"at most {MOST_OF_ANY:,}")
     require(n_samples >= 1, "num-samples", n_samples, "at least 1")
     model, vocab_size = run_config.model, tok.vocab_size
     n_bytes, there = n_samples * _bytes(model, vocab_size), memory.limit() or None
     require_memory("num-samples", n_samples, n_bytes, there)
-    require(0 <= seed < 2**32, "seed", seed, "in [0, 2**32)")
+    seed = _check_seed(DEFAULT_SEED if command.seed is None else command.seed)
     prompt = "" if command.interactive else _read_prompt(command)
     block_size = run_config.model.block_size
     ids = _encode(prompt, tok, block_size)  # refused before the model is loaded
@@ -47,7 +53,7 @@ def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> 
             raise UserError(f"--attention draws {rule}")
     step, model, params = command.load_model(run_config, tok)
 
-    def answer(prompt: str, ids: np.ndarray) -> None:
+    def answer(prompt: str, ids: np.ndarray, seed: int, sampler: sampling.Sampler) -> None:
         ids_BT = np.repeat(ids[None], n_samples, axis=0)
         pieces = sampling.generate(
             model, params, ids_BT, n_tokens, sampler, seed, command.exact_window
@@ -55,13 +61,59 @@ def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> 
         _show(command, prompt, ids, step, pieces, tok)
 
     if command.interactive:
-        command.answer_lines("prompt", lambda line: answer(line, _encode(line, tok, block_size)))
+        if sys.stdin.isatty():
+            print("getting ready ...", file=sys.stderr)
+            for length in sampling.prefill_lengths(block_size):  # so that no answer waits long
+                zeros_BT, n = np.zeros((n_samples, length), np.int32), min(2, n_tokens)
+                sampling.complete(model, params, zeros_BT, n, sampler=sampler, seed=seed)
+        _converse(command, sampler, answer, tok, block_size)
     else:
-        answer(prompt, ids)
+        answer(prompt, ids, seed, sampler)
     if command.attention:
         weights = attention_weights.self_attention(model, params, ids)
         attention_maps.draw_heads(weights, [tok.decode([i]) for i in ids], command.attention)
         print(f"attention: {command.attention}", file=sys.stderr)
+
+
+def _converse(
+    command: Sample,
+    sampler: sampling.Sampler,
+    answer: Callable[[str, np.ndarray, int, sampling.Sampler], None],
+    tok: TextTokenizer,
+    block_size: int,
+) -> None:
+    """Answers prompts, each with a new seed unless one is set."""
+    seed = command.seed
+
+    def set_seed(value: str) -> None:
+        nonlocal seed
+        seed = _check_seed(int(value)) if value.isdecimal() else None
+        print(f"seed {'of every prompt: new' if seed is None else seed}", file=sys.stderr)
+
+    def set_temperature(value: str) -> None:
+        nonlocal sampler
+        try:
+            new = dataclasses.replace(sampler, temperature=float(value))
+        except ValueError:
+            raise UserError(f"/temperature is {value!r}, but must be a number >= 0") from None
+        new.check(tok.vocab_size)
+        sampler = new
+        print(f"temperature {new.temperature:g}", file=sys.stderr)
+
+    def reply(line: str) -> None:
+        ids = _encode(line, tok, block_size)
+        this_seed = random.getrandbits(32) if seed is None else seed
+        answer(line, ids, this_seed, sampler)
+        if seed is None and not sampler.is_greedy and not command.json:
+            print(f"(seed {this_seed})", file=sys.stderr)
+
+    commands = {"/seed": set_seed, "/temperature": set_temperature}
+    converse("prompt", reply, commands, not command.json)
+
+
+def _check_seed(seed: int) -> int:
+    require(0 <= seed < 2**32, "seed", seed, "in [0, 2**32)")
+    return seed
 
 
 def _bytes(model: ModelConfig, vocab_size: int) -> int:

@@ -169,6 +169,11 @@ def _bucket(length: int, block_size: int) -> int:
     return min(block_size, max(SHORTEST_PREFILL, 1 << (length - 1).bit_length()))
 
 
+def prefill_lengths(block_size: int) -> list[int]:
+    """All lengths that windows are padded to."""
+    return list(dict.fromkeys(_bucket(length, block_size) for length in range(1, block_size + 1)))
+
+
 def programs(
     model: Model, params: Any, n_tokens: int, sampler: Sampler
 ) -> list[Callable[[], jax.stages.Lowered]]:
