@@ -37,7 +37,7 @@ def converse(
             if word == "/quit":
                 return
             if word == "/help":
-                print(f"commands: {listed}; \\n in a {name} is a line break", file=sys.stderr)
+                print(f"commands: {listed}; \\n is a line break", file=sys.stderr)
             elif word in commands:
                 commands[word](rest.strip())
             else:
