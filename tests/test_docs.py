@@ -85,7 +85,7 @@ def test_every_command_line_has_options_that_exist(page, monkeypatch):
     if page in ("README.md", *CONFIGS):
         assert lines, f"{page} shows no command"
     for line in lines:
-        argv = shlex.split(line.removesuffix("&"), comments=True)
+        argv = shlex.split(line.partition(" > ")[0].removesuffix("&"), comments=True)
         argv = argv[1:] if argv[0] == "gptjax" else [Path(argv[1]).stem, *argv[2:]]
         try:
             if argv[0] == "train":  # whole, with the checks of values

@@ -152,6 +152,8 @@ def test_times_of_words_after_a_long_pause(
     (word,) = json.loads(out)["words"]
     assert word["text"] == "seven"
     assert 4.8 <= word["start"] < word["end"] <= 5.1 + len(word_N) / SAMPLE_RATE
+    srt, _ = transcribe(capsys, run, tmp_path / "late.wav", "--format", "srt")
+    assert re.fullmatch(r"1\n00:00:0[45],\d{3} --> 00:00:0[5-9],\d{3}\nseven\n", srt)
 
 
 def test_strings_of_test_clips_are_evaluated(run: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from gptjax.errors import UserError, exit_codes
 from gptjax.runs import run_directory
 from gptjax.scale import compilation, devices, memory
 
-SPEECH_ONLY = ("audio",)
+SPEECH_ONLY = ("audio", "format")
 PAIRS_ONLY = ("source", "source_file", "n_best")
 ENCODER_DECODER_ONLY = ("beam", "length_penalty")
 LANGUAGE_MODEL_ONLY = ("prompt", "prompt_file", "max_new_tokens", "temperature", "top_k", "top_p")

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -89,6 +89,8 @@ class Sample:
 
     audio: tuple[Path, ...] = ()
     """Audio files or folders of them. - is stdin."""
+    format: Literal["text", "srt", "vtt"] = "text"
+    """Of the transcript of one recording: text with the time of each word, or subtitles."""
 
     def load_model(self, run_config: Config, tok: Tokenizer) -> tuple[int, Any, Any]:
         """(step, model, parameters). Prints run, step and size on stderr, unless --json."""

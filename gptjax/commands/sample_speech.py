@@ -10,7 +10,7 @@ from gptjax.commands.sample_options import Sample
 from gptjax.config import Config
 from gptjax.data import audio
 from gptjax.data.tokenizer import SpeechTokenizer
-from gptjax.decoding import attention_maps, beam_search, transcription
+from gptjax.decoding import attention_maps, beam_search, subtitles, transcription
 from gptjax.errors import UserError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
@@ -27,6 +27,9 @@ def transcribe_files(command: Sample, run_config: Config, tok: SpeechTokenizer) 
     beam_search.check(command.beam, command.length_penalty)
     paths = _audio_files(command.audio)
     command.check_picture(len(paths), "recording", "--audio")
+    if command.format != "text" and (len(paths) != 1 or command.json):
+        given = "--json" if command.json else f"{len(paths)} recordings"
+        raise UserError(f"--format {command.format} is for one recording, not for {given}")
     # A single file is read before the model is loaded, so that an error comes at once.
     read = {path: audio.read(path) for path in paths if len(paths) == 1}
     step, model, params = command.load_model(run_config, tok)
@@ -89,6 +92,9 @@ def _show_transcript(
         fields = {"audio": str(path), "text": transcript.text, "words": words}
         fields |= {"seconds": round(transcript.seconds, 3), "step": step}
         print(json.dumps(fields, ensure_ascii=False), flush=True)
+        return
+    if command.format != "text":
+        print(subtitles.subtitles(transcript.words, command.format), end="")
         return
     print(f"{path}\t" * named + transcript.text)
     for word in transcript.words:
