@@ -235,6 +235,7 @@ def test_curves_carry_the_names_of_their_runs(tmp_path: Path) -> None:
         "a_b_{c",
         "__",
         "a\x1b[0m",
+        "\u6a21\u578b",
     ],
 )
 def test_a_run_may_have_any_name(tmp_path: Path, name: str) -> None:

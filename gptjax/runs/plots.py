@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def plot(runs: dict[str, list[Row]], path: Path) -> None:
             text.set(text=label, parse_math=False)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    with atomic_file(path) as part:
+    with atomic_file(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the font lacks it; a box is drawn
         figure.savefig(part, format=path.suffix.removeprefix(".") or "png")
 
 
