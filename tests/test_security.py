@@ -1,6 +1,7 @@
 """SECURITY.md: a run directory and a Hugging Face folder that try to run code are data."""
 
 import ast
+import contextlib
 import json
 import os
 import pickle
@@ -58,6 +59,7 @@ def test_a_bomb_works(canary: Path) -> None:
     assert canary.exists()
 
 
+@pytest.mark.slow
 def test_nothing_in_a_run_directory_is_executed(
     run: Path, canary: Path, tmp_path: Path, text_file: Path
 ) -> None:
@@ -197,3 +199,32 @@ def test_one_process_opens_no_connection_and_no_port(tmp_path: Path, text_file: 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_run_directory_with_links_writes_nothing_outside(
+    run: Path, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prepared names that training opens to write, and folders that it cleans up."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "1.orbax-checkpoint-tmp").mkdir()
+    victim = outside / "profile"
+    victim.write_text("export PATH\n")
+    line = [*TINY_RUN, "--data.path", str(text_file), "--run-dir"]
+    names = ("lock", "metrics.jsonl", "loss.png", "samples/6.txt", "config.json.part")
+    names += ("metrics.jsonl.part", "tokenizer.json.part", "environment.json.part", "loss.png.part")
+    for i, name in enumerate((*names, "checkpoints", "samples")):
+        folder = tmp_path / f"linked-{i}"
+        shutil.copytree(run, folder)
+        link = folder / name
+        if link.is_dir():
+            shutil.rmtree(link)
+        link.unlink(missing_ok=True)
+        link.symlink_to(outside if name in ("checkpoints", "samples") else victim)
+        with contextlib.suppress(SystemExit):  # refusing is as good as not following
+            train.main([*line, str(folder), "--train.max-steps", "6"])
+        assert victim.read_text() == "export PATH\n", name
+        left = sorted(path.name for path in outside.iterdir())
+        assert left == ["1.orbax-checkpoint-tmp", "profile"], name
+    assert "Traceback" not in capsys.readouterr().err
