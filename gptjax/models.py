@@ -37,14 +37,12 @@ def build(
 
 def init(model: Model, seed: int) -> Any:
     """Initial parameters, a pure function of the model and the seed."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    tokens, inputs = jax.ShapeDtypeStruct((1, 1), jnp.int32), {}
     match model:
         case EncoderDecoder():
-            inputs = {"source": tokens}
+            inputs: Any = {"source": tokens}
         case SpeechRecognizer():
             inputs = {"source": jax.ShapeDtypeStruct((1, 2, model.config.n_mels), jnp.float32)}
-        case _:
-            inputs = {}
     # Computes the parameters alone, one after the other: those of one shape share a program, which
     # compiles sooner than one large program that makes all of them.
     return model.lazy_init(jax.random.key(seed), tokens, **inputs)["params"]
