@@ -157,6 +157,7 @@ def test_the_best_checkpoint_is_kept_and_found(tmp_path: Path) -> None:
 # --- what is damaged is found
 
 
+@pytest.mark.slow
 def test_any_damage_of_a_checkpoint_is_found(tmp_path: Path) -> None:
     """Of every file of a checkpoint, in four ways."""
     made = saved(tmp_path / "whole", {1: 2.0, 2: 1.0})
@@ -208,6 +209,7 @@ def test_checkpoints_without_checksums_are_read(tmp_path: Path) -> None:
     assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_sampling_from_a_damaged_run_is_right_or_one_line(
     copied: Path, printed_and_said: Any
 ) -> None:

@@ -5,6 +5,7 @@
       environment.json   versions, devices, data SHA-256  metrics.jsonl      one line per log
       loss.png           the curves                       samples/STEP.txt   text of the model
       checkpoints/STEP/  params and opt_state, by orbax   lock               PID of its trainer
+                         manifest.json: val_loss, checksums of the files
       recordings.json    of speech: files, splits, sizes
     and, of a quantized model,
       format.json        the number format                quantization.json  its cost in loss
@@ -64,7 +65,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock = open_here(folder / "lock", "a+", errors="replace")
     except OSError as error:
         raise UserError(
-            f"--run-dir {folder} cannot be written ({error.strerror}); name another"
+            f"--run-dir {folder} cannot be written ({error.strerror or error}); name another"
         ) from None
     with lock:
         try:
