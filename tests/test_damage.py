@@ -286,6 +286,19 @@ def test_plots_name_damaged_lines(
     assert f"damaged line {n - 2}, {n - 1}, {n};" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kept", [0, 2])
+def test_metrics_that_were_cut_off_are_said(
+    copied: Path, capsys: pytest.CaptureFixture[str], kept: int
+) -> None:
+    config = run_directory.read_config(copied)
+    with Reporter(copied, config, MAX_STEPS, 1.0):
+        assert "warning" not in capsys.readouterr().out
+    lines = (copied / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (copied / "metrics.jsonl").write_bytes(b"".join(lines[:kept]))
+    with Reporter(copied, config, MAX_STEPS, 1.0):
+        assert f"no rows from step {kept // 2} to {MAX_STEPS}" in capsys.readouterr().out
+
+
 # --- nothing outside of the run is written
 
 

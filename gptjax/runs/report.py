@@ -62,6 +62,11 @@ class Reporter:
         ]
         write_bytes(path, b"".join(line + b"\n" for line, _ in lines))
         rows = [row for _, row in lines if row is not None]
+        last = rows[-1]["step"] if rows else 0
+        if last < first_step - first_step % config.train.log_interval:
+            self.say(
+                f"warning: {path} has no rows from step {last} to {first_step}: it was cut off"
+            )
         self.evaluated = {row["step"] for row in rows if "val_loss" in row}
         self._metrics = open_here(path, "a", buffering=1)
         before = rows[-1]["seconds"] if rows else 0.0
