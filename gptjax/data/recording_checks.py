@@ -64,7 +64,7 @@ def _try(path: Path) -> tuple[float, int] | str:
 
 
 def _report(broken: dict[Path, str], n_files: int, on_broken: str) -> None:
-    why = "; ".join(list(broken.values())[:N_NAMED])
+    why = "; ".join(text.partition("; ")[0] for text in list(broken.values())[:N_NAMED])
     others = f"; and {len(broken) - N_NAMED} more" if len(broken) > N_NAMED else ""
     what = f"{len(broken)} of {n_files:,} recordings cannot be used: {why}{others}"
     if on_broken == "stop":
