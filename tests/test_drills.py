@@ -29,6 +29,8 @@ def test_a_few_cases_of_every_drill_survive(tmp_path: Path) -> None:
     assert set(found["fuzz"]["outcomes"]) == set(fuzz.KINDS)
 
 
+# Other tests of this process have started a device; the drills fork before they do.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize(
     ("function", "says"),
     [("hang", "no answer"), ("die", "died with -9"), ("grow", "MiB of memory"), ("ok", "")],

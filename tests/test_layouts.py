@@ -177,7 +177,8 @@ REFUSALS = {
 
 
 ALL_REFUSALS = """
-import sys, train
+import sys
+from gptjax import train
 for flags in sys.argv[2:]:
     try:
         train.main([*sys.argv[1].split(), *flags.split()])
