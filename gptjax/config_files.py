@@ -14,7 +14,7 @@ from gptjax.errors import UserError
 from gptjax.launch import Launch
 
 _PACKAGE = Path(__file__).parent
-# A wheel has the shipped configurations inside of the package, a clone beside it.
+# Inside of the package in a wheel; in a clone a link there leads to the folder beside it.
 SHIPPED = next(
     folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()
 )
