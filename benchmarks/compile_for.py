@@ -97,10 +97,13 @@ def read(name: str) -> Config:
     """A configuration of configs/; of gpt2_124m a micro-batch of 16, which is one GPU's work."""
     path = Path(__file__).parent.parent / "configs" / f"{name}.py"
     config = runpy.run_path(str(path))["config"]
-    if name == "gpt2_124m":
-        rows = {"batch_size": 16, "micro_batch_size": 16}
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, **rows))
-    return config
+    return with_rows(config, 16) if name == "gpt2_124m" else config
+
+
+def with_rows(config: Config, n: int) -> Config:
+    """The configuration with batches of n sequences, each one micro-batch."""
+    train = dataclasses.replace(config.train, batch_size=n, micro_batch_size=n)
+    return dataclasses.replace(config, train=train)
 
 
 def lower(c: Config, gpu: Path = H100, chosen: choice.Choice = AUTOMATIC) -> jax.stages.Lowered:
@@ -208,10 +211,7 @@ def vary(name: str) -> tuple[Config, choice.Choice]:
             case "attention":
                 chosen = choice.Choice(value, norm=None if value == "kernel" else False)  # pyright: ignore
             case "batch_size":
-                rows = {"batch_size": int(value), "micro_batch_size": int(value)}
-                config = dataclasses.replace(
-                    config, train=dataclasses.replace(config.train, **rows)
-                )
+                config = with_rows(config, int(value))
             case "block_size":
                 model: Any = dataclasses.replace(config.model, block_size=int(value))  # pyright: ignore
                 config = dataclasses.replace(config, model=model)

@@ -263,7 +263,7 @@ DRILLS = {
 }
 
 DRILLS_NOTE = (
-    "Harm at random moments and places, by [drills.py](../benchmarks/drills.py); "
+    "Interruptions and damage at random, made by [drills.py](../benchmarks/drills.py); "
     "[drills.json](benchmarks/drills.json) says what did not survive. Compared bit for bit on one "
     "core."
 )

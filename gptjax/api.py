@@ -16,6 +16,7 @@ from gptjax import config_json, models, train
 from gptjax.command_line import parse
 from gptjax.config import Config
 from gptjax.config_checks import require
+from gptjax.config_files import load_file
 from gptjax.data import audio
 from gptjax.data.texts import whole_split
 from gptjax.decoding import attention_weights, beam_search, sampling, transcription
@@ -157,8 +158,7 @@ def train_run(
 
     Raises UserError for bad input, and KeyboardInterrupt, after saving, when it is stopped.
     """
-    given, _ = parse(["--config", str(config)])
-    known = config_json.flatten(given)
+    known = config_json.flatten(load_file(Path(config)))
     flags = ["--config", str(config)]
     for name, value in fields.items():
         paths = [p for p in known if name in (p.rpartition(".")[2], p.replace(".", "__"))]

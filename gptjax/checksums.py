@@ -1,4 +1,4 @@
-"""Checksums (CRC-32): what is read is what was written, or it is said what is damaged.
+"""Checksums (CRC-32): they find files that are not as they were written.
 
 A JSON file carries its own checksum in the field "crc32". A folder has a list of its files. Both
 find damage by a disk or a copy; they do not protect against somebody who changes files on purpose.

@@ -2,8 +2,7 @@
 
 A form is a type that says what a value must be: `dict[str, int]`, `list[str]`, `Literal[4, 8]`,
 `int | None`, a TypedDict, Path for a text that can be the name of a file, or Any for a value that
-another library checks. An error names the file,
-the place inside it and what was expected there:
+another library checks. An error names the file, the place inside it and what was expected there:
 
     runs/a/tokenizer.json: target.words[3] is 5, but must be a text; restore the file
 

@@ -34,10 +34,10 @@ from gptjax.training import TrainState
 
 
 def _one_line_alone() -> None:
-    """Leaves what to say about a failed save to Checkpoints, which says it in one line.
+    """Silences other messages about a failed save: Checkpoints prints one line.
 
-    orbax logs each file that it touches, and an error in each of its threads before it raises it.
-    tensorstore has nobody to tell of writes that end after orbax gave up.
+    orbax logs every file that it writes, and an error in each of its threads before it raises it.
+    tensorstore warns of writes that end after orbax has given up.
     """
     for logger in ("absl", "asyncio", "concurrent.futures"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
@@ -102,13 +102,15 @@ class Checkpoints:
     def val_losses(self) -> dict[int, float]:
         """The validation losses of the steps with a checkpoint, as far as known."""
         losses: dict[int, float | None] = {}
+        logged: dict[int, float] | None = None
         for step in self.steps():
             try:
                 losses[step] = manifest.val_loss(self.folder / str(step))
             except LookupError:  # it is old or damaged: look into the metrics of the run
-                rows = read_metrics(self.folder.parent)
-                logged = [r["val_loss"] for r in rows if r["step"] == step and "val_loss" in r]
-                losses[step] = logged[-1] if logged else None
+                if logged is None:
+                    rows = read_metrics(self.folder.parent)
+                    logged = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
+                losses[step] = logged.get(step)
         return {step: loss for step, loss in losses.items() if loss is not None}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
