@@ -21,6 +21,7 @@ COMMANDS = {
     "import": ("gptjax.commands.import_model", "Make a run from the weights of GPT-2 or Whisper."),
     "prepare": ("gptjax.commands.prepare", "Tokenize a large text once, for --data.path."),
     "plot": ("gptjax.commands.plot", "Draw the loss curves of several runs in one picture."),
+    "page": ("gptjax.commands.page", "Write a run as one HTML page, to try it and look inside."),
     "doctor": ("gptjax.commands.doctor", "Print versions, devices and installation problems."),
 }
 _LIST = "\n".join(f"  {name:<10}{sentence}" for name, (_, sentence) in COMMANDS.items())

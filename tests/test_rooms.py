@@ -24,6 +24,7 @@ decoding
 runs
 quantization.fine_tuning quantization.card
 interop
+page
 commands train setup pace
 api cli __main__
 """

@@ -1,0 +1,165 @@
+"""What a page knows of its run: model, tokenizer, losses, samples, and examples to begin with."""
+
+import base64
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gptjax import models
+from gptjax.config import Config
+from gptjax.data import dataset as data
+from gptjax.data.pairs import PairData
+from gptjax.data.speech import SpeechData
+from gptjax.data.texts import TextData
+from gptjax.errors import UserError
+from gptjax.evaluation import make_evaluate
+from gptjax.page.tokens import for_page
+from gptjax.page.weights import WeightFormat, pack, pack_difference
+from gptjax.quantization.quant_array import FLOAT32, dequantize_params
+from gptjax.runs import checkpoints, init_from, resuming, run_directory
+from gptjax.runs.plots import read_metrics
+
+EXAMPLE_TOKENS = 48
+"""Length of the text that a page looks at first."""
+EXAMPLE_SOURCES = "gpt", "hello", "transformer", "philharmonic", "attention"
+N_CLIPS = 3
+MOST_POINTS = 400
+"""Points of a loss curve: more than a screen shows."""
+LOSS_SEQUENCES = 16
+"""Validation sequences on which the cost of smaller weights is measured."""
+
+
+def contents(
+    run: Path, step: str, weights: WeightFormat, n_checkpoints: int, most_bytes: int
+) -> dict[str, Any]:
+    """Everything that a page shows, as a dict for JSON.
+
+    Raises UserError for a folder that is no run or has no checkpoint, a tokenizer that a page does
+    not have, and weights that take more than most_bytes.
+    """
+    config, tok = run_directory.read_config(run), run_directory.read_tokenizer(run)
+    page_tokenizer = for_page(tok)
+    model = models.build(config.model, tok)  # float32, whatever it was trained in
+    found, params = checkpoints.load_params(run, model, step)
+    if run_directory.read_format(run) != FLOAT32:
+        params = dequantize_params(params)
+    params = jax.device_get(params)
+    _check_size(run, models.count(params), weights, most_bytes)
+    packed, shown = pack(params, weights)
+    others = _others(run, model, found, shown, n_checkpoints)
+    examples: dict[str, Any] = {}
+    loss: dict[str, Any] = {}
+    try:
+        dataset = _dataset(run, config)
+    except UserError as error:  # the data is elsewhere: the page goes without
+        loss["unknown"] = str(error)
+    else:
+        examples = _examples(dataset, config)
+        batches = list(_some_batches(dataset, config))
+        for name, tree in {"float32": params, "shown": shown}.items():
+            loss[name] = make_evaluate(model)(tree, batches)
+        loss["tokens"] = int(sum(batch["loss_weights"].sum() for batch in batches))
+    return {
+        "name": run.resolve().name,
+        "kind": type(config.model).__name__,
+        "config": {"type": type(config.model).__name__} | dataclasses.asdict(config.model),
+        "hidden_width": getattr(config.model, "hidden_width", None),
+        "tokenizer": page_tokenizer,
+        "step": found,
+        "parameters": models.count(params),
+        "weights": {"format": weights, "loss": loss, **packed},
+        "checkpoints": others,
+        "metrics": _curve(run),
+        "samples": _samples(run),
+        **examples,
+    }
+
+
+def _check_size(run: Path, n_parameters: int, weights: WeightFormat, most_bytes: int) -> None:
+    """Raises UserError if the weights alone are too large. Base64 adds a third."""
+    size = {form: n_parameters * n * 4 // 3 for form, n in BYTES.items()}
+    if size[weights] <= most_bytes:
+        return
+    fits = [form for form in BYTES if size[form] <= most_bytes]
+    advice = f"take --weights {fits[0]}, or " if fits else ""
+    raise UserError(
+        f"{run} has {n_parameters:,} parameters: about {size[weights] / 1e6:,.0f} MB as {weights}, "
+        f"more than --max-mb {most_bytes / 1e6:g}; {advice}raise --max-mb"
+    )
+
+
+BYTES: dict[WeightFormat, int] = {"float32": 4, "float16": 2, "int8": 1}
+
+
+def _others(run: Path, model: Any, found: int, shown: Any, n: int) -> list[dict[str, Any]]:
+    """The n other checkpoints that are spread most evenly over the run, as differences."""
+    steps = [step for step in checkpoints.committed_steps(run) if step != found]
+    if n < len(steps):
+        steps = [steps[i] for i in np.linspace(0, len(steps) - 1, n).astype(int)] if n else []
+    if run_directory.read_format(run) != FLOAT32:
+        return []  # a quantized run has one
+    made = []
+    for step in steps:
+        params = checkpoints.load_params(run, model, str(step))[1]
+        made.append({"step": step, **pack_difference(params, shown)})
+    return made
+
+
+def _dataset(run: Path, config: Config) -> Any:
+    """The data of a run. Raises UserError if there is none, or if it has changed."""
+    if not resuming.has_data(run):
+        raise UserError(f"{run} was imported, so it has no data")
+    dataset = data.load(config, init_from.vocabulary(config, run))
+    resuming.check_same_data(run, dataset)
+    return dataset
+
+
+def _some_batches(dataset: Any, config: Config) -> Any:
+    """The first validation sequences, a batch of eight at a time, leaves (1, B, ...)."""
+    batches = dataset.validation(config, 8)
+    for batch in itertools.islice(batches, 2):
+        for k in range(min(len(batch["tokens"]), LOSS_SEQUENCES // 8)):
+            yield {name: leaf[k : k + 1] for name, leaf in batch.items()}
+
+
+def _examples(dataset: TextData | PairData | SpeechData, config: Config) -> dict[str, Any]:
+    """A text, sources, or recordings of the validation split."""
+    if isinstance(dataset, TextData):
+        n = min(EXAMPLE_TOKENS, config.model.block_size)
+        return {"text": dataset.tokenizer.decode(dataset.val[:n])}
+    if isinstance(dataset, PairData):
+        sources = [s for s in EXAMPLE_SOURCES if s in dataset.val or s in dataset.test]
+        sources += [s for s in itertools.islice(dataset.val, 5) if s not in sources]
+        return {"sources": sources[:5]}
+    clips = []
+    for example in dataset.val_examples(N_CLIPS, config.model):  # pyright: ignore
+        samples = np.clip(np.round(example.samples_N * 32767), -32768, 32767).astype("<i2")
+        clips.append(
+            {"text": example.text, "samples": base64.b64encode(samples.tobytes()).decode()}
+        )
+    return {"clips": clips}
+
+
+def _curve(run: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl: every evaluation, and MOST_POINTS of the training steps."""
+    rows = read_metrics(run)
+    training = [row for row in rows if "train_loss" in row]
+    stride = max(1, -(-len(training) // MOST_POINTS))
+    kept = {id(row) for row in training[::stride]} | {id(r) for r in rows if "val_loss" in r}
+    names = "step", "seconds", "train_loss", "val_loss"
+    return [
+        {name: round(row[name], 4) for name in names if name in row}
+        for row in rows
+        if id(row) in kept
+    ]
+
+
+def _samples(run: Path) -> dict[int, str]:
+    """The samples that were written at the evaluations of a run."""
+    paths = [path for path in (run / "samples").glob("*.txt") if path.stem.isdecimal()]
+    texts = {int(path.stem): path.read_text("utf-8", errors="replace") for path in paths}
+    return {step: texts[step].rstrip("\n")[:2000] for step in sorted(texts)}

@@ -1,0 +1,126 @@
+// Elements, pictures and numbers, as all views draw them.
+
+/**
+ * An element with attributes and children. onclick and other properties are set as they are.
+ * @param {string} tag
+ * @param {{[name: string]: any}} [attributes]
+ * @param {...(Node | string)} children
+ */
+export function el(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on") || name === "value" || name === "disabled") {
+      /** @type {any} */ (element)[name] = value;
+    } else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/**
+ * An element of a picture.
+ * @param {string} tag
+ * @param {{[name: string]: any}} [attributes]
+ * @param {...(Node | string)} children
+ */
+export function svg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) /** @type {any} */ (element)[name] = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** A token as one sees it: blanks and line ends get a sign. @param {string} text */
+export function visible(text) {
+  return text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣") || "∅";
+}
+
+/** A share as a percentage: 12 %, 0.3 %. @param {number} p */
+export function percent(p) {
+  return `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`;
+}
+
+/** @param {number} n */
+export function count(n) {
+  return n.toLocaleString("en");
+}
+
+/** The name of a part for readers: "block_1.attention.2" is "layer 2, head 3". @param {string} name */
+export function partName(name) {
+  const [, layer, kind, head] = name.match(/^block_(\d+)(?:\.(\w+?))?(?:\.(\w+))?$/) ?? [];
+  if (layer === undefined) return name.replace("_", " ");
+  const where = `layer ${Number(layer) + 1}`;
+  if (!kind) return where;
+  if (kind === "mlp") return `${where}, MLP`;
+  const attention = kind === "cross_attention" ? "cross-attention" : "attention";
+  if (head === undefined) return `${where}, ${attention}`;
+  if (head === "bias") return `${where}, ${attention} bias`;
+  return `${where}, ${kind === "cross_attention" ? "cross-" : ""}head ${Number(head) + 1}`;
+}
+
+/** A background whose strength is a share in [0, 1]. @param {"blue" | "orange"} colour @param {number} share */
+export function shade(colour, share) {
+  return `rgba(var(--${colour}-rgb), ${Math.max(0, Math.min(1, share)).toFixed(3)})`;
+}
+
+/**
+ * A picture of a matrix, one small square for each number, darker for larger ones.
+ * @param {import("./layers.js").Matrix} matrix
+ * @param {string} label  the picture in words, for screen readers
+ * @param {number} [most]  the number that gets the full colour
+ */
+export function heatmap(matrix, label, most = 1) {
+  const { rows, width, data } = matrix;
+  const canvas = /** @type {HTMLCanvasElement} */ (el("canvas", { role: "img", "aria-label": label }));
+  [canvas.width, canvas.height] = [width, rows];
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const image = context.createImageData(width, rows);
+  const style = getComputedStyle(document.documentElement);
+  const colour = style.getPropertyValue("--blue-rgb").split(",").map(Number);
+  for (let i = 0; i < data.length; i++) {
+    // The square root shows small weights, too.
+    image.data.set([...colour, 255 * Math.sqrt(Math.max(0, Math.min(1, data[i] / most)))], 4 * i);
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+/**
+ * A slider with its name and value.
+ * @param {string} name
+ * @param {{min: number, max: number, step: number, value: number}} range
+ * @param {(value: number) => void} change
+ * @param {(value: number) => string} [show]
+ */
+export function slider(name, range, change, show = String) {
+  const input = /** @type {HTMLInputElement} */ (el("input", { type: "range", ...range, "aria-label": name }));
+  const output = el("output", {}, show(range.value));
+  input.oninput = () => {
+    output.textContent = show(Number(input.value));
+    change(Number(input.value));
+  };
+  return el("label", {}, name, input, output);
+}
+
+/**
+ * Rows of a name, a bar and a number.
+ * @param {{name: string | Node, value: number, text: string}[]} rows
+ */
+export function bars(rows) {
+  const most = Math.max(1e-9, ...rows.map((row) => Math.abs(row.value)));
+  return el(
+    "div",
+    { class: "bars" },
+    ...rows.flatMap(({ name, value, text }) => [
+      el("span", {}, name),
+      el("span", {
+        class: value < 0 ? "bar negative" : "bar",
+        style: `width: ${((100 * Math.abs(value)) / most).toFixed(1)}%`,
+      }),
+      el("span", { class: "faint" }, text),
+    ]),
+  );
+}

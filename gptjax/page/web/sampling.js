@@ -1,0 +1,147 @@
+// How the next token is drawn, and how a text goes on, as in decoding/sampling.py.
+
+import { embed, logSoftmax } from "./layers.js";
+import { emptyCache, gpt } from "./model.js";
+
+/** @typedef {{temperature: number, topK: number, topP: number}} Sampler */
+
+/** A random generator in [0, 1) with a seed (mulberry32). @param {number} seed */
+export function random(seed) {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let x = Math.imul(state ^ (state >>> 15), state | 1);
+    x ^= x + Math.imul(x ^ (x >>> 7), x | 61);
+    return ((x ^ (x >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/**
+ * The probabilities that a token is drawn from: temperature, then top-k, then top-p.
+ * @param {Float32Array} logits
+ * @param {Sampler} sampler  temperature 0 takes the most likely token
+ */
+export function probabilities(logits, { temperature, topK, topP }) {
+  if (temperature < 1e-37) {
+    const p = new Float64Array(logits.length);
+    p[mostLikely(logits)] = 1;
+    return p;
+  }
+  const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
+  const scaled = logits.map((logit) => (logit - most) / temperature);
+  if (topK > 0 && topK < scaled.length) {
+    const least = scaled.slice().sort().reverse()[topK - 1];
+    scaled.forEach((x, i) => { if (x < least) scaled[i] = -Infinity; });
+  }
+  const p = logSoftmax(scaled).map(Math.exp);
+  if (topP < 1) {
+    // A token stays if those before it do not reach top-p: the first always does.
+    const sorted = p.slice().sort().reverse();
+    let [sum, kept] = [0, 0];
+    while (kept < sorted.length && sum < topP) sum += sorted[kept++];
+    const least = sorted[kept - 1];
+    p.forEach((x, i) => { if (x < least) p[i] = 0; });
+  }
+  const total = p.reduce((a, b) => a + b, 0);
+  return p.map((x) => x / total);
+}
+
+/** @param {Float32Array} logits */
+export function mostLikely(logits) {
+  let best = 0;
+  for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
+  return best;
+}
+
+/** @param {Float64Array} p @param {number} draw  in [0, 1) */
+export function choose(p, draw) {
+  let [sum, last] = [0, 0];
+  for (let i = 0; i < p.length; i++) {
+    if (p[i] === 0) continue;
+    sum += p[i];
+    last = i;
+    if (draw < sum) return i;
+  }
+  return last;
+}
+
+/**
+ * A text that grows. The cache holds block_size tokens. When it is full, the last half of it is
+ * read again, with new positions; see decoding/sampling.py.
+ */
+export class Writer {
+  /**
+   * @param {any} config
+   * @param {import("./layers.js").Params} params
+   * @param {number[]} tokens  at least one
+   */
+  constructor(config, params, tokens) {
+    this.config = config;
+    this.params = params;
+    this.tokens = tokens.slice();
+    /** Logits of the next token. */
+    this.logits = new Float32Array();
+    this.read(tokens.slice(-config.block_size));
+  }
+
+  /** @param {number[]} window */
+  read(window) {
+    if (this.config.type === "BigramConfig") {
+      this.logits = embed(this.params.table, window.slice(-1)).row(0);
+      return;
+    }
+    this.cache = emptyCache(this.config);
+    const logits = gpt(this.config, this.params, window, { cache: this.cache });
+    this.logits = logits.row(logits.rows - 1);
+  }
+
+  /** Appends a token and computes the next logits. @param {number} token */
+  append(token) {
+    this.tokens.push(token);
+    const { config, cache } = this;
+    if (cache && cache.length < config.block_size) {
+      this.logits = gpt(config, this.params, [token], { cache }).row(0);
+    } else {
+      this.read(this.tokens.slice(-Math.max(1, config.block_size >> 1)));
+    }
+  }
+}
+
+/**
+ * The logits of the next token after each token of a text of any length, window by window as a
+ * Writer reads them, and the mean loss in nats per token.
+ * @param {any} config
+ * @param {import("./layers.js").Params} params
+ * @param {number[]} tokens  at most block_size
+ * @param {import("./model.js").Probe | null} [probe]
+ */
+export function readText(config, params, tokens, probe = null) {
+  const logits =
+    config.type === "BigramConfig" ? embed(params.table, tokens) : gpt(config, params, tokens, { probe });
+  let sum = 0;
+  for (let t = 1; t < tokens.length; t++) sum -= logSoftmax(logits.row(t - 1))[tokens[t]];
+  return { logits, loss: sum / (tokens.length - 1) };
+}
+
+/**
+ * The most likely target of an encoder's output, token by token.
+ * @param {any} config
+ * @param {import("./layers.js").Params} decoder  parameters of the decoder
+ * @param {import("./layers.js").Params | null} table  an embedding shared with the encoder
+ * @param {import("./layers.js").Matrix} source
+ * @param {number[]} start
+ * @param {number} end  the token that ends a target
+ */
+export function transduce(config, decoder, table, source, start, end) {
+  const cache = emptyCache(config);
+  const given = { cache, table, decoder: true };
+  let logits = gpt(config, decoder, start, { ...given, source });
+  const tokens = start.slice();
+  while (tokens.length < config.block_size) {
+    const token = mostLikely(logits.row(logits.rows - 1));
+    if (token === end) break;
+    tokens.push(token);
+    logits = gpt(config, decoder, [token], given);
+  }
+  return tokens;
+}
