@@ -130,7 +130,10 @@ def _examples(dataset: TextData | PairData | SpeechData, config: Config) -> dict
     """A text, sources, or recordings of the validation split."""
     if isinstance(dataset, TextData):
         n = min(EXAMPLE_TOKENS, config.model.block_size)
-        return {"text": dataset.tokenizer.decode(dataset.val[:n])}
+        # From the start of a paragraph, if one starts soon: the split begins in the middle of one.
+        before, gap, _ = dataset.tokenizer.decode(dataset.val[: 4 * n]).partition("\n\n")
+        first = len(dataset.tokenizer.encode(before + gap)) if gap else 0
+        return {"text": dataset.tokenizer.decode(dataset.val[first : first + n])}
     if isinstance(dataset, PairData):
         sources = [s for s in EXAMPLE_SOURCES if s in dataset.val or s in dataset.test]
         sources += [s for s in itertools.islice(dataset.val, 5) if s not in sources]

@@ -1,7 +1,7 @@
 // How the next token is drawn, and how a text goes on, as in decoding/sampling.py.
 
 import { embed, logSoftmax } from "./layers.js";
-import { emptyCache, gpt } from "./model.js";
+import { Probe, emptyCache, gpt } from "./model.js";
 
 /** @typedef {{temperature: number, topK: number, topP: number}} Sampler */
 
@@ -74,10 +74,12 @@ export class Writer {
    * @param {any} config
    * @param {import("./layers.js").Params} params
    * @param {number[]} tokens  at least one
+   * @param {Set<string>} [off]  parts that are switched off
    */
-  constructor(config, params, tokens) {
+  constructor(config, params, tokens, off = new Set()) {
     this.config = config;
     this.params = params;
+    this.off = off;
     this.tokens = tokens.slice();
     /** Logits of the next token. */
     this.logits = new Float32Array();
@@ -91,8 +93,14 @@ export class Writer {
       return;
     }
     this.cache = emptyCache(this.config);
-    const logits = gpt(this.config, this.params, window, { cache: this.cache });
+    const logits = this.compute(window);
     this.logits = logits.row(logits.rows - 1);
+  }
+
+  /** @param {number[]} tokens */
+  compute(tokens) {
+    const probe = this.off.size ? new Probe(this.off) : null;
+    return gpt(this.config, this.params, tokens, { cache: this.cache, probe });
   }
 
   /** Appends a token and computes the next logits. @param {number} token */
@@ -100,7 +108,7 @@ export class Writer {
     this.tokens.push(token);
     const { config, cache } = this;
     if (cache && cache.length < config.block_size) {
-      this.logits = gpt(config, this.params, [token], { cache }).row(0);
+      this.logits = this.compute([token]).row(0);
     } else {
       this.read(this.tokens.slice(-Math.max(1, config.block_size >> 1)));
     }
