@@ -1,5 +1,6 @@
-"""How far a run is, in one line that fits a terminal of any width."""
+"""How far a run is, in one line that fits a terminal of any width, and in a notebook."""
 
+import html
 import time
 from typing import Any
 
@@ -7,6 +8,8 @@ from gptjax.config import TrainConfig
 
 # Columns of the progress bar.
 LEAST_BAR, MOST_BAR = 6, 24
+# Seconds between two pictures of the bar in a notebook.
+NOTEBOOK_SECONDS = 0.25
 
 
 class Speed:
@@ -73,3 +76,24 @@ def bar_width(text: str, width: int) -> int:
     """Columns of a bar to the left of a text: 0 where the text needs them."""
     free = width - len(text) - 1
     return min(MOST_BAR, free) if free >= LEAST_BAR else 0
+
+
+class NotebookBar:
+    """A progress bar in Jupyter or Colab. HTML alone, because rich's bar needs ipywidgets there."""
+
+    def __init__(self, total: int, step: int):
+        from IPython.display import HTML, display
+
+        self._html, self._total, self._shown = HTML, total, 0.0
+        self._display: Any = display(self._page(step, "compiling"), display_id=True)
+
+    def show(self, step: int, text: str, at_once: bool = False) -> None:
+        """Moves the bar to a step, and sets the text beside it. Not more often than eyes see."""
+        now = time.perf_counter()
+        if at_once or now - self._shown > NOTEBOOK_SECONDS:
+            self._shown = now
+            self._display.update(self._page(step, text))
+
+    def _page(self, step: int, text: str) -> Any:
+        bar = f'<progress value="{step}" max="{self._total}"></progress>'
+        return self._html(f"{bar} <code>{html.escape(text)}</code>")

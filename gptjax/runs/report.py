@@ -18,7 +18,7 @@ from gptjax.config import Config
 from gptjax.errors import import_extra, naming
 from gptjax.runs import progress
 from gptjax.runs.plots import Row, damaged_lines, metrics_lines, plot, read_metrics
-from gptjax.runs.progress import MOST_BAR, Speed, bar_width
+from gptjax.runs.progress import MOST_BAR, NotebookBar, Speed, bar_width
 
 # Seconds between lines when the output is not a terminal. An evaluation always prints.
 PLAIN_LINE_SECONDS = 5.0
@@ -75,7 +75,10 @@ class Reporter:
         self._last_line = time.perf_counter()
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        if self.console.is_terminal or self.console.is_jupyter:
+        self._notebook: NotebookBar | None = None
+        if self.console.is_jupyter:
+            self._notebook = NotebookBar(config.train.max_steps, first_step)
+        elif self.console.is_terminal:
             self._bar, self._text = BarColumn(MOST_BAR), TextColumn("{task.description}")
             columns = (self._bar, self._text)
             self._progress = Progress(*columns, console=self.console, refresh_per_second=4)
@@ -159,8 +162,11 @@ class Reporter:
             columns = (self._bar, self._text) if self._bar.bar_width else (self._text,)
             self._progress.columns = columns
             self._progress.update(self._task, completed=row["step"], description=text)
+        if self._notebook:
+            text = progress.line(row, c, self._speed)
+            self._notebook.show(row["step"], text, at_once=line)
         due = time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS
-        if line or (due and not self._progress):
+        if line or (due and not self._progress and not self._notebook):
             self._last_line = time.perf_counter()
             width = self.console.width if self.console.is_terminal else 0
             self.say(progress.line(row, c, self._speed, width))
