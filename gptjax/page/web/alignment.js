@@ -19,7 +19,10 @@ export function meanOfAlignmentHeads(heads) {
   ranked.sort((a, b) => b.share - a.share || a.i - b.i);
   const best = ranked.slice(0, N_ALIGNMENT_HEADS);
   const mean = new Matrix(heads[0].rows, heads[0].width);
-  for (const { weights } of best) weights.data.forEach((x, i) => { mean.data[i] += x / best.length; });
+  for (const { weights } of best)
+    weights.data.forEach((x, i) => {
+      mean.data[i] += x / best.length;
+    });
   return mean;
 }
 

@@ -8,7 +8,8 @@ const [WINDOW, HOP] = [400, 160];
 /** Triangular filters (WINDOW / 2 + 1, M) on Slaney's mel scale. @param {number} nMels */
 export function melFilters(nMels) {
   const step = Math.log(6.4) / 27;
-  const toHz = (/** @type {number} */ mel) => (mel < 15 ? (200 / 3) * mel : 1000 * Math.exp(step * (mel - 15)));
+  const toHz = (/** @type {number} */ mel) =>
+    mel < 15 ? (200 / 3) * mel : 1000 * Math.exp(step * (mel - 15));
   const top = 15 + Math.log(SAMPLE_RATE / 2000) / step;
   const edges = Array.from({ length: nMels + 2 }, (_, i) => toHz((top * i) / (nMels + 1)));
   const filters = new Matrix(WINDOW / 2 + 1, nMels);
@@ -30,8 +31,12 @@ export function melFilters(nMels) {
  */
 export function features(config, samples) {
   const padsWithSilence = config.pad_source;
-  const nFrames = padsWithSilence ? 2 * config.source_block_size : Math.max(1, Math.floor(samples.length / HOP));
-  const padded = new Float32Array(padsWithSilence ? nFrames * HOP : Math.max(samples.length, nFrames * HOP) + WINDOW);
+  const nFrames = padsWithSilence
+    ? 2 * config.source_block_size
+    : Math.max(1, Math.floor(samples.length / HOP));
+  const padded = new Float32Array(
+    padsWithSilence ? nFrames * HOP : Math.max(samples.length, nFrames * HOP) + WINDOW,
+  );
   padded.set(samples.subarray(0, padded.length));
   const mirrored = (/** @type {number} */ i) => {
     if (i < 0) return padded[-i];
@@ -53,11 +58,19 @@ export function features(config, samples) {
     }
   }
   const [real, imaginary] = [multiply(frames, cos), multiply(frames, sin)];
-  const power = new Matrix(nFrames, cos.width, real.data.map((x, i) => x * x + imaginary.data[i] ** 2));
+  const power = new Matrix(
+    nFrames,
+    cos.width,
+    real.data.map((x, i) => x * x + imaginary.data[i] ** 2),
+  );
   const mel = multiply(power, melFilters(config.n_mels));
   const log = mel.data.map((x) => Math.log10(Math.max(x, 1e-10)));
   const loudest = log.reduce((a, b) => Math.max(a, b), -Infinity);
   // Volume carries no words: the loudest value becomes 1, unless the model pads like Whisper.
   const shift = padsWithSilence ? 0 : 1 - (loudest + 4) / 4;
-  return new Matrix(nFrames, config.n_mels, log.map((x) => (Math.max(x, loudest - 8) + 4) / 4 + shift));
+  return new Matrix(
+    nFrames,
+    config.n_mels,
+    log.map((x) => (Math.max(x, loudest - 8) + 4) / 4 + shift),
+  );
 }

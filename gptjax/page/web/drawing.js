@@ -74,7 +74,9 @@ export function shade(colour, share) {
  */
 export function heatmap(matrix, label, most = 1) {
   const { rows, width, data } = matrix;
-  const canvas = /** @type {HTMLCanvasElement} */ (el("canvas", { role: "img", "aria-label": label }));
+  const canvas = /** @type {HTMLCanvasElement} */ (
+    el("canvas", { role: "img", "aria-label": label })
+  );
   [canvas.width, canvas.height] = [width, rows];
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const image = context.createImageData(width, rows);
@@ -96,7 +98,9 @@ export function heatmap(matrix, label, most = 1) {
  * @param {(value: number) => string} [show]
  */
 export function slider(name, range, change, show = String) {
-  const input = /** @type {HTMLInputElement} */ (el("input", { type: "range", ...range, "aria-label": name }));
+  const input = /** @type {HTMLInputElement} */ (
+    el("input", { type: "range", ...range, "aria-label": name })
+  );
   const output = el("output", {}, show(range.value));
   input.oninput = () => {
     output.textContent = show(Number(input.value));

@@ -150,7 +150,8 @@ export function mlp(config, p, x) {
   const h = linear(p.hidden, x);
   if (config.activation === "swiglu") {
     const gate = linear(p.gate, x);
-    for (let i = 0; i < h.data.length; i++) h.data[i] *= gate.data[i] / (1 + Math.exp(-gate.data[i]));
+    for (let i = 0; i < h.data.length; i++)
+      h.data[i] *= gate.data[i] / (1 + Math.exp(-gate.data[i]));
   } else {
     h.data.forEach((value, i) => {
       h.data[i] = activate(config.activation, value);
@@ -178,7 +179,7 @@ export function activate(name, x) {
 function erf(x) {
   const t = 1 / (1 + 0.3275911 * Math.abs(x));
   const factors = [1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592];
-  const y = 1 - factors.reduce((sum, factor) => (sum * t) + factor, 0) * t * Math.exp(-x * x);
+  const y = 1 - factors.reduce((sum, factor) => sum * t + factor, 0) * t * Math.exp(-x * x);
   return Math.sign(x) * y;
 }
 
@@ -225,7 +226,9 @@ export function shortConv(config, causal, p, x, earlier, start) {
       if (j === 0) continue;
       const inside = t - j >= 0 && t - j < x.rows;
       if (!inside && !(earlier && t - j < 0)) continue;
-      const neighbour = inside ? x.row(t - j) : /** @type {Matrix} */ (earlier).row(nBefore + start + t - j);
+      const neighbour = inside
+        ? x.row(t - j)
+        : /** @type {Matrix} */ (earlier).row(nBefore + start + t - j);
       const w = p[`w_${j}`].data;
       const yt = y.row(t);
       for (let i = 0; i < x.width; i++) yt[i] += w[i] * neighbour[i];

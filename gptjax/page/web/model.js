@@ -3,12 +3,12 @@
 // A Probe, where one is given, records what is computed inside, and switches parts off.
 
 import {
-  Matrix,
   activate,
   addTo,
   attendToTable,
   embed,
   linear,
+  Matrix,
   mlp,
   multiply,
   norm,
@@ -143,7 +143,8 @@ function selfAttention(config, causal, p, x, cache, start, name, probe) {
   // What each position looks for, what it can be found by, and what it passes on.
   const [q, k, v] = [linear(p.query, x), linear(p.key, x), linear(p.value, x)];
   if (config.qk_norm) for (const matrix of [q, k]) rmsNormalize(matrix, config.n_head);
-  if (config.position === "rotary") for (const matrix of [q, k]) rotate(matrix, config.n_head, start);
+  if (config.position === "rotary")
+    for (const matrix of [q, k]) rotate(matrix, config.n_head, start);
   let [keys, values] = [k, v];
   if (cache) {
     cache.k.slice(start, start + x.rows).data.set(k.data);
@@ -196,7 +197,14 @@ function crossAttention(config, p, x, source, cache, name, probe) {
  * @param {{cache?: BlockCache | null, start?: number, decoder?: boolean, source?: Matrix | null,
  *   probe?: Probe | null}} given
  */
-function block(config, causal, p, x, name, { cache = null, start = 0, decoder = false, source = null, probe = null }) {
+function block(
+  config,
+  causal,
+  p,
+  x,
+  name,
+  { cache = null, start = 0, decoder = false, source = null, probe = null },
+) {
   const add = (/** @type {string} */ part, /** @type {Matrix} */ y) => {
     if (probe?.off.has(`${name}.${part}`) || probe?.off.has(name)) y.data.fill(0);
     probe?.values.set(`${name}.${part}`, y);
@@ -207,11 +215,17 @@ function block(config, causal, p, x, name, { cache = null, start = 0, decoder = 
   // Attention: positions exchange information.
   let y = norm(config, p.attention_norm, x);
   y = shortConv(config, causal, p.attention_input, y, cache && cache.attention_input, start);
-  add("attention", selfAttention(config, causal, p.attention, y, cache, start, `${name}.attention`, probe));
+  add(
+    "attention",
+    selfAttention(config, causal, p.attention, y, cache, start, `${name}.attention`, probe),
+  );
 
   if (decoder) {
     y = norm(config, p.cross_attention_norm, x);
-    add("cross_attention", crossAttention(config, p.cross_attention, y, source, cache, `${name}.cross_attention`, probe));
+    add(
+      "cross_attention",
+      crossAttention(config, p.cross_attention, y, source, cache, `${name}.cross_attention`, probe),
+    );
   }
 
   // MLP: each position by itself.
@@ -230,7 +244,12 @@ function block(config, causal, p, x, name, { cache = null, start = 0, decoder = 
  * @param {{cache?: Cache | null, table?: Params | null, decoder?: boolean, source?: Matrix | null,
  *   probe?: Probe | null}} [given]  table: an embedding that is shared with an encoder
  */
-export function gpt(config, p, tokens, { cache = null, table = null, decoder = false, source = null, probe = null } = {}) {
+export function gpt(
+  config,
+  p,
+  tokens,
+  { cache = null, table = null, decoder = false, source = null, probe = null } = {},
+) {
   const start = cache ? cache.length : 0;
   if (start + tokens.length > config.block_size) {
     throw new Error(`${start + tokens.length} tokens do not fit block_size ${config.block_size}`);
@@ -261,7 +280,10 @@ export function readOut(config, p, x, embedding) {
   const y = norm(config, p.final_norm, x);
   const logits = config.tie_embeddings ? attendToTable(embedding, y) : linear(p.head, y);
   const cap = config.logit_softcap;
-  if (cap) logits.data.forEach((logit, i) => { logits.data[i] = cap * Math.tanh(logit / cap); });
+  if (cap)
+    logits.data.forEach((logit, i) => {
+      logits.data[i] = cap * Math.tanh(logit / cap);
+    });
   return logits;
 }
 
@@ -338,7 +360,9 @@ function convolve(p, x, stride) {
     }
   }
   const y = linear(p, window);
-  y.data.forEach((value, i) => { y.data[i] = activate("gelu", value); });
+  y.data.forEach((value, i) => {
+    y.data[i] = activate("gelu", value);
+  });
   return y;
 }
 
@@ -375,7 +399,8 @@ export function logitAttribution(config, p, probe, t, token, embedding) {
   const direction = new Float64Array(config.n_embd);
   const vocabulary = config.tie_embeddings ? embedding.table.rows : p.head.kernel.width;
   for (let i = 0; i < config.n_embd; i++) {
-    const at = (/** @type {number} */ v) => (config.tie_embeddings ? embedding.table.row(v)[i] : p.head.kernel.row(i)[v]);
+    const at = (/** @type {number} */ v) =>
+      config.tie_embeddings ? embedding.table.row(v)[i] : p.head.kernel.row(i)[v];
     let mean = 0;
     for (let v = 0; v < vocabulary; v++) mean += at(v) / vocabulary;
     direction[i] = ((at(token) - mean) * p.final_norm.scale.data[i]) / spread;
@@ -385,10 +410,14 @@ export function logitAttribution(config, p, probe, t, token, embedding) {
     const mean = direction.reduce((sum, value) => sum + value, 0) / direction.length;
     for (let i = 0; i < direction.length; i++) direction[i] -= mean;
   }
-  const along = (/** @type {Float32Array} */ x) => x.reduce((sum, value, i) => sum + value * direction[i], 0);
+  const along = (/** @type {Float32Array} */ x) =>
+    x.reduce((sum, value, i) => sum + value * direction[i], 0);
   const parts = [{ name: "token_embedding", value: along(probe.get("token_embedding").row(t)) }];
   if (config.position !== "rotary") {
-    parts.push({ name: "position_embedding", value: along(probe.get("position_embedding").row(t)) });
+    parts.push({
+      name: "position_embedding",
+      value: along(probe.get("position_embedding").row(t)),
+    });
   }
   const width = config.n_embd / config.n_head;
   for (let i = 0; i < config.n_layer; i++) {
@@ -399,7 +428,14 @@ export function logitAttribution(config, p, probe, t, token, embedding) {
       let rest = along(probe.get(name).row(t));
       const off = probe.off.has(name) || probe.off.has(`block_${i}`);
       for (let h = 0; h < config.n_head && !off; h++) {
-        const y = new Matrix(1, width, probe.get(`${name}.heads`).row(t).slice(h * width, (h + 1) * width));
+        const y = new Matrix(
+          1,
+          width,
+          probe
+            .get(`${name}.heads`)
+            .row(t)
+            .slice(h * width, (h + 1) * width),
+        );
         const value = along(multiply(y, output.kernel.slice(h * width, (h + 1) * width)).row(0));
         parts.push({ name: `${name}.${h}`, value });
         rest -= value;

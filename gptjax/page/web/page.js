@@ -82,7 +82,13 @@ function makeTabs(views) {
       document.getElementById(`tab-${next.id}`)?.focus();
     };
     const attributes = { id: `tab-${view.id}`, role: "tab", "aria-controls": `view-${view.id}` };
-    tabs.append(el("button", { ...attributes, onclick: () => showView(views, view.id), onkeydown: move }, view.title));
+    tabs.append(
+      el(
+        "button",
+        { ...attributes, onclick: () => showView(views, view.id), onkeydown: move },
+        view.title,
+      ),
+    );
     view.element.id = `view-${view.id}`;
     view.element.setAttribute("role", "tabpanel");
     view.element.setAttribute("aria-labelledby", `tab-${view.id}`);
@@ -92,7 +98,9 @@ function makeTabs(views) {
 /** The first lines: what model this is, and how exact its numbers are. @param {Run} run */
 function describe({ contents, config }) {
   const { format, loss } = contents.weights;
-  const size = config.n_layer ? `${config.n_layer} layers, ${config.n_head} heads, width ${config.n_embd}, ` : "";
+  const size = config.n_layer
+    ? `${config.n_layer} layers, ${config.n_head} heads, width ${config.n_embd}, `
+    : "";
   const facts = `${size}context ${config.block_size}; ${count(contents.parameters)} parameters at step ${count(contents.step)}`;
   /** @type {HTMLElement} */ (document.getElementById("facts")).textContent = facts;
   let cost = "The weights are those of the run, float32.";
@@ -102,7 +110,8 @@ function describe({ contents, config }) {
       ? `Validation loss with them: ${loss.shown.toFixed(4)}; without rounding: ${loss.float32.toFixed(4)} nats per token (on ${count(loss.tokens)} tokens).`
       : "What that costs was not measured, because the run's data is not here.";
   }
-  /** @type {HTMLElement} */ (document.getElementById("footer")).textContent = `Made by gptjax. The model runs in this page; nothing is sent anywhere. ${cost}`;
+  /** @type {HTMLElement} */ (document.getElementById("footer")).textContent =
+    `Made by gptjax. The model runs in this page; nothing is sent anywhere. ${cost}`;
 }
 
 const run = await load();

@@ -1,7 +1,7 @@
 // How the next token is drawn, and how a text goes on, as in decoding/sampling.py.
 
 import { embed, logSoftmax } from "./layers.js";
-import { Probe, emptyCache, gpt } from "./model.js";
+import { emptyCache, gpt, Probe } from "./model.js";
 
 /** @typedef {{temperature: number, topK: number, topP: number}} Sampler */
 
@@ -31,7 +31,9 @@ export function probabilities(logits, { temperature, topK, topP }) {
   const scaled = logits.map((logit) => (logit - most) / temperature);
   if (topK > 0 && topK < scaled.length) {
     const least = scaled.slice().sort().reverse()[topK - 1];
-    scaled.forEach((x, i) => { if (x < least) scaled[i] = -Infinity; });
+    scaled.forEach((x, i) => {
+      if (x < least) scaled[i] = -Infinity;
+    });
   }
   const p = logSoftmax(scaled).map(Math.exp);
   if (topP < 1) {
@@ -40,7 +42,9 @@ export function probabilities(logits, { temperature, topK, topP }) {
     let [sum, kept] = [0, 0];
     while (kept < sorted.length && sum < topP) sum += sorted[kept++];
     const least = sorted[kept - 1];
-    p.forEach((x, i) => { if (x < least) p[i] = 0; });
+    p.forEach((x, i) => {
+      if (x < least) p[i] = 0;
+    });
   }
   const total = p.reduce((a, b) => a + b, 0);
   return p.map((x) => x / total);
@@ -81,7 +85,7 @@ export class Writer {
     this.params = params;
     this.off = off;
     this.tokens = tokens.slice();
-    /** Logits of the next token. */
+    /** @type {Float32Array} logits of the next token */
     this.logits = new Float32Array();
     this.read(tokens.slice(-config.block_size));
   }
@@ -125,7 +129,9 @@ export class Writer {
  */
 export function readText(config, params, tokens, probe = null) {
   const logits =
-    config.type === "BigramConfig" ? embed(params.table, tokens) : gpt(config, params, tokens, { probe });
+    config.type === "BigramConfig"
+      ? embed(params.table, tokens)
+      : gpt(config, params, tokens, { probe });
   let sum = 0;
   for (let t = 1; t < tokens.length; t++) sum -= logSoftmax(logits.row(t - 1))[tokens[t]];
   return { logits, loss: sum / (tokens.length - 1) };

@@ -16,7 +16,11 @@ export function makeTokenizer(saved) {
     case "word":
       return words(saved);
     case "byte":
-      return bytes(Array.from({ length: 256 }, (_, i) => [i]), saved, (text) => Array.from(utf8.encode(text)));
+      return bytes(
+        Array.from({ length: 256 }, (_, i) => [i]),
+        saved,
+        (text) => Array.from(utf8.encode(text)),
+      );
     case "bpe":
       return bytePairs(saved);
   }
@@ -96,7 +100,9 @@ const WORDS = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 function bytePairs(saved) {
   const idOf = new Map(/** @type {string[]} */ (saved.tokens).map((token, i) => [token, i]));
   for (const special of saved.special) idOf.delete(saved.tokens[special]);
-  const tokens = /** @type {string[]} */ (saved.tokens).map((token) => Array.from(token, (c) => c.charCodeAt(0)));
+  const tokens = /** @type {string[]} */ (saved.tokens).map((token) =>
+    Array.from(token, (c) => c.charCodeAt(0)),
+  );
   const encodeWord = (/** @type {string} */ word) => {
     const parts = Array.from(utf8.encode(word), (byte) => String.fromCharCode(byte));
     for (;;) {

@@ -34,7 +34,10 @@ export function readParams(bytes, index, base = null) {
       [node, from] = [node[name], from?.[name]];
     }
     const last = names[names.length - 1];
-    if (from) from[last].data.forEach((/** @type {number} */ x, /** @type {number} */ i) => { data[i] += x; });
+    if (from)
+      from[last].data.forEach((/** @type {number} */ x, /** @type {number} */ i) => {
+        data[i] += x;
+      });
     node[last] = new Matrix(entry.rows, entry.width, data);
   }
   return params;
@@ -51,7 +54,10 @@ function readArray(bytes, { rows, width, type, offset, scales, by_row }) {
   const nScales = by_row ? rows : width;
   const at = /** @type {number} */ (scales);
   const scale = new Float32Array(bytes.slice(at, at + 4 * nScales));
-  return Float32Array.from(integers, (x, i) => x * scale[by_row ? Math.floor(i / width) : i % width]);
+  return Float32Array.from(
+    integers,
+    (x, i) => x * scale[by_row ? Math.floor(i / width) : i % width],
+  );
 }
 
 /** @param {number} bits */

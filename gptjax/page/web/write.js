@@ -2,7 +2,7 @@
 
 import { el, percent, shade, slider, visible } from "./drawing.js";
 import { logSoftmax } from "./layers.js";
-import { Writer, choose, probabilities, random, readText } from "./sampling.js";
+import { choose, probabilities, random, readText, Writer } from "./sampling.js";
 
 /** A token that surprises by this many nats has the full colour: it had 1 chance in 400. */
 const MOST_SURPRISE = 6;
@@ -47,8 +47,17 @@ class Writing {
     );
     this.prompt.value = firstPrompt(run.contents);
     this.warning = el("p", { class: "warning", role: "status" });
-    this.text = el("div", { class: "text", tabindex: 0, role: "group", "aria-label": "Text; arrow keys move from token to token" });
-    this.button = el("button", { class: "main", onclick: () => (this.running ? this.stop() : this.start()) }, "Write");
+    this.text = el("div", {
+      class: "text",
+      tabindex: 0,
+      role: "group",
+      "aria-label": "Text; arrow keys move from token to token",
+    });
+    this.button = el(
+      "button",
+      { class: "main", onclick: () => (this.running ? this.stop() : this.start()) },
+      "Write",
+    );
     this.detail = el("div", { class: "panel", "aria-live": "polite" });
     this.text.onkeydown = (event) => this.move(event);
     this.text.onmouseover = (event) => this.point(event);
@@ -58,7 +67,11 @@ class Writing {
 
   showNothing() {
     this.detail.replaceChildren(
-      el("p", {}, "Point at a character, or click it: here you see what else might have stood there."),
+      el(
+        "p",
+        {},
+        "Point at a character, or click it: here you see what else might have stood there.",
+      ),
     );
   }
 
@@ -73,7 +86,8 @@ class Writing {
     const shown = ids.slice(-config.block_size);
     if (shown.length > 1) {
       const { logits } = readText(config, params, shown);
-      for (let t = 1; t < shown.length; t++) this.measure(this.written[ids.length - shown.length + t], logits.row(t - 1));
+      for (let t = 1; t < shown.length; t++)
+        this.measure(this.written[ids.length - shown.length + t], logits.row(t - 1));
     }
     this.go();
   }
@@ -146,7 +160,9 @@ class Writing {
   relabel(first = 0) {
     const from = Math.max(0, first - 4);
     const pieces = this.run.tokenizer.pieces(this.written.slice(from).map((w) => w.id));
-    pieces.forEach((piece, i) => { this.written[from + i].span.textContent = piece; });
+    pieces.forEach((piece, i) => {
+      this.written[from + i].span.textContent = piece;
+    });
   }
 
   /** @param {KeyboardEvent} event */
@@ -175,13 +191,23 @@ class Writing {
       ? `The model gave “${visible(name(id))}” a probability of ${percent(p)}: a surprise of -log p = ${surprise.toFixed(2)} nats.`
       : `“${visible(name(id))}” is the first token: nothing comes before it.`;
     const rows = likely.map((other) => {
-      const take = el("button", { onclick: () => this.take(at, other.id), title: "write this instead" }, visible(name(other.id)));
+      const take = el(
+        "button",
+        { onclick: () => this.take(at, other.id), title: "write this instead" },
+        visible(name(other.id)),
+      );
       if (other.id === id) take.style.fontWeight = "bold";
       const bar = el("span", { class: "bar", style: `width: ${(100 * other.p).toFixed(1)}%` });
       return [take, bar, el("span", { class: "faint" }, percent(other.p))];
     });
-    const advice = likely.length ? el("p", { class: "faint" }, "Click another one: the text goes on from there.") : "";
-    this.detail.replaceChildren(el("p", {}, heading), el("div", { class: "bars" }, ...rows.flat()), advice);
+    const advice = likely.length
+      ? el("p", { class: "faint" }, "Click another one: the text goes on from there.")
+      : "";
+    this.detail.replaceChildren(
+      el("p", {}, heading),
+      el("div", { class: "bars" }, ...rows.flat()),
+      advice,
+    );
   }
 
   /** Puts another token at a place, and writes on from there. @param {number} at @param {number} id */
@@ -189,7 +215,10 @@ class Writing {
     this.stop();
     const before = this.written.slice(0, at);
     const nPrompt = Math.min(at, this.nPrompt ?? 0);
-    this.begin(before.map((w) => w.id), nPrompt);
+    this.begin(
+      before.map((w) => w.id),
+      nPrompt,
+    );
     before.forEach((old, i) => {
       this.written[i].surprise = old.surprise;
       this.written[i].likely = old.likely;
@@ -203,30 +232,63 @@ class Writing {
 
   element() {
     const { sampler, run } = this;
-    const set = (/** @type {"temperature" | "topK" | "topP"} */ name) => (/** @type {number} */ value) => { sampler[name] = value; };
-    const seed = /** @type {HTMLInputElement} */ (el("input", { type: "number", min: 0, step: 1, value: "1337" }));
-    seed.onchange = () => { this.seed = Number(seed.value) >>> 0; };
+    const set =
+      (/** @type {"temperature" | "topK" | "topP"} */ name) => (/** @type {number} */ value) => {
+        sampler[name] = value;
+      };
+    const seed = /** @type {HTMLInputElement} */ (
+      el("input", { type: "number", min: 0, step: 1, value: "1337" })
+    );
+    seed.onchange = () => {
+      this.seed = Number(seed.value) >>> 0;
+    };
     const size = run.tokenizer.size;
     return el(
       "section",
       {},
-      el("p", {}, "Type how a text begins. The model reads it, and writes one token after another: each time it gives every token of its vocabulary a probability, and one is drawn. The more orange a character is, the less the model expected it."),
+      el(
+        "p",
+        {},
+        "Type how a text begins. The model reads it, and writes one token after another: each time it gives every token of its vocabulary a probability, and one is drawn. The more orange a character is, the less the model expected it.",
+      ),
       this.prompt,
       this.warning,
       el(
         "div",
         { class: "controls" },
         this.button,
-        slider("temperature", { min: 0, max: 2, step: 0.05, value: sampler.temperature }, set("temperature"), (t) => t.toFixed(2)),
-        slider("top-k", { min: 0, max: Math.min(size, 100), step: 1, value: 0 }, set("topK"), (k) => (k ? String(k) : "all")),
-        slider("top-p", { min: 0.05, max: 1, step: 0.05, value: 1 }, set("topP"), (p) => p.toFixed(2)),
+        slider(
+          "temperature",
+          { min: 0, max: 2, step: 0.05, value: sampler.temperature },
+          set("temperature"),
+          (t) => t.toFixed(2),
+        ),
+        slider(
+          "top-k",
+          { min: 0, max: Math.min(size, 100), step: 1, value: 0 },
+          set("topK"),
+          (k) => (k ? String(k) : "all"),
+        ),
+        slider("top-p", { min: 0.05, max: 1, step: 0.05, value: 1 }, set("topP"), (p) =>
+          p.toFixed(2),
+        ),
         el("label", {}, "seed", seed),
       ),
       el("div", { class: "columns" }, this.text, this.detail),
-      el("details", {},
+      el(
+        "details",
+        {},
         el("summary", {}, "How a token is drawn"),
-        el("code", { class: "equation" }, `p_i = exp(logit_i / temperature) / sum_j exp(logit_j / temperature)      i, j = 1 ... ${size}`),
-        el("p", {}, `A temperature below 1 makes likely tokens likelier; 0 always takes the likeliest. top-k keeps the k likeliest of the ${size} tokens. top-p keeps the likeliest ones that together reach this probability. The model reads at most ${run.config.block_size} tokens back.`),
+        el(
+          "code",
+          { class: "equation" },
+          `p_i = exp(logit_i / temperature) / sum_j exp(logit_j / temperature)      i, j = 1 ... ${size}`,
+        ),
+        el(
+          "p",
+          {},
+          `A temperature below 1 makes likely tokens likelier; 0 always takes the likeliest. top-k keeps the k likeliest of the ${size} tokens. top-p keeps the likeliest ones that together reach this probability. The model reads at most ${run.config.block_size} tokens back.`,
+        ),
       ),
     );
   }
