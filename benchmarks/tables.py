@@ -80,6 +80,7 @@ def benchmarks_md() -> str:
         "edit. Each JSON names its command, date, hardware and versions. To measure on your "
         "machine:",
         "",
+        "<!-- walk: long python -m benchmarks.compare -->",
         "```",
         "pip install -e '.[torch]'",
         "python -m benchmarks.compare parity --config configs/gpt.py   # is it the same?",
