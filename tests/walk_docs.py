@@ -101,9 +101,6 @@ def make_files(folder: Path) -> None:
     """What a reader brings: the files that the pages name."""
     import numpy as np
     import soundfile
-    import test_import_gpt2 as gpt2
-    import test_importers as whisper
-    from hugging_face import save
 
     text = "Once upon a time there was a text. ROMEO: To be, or not to be?\nThe end.\n" * 60
     for name in ("my.txt", "part1.txt", "part2.txt"):
@@ -121,6 +118,14 @@ def make_files(folder: Path) -> None:
         (folder / place).mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / place / file, sound, 16000)
     (folder / "folder/19/198/19-198.trans.txt").write_text("19-198-0000 ONE TWO\n")
+
+
+def make_checkpoints(folder: Path) -> None:
+    """GPT-2 and Whisper as Hugging Face has them, but tiny and random."""
+    import test_import_gpt2 as gpt2
+    import test_importers as whisper
+    from hugging_face import save
+
     for name, module in (("gpt2", gpt2), ("whisper-tiny", whisper)):
         twin = module.make_gpt2() if name == "gpt2" else module.make_whisper()
         save(twin, folder / name, module.make_tokenizer())
@@ -134,18 +139,17 @@ class Shell:
         environment = {
             k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")
         }
-        done, self._codes = os.pipe(), None
-        self._done = os.fdopen(done[0])
+        reading, self._fd = os.pipe()
+        self._done = os.fdopen(reading)
         self._bash = subprocess.Popen(
             ["bash", "--norc"],
             cwd=folder,
             env=environment,
             stdin=subprocess.PIPE,
             text=True,
-            pass_fds=[done[1]],
+            pass_fds=[self._fd],
             start_new_session=True,
         )
-        self._fd = done[1]
 
     def run(self, command: str) -> int:
         """The exit code; also waits for what it started in the background."""
@@ -162,7 +166,11 @@ class Shell:
             signal.alarm(0)
 
     def close(self) -> None:
-        os.killpg(self._bash.pid, signal.SIGTERM)
+        os.killpg(self._bash.pid, signal.SIGKILL)
+        assert self._bash.stdin
+        self._bash.stdin.close()
+        self._done.close()
+        os.close(self._fd)
         self._bash.wait()
 
 
@@ -189,6 +197,7 @@ def main() -> None:
         if not clone.exists():
             subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
             make_files(clone)
+            make_checkpoints(clone)
         log = Path(temporary) / "log"
         shell, failed = Shell(clone, log), 0
         if (clone / ".venv/bin/activate").exists():
