@@ -16,6 +16,8 @@ MODULES = (
     "drawing",
     "write",
     "look",
+    "curve",
+    "compare",
     "learn",
     "forward",
     "pairs",

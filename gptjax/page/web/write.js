@@ -22,7 +22,7 @@ export function likeliest(logP, n = N_ALTERNATIVES) {
 }
 
 /** Where a prompt starts: a speaker of the example text, or its first words. @param {any} contents */
-function firstPrompt(contents) {
+export function firstPrompt(contents) {
   const text = /** @type {string} */ (contents.text ?? "");
   return text.match(/[A-Z][A-Za-z ]+:\n/)?.[0] ?? text.slice(0, 24);
 }
