@@ -4,7 +4,9 @@ import { count, el } from "./drawing.js";
 import { forwardView } from "./forward.js";
 import { learnView } from "./learn.js";
 import { lookView } from "./look.js";
+import { logitAttribution, Probe } from "./model.js";
 import { pairsView } from "./pairs.js";
+import { mostLikely, readText, Writer } from "./sampling.js";
 import { speechView } from "./speech.js";
 import { makeTokenizer } from "./tokenizer.js";
 import { readParams, unpack } from "./weights.js";
@@ -121,4 +123,5 @@ makeTabs(views);
 document.getElementById("views")?.replaceChildren(...views.map((view) => view.element));
 showView(views, views[0].id);
 /** For tests, and for the browser's console. */
-Object.assign(globalThis, { gptjax: { run, views } });
+const models = { Probe, Writer, logitAttribution, mostLikely, readText };
+Object.assign(globalThis, { gptjax: { run, views, ...models } });
