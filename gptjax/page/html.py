@@ -19,6 +19,8 @@ MODULES = (
     "curve",
     "compare",
     "learn",
+    "steps",
+    "layer_steps",
     "forward",
     "pairs",
     "speech",

@@ -91,6 +91,49 @@ export function heatmap(matrix, label, most = 1) {
 }
 
 /**
+ * A picture of a vector, one small square for each number: blue if it is positive, orange if it is
+ * negative, stronger if it is larger. A long vector takes several lines.
+ * @param {Float32Array} vector
+ * @param {string} label  the picture in words, for screen readers
+ * @param {{most?: number, name?: (i: number) => string}} [options]  most: the size that gets the
+ *   full colour. name: of a number, for the mouse.
+ */
+export function strip(vector, label, { most = largest(vector), name = (i) => `[${i}]` } = {}) {
+  const rows = Math.ceil(vector.length / MOST_SQUARES);
+  const width = Math.ceil(vector.length / rows);
+  const canvas = /** @type {HTMLCanvasElement} */ (
+    el("canvas", { role: "img", "aria-label": label, class: "strip" })
+  );
+  [canvas.width, canvas.height] = [width, rows];
+  canvas.style.height = `${rows === 1 ? 20 : 12 * rows}px`;
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const image = context.createImageData(width, rows);
+  const style = getComputedStyle(document.documentElement);
+  const [blue, orange] = ["--blue-rgb", "--orange-rgb"].map((colour) =>
+    style.getPropertyValue(colour).split(",").map(Number),
+  );
+  vector.forEach((x, i) => {
+    const share = Math.min(1, Math.abs(x) / (most || 1));
+    image.data.set([...(x < 0 ? orange : blue), 255 * share ** 0.7], 4 * i);
+  });
+  context.putImageData(image, 0, 0);
+  canvas.onmousemove = ({ offsetX, offsetY }) => {
+    const [column, row] = [offsetX / canvas.clientWidth, offsetY / canvas.clientHeight];
+    const i = Math.floor(row * rows) * width + Math.floor(column * width);
+    if (i in vector) canvas.title = `${name(i)} = ${vector[i].toFixed(3)}`;
+  };
+  return canvas;
+}
+
+/** Squares in a line of a strip. */
+const MOST_SQUARES = 128;
+
+/** The size of the largest number. @param {Float32Array} vector */
+export function largest(vector) {
+  return vector.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+}
+
+/**
  * A slider with its name and value.
  * @param {string} name
  * @param {{min: number, max: number, step: number, value: number}} range

@@ -1,6 +1,167 @@
-import { el } from "./drawing.js";
+// Forward pass: how one position becomes the probabilities of the next token, step by step.
+
+import { el, visible } from "./drawing.js";
+import { addStep, attentionStep, hiddenStep, normStep, queryStep } from "./layer_steps.js";
+import { Matrix } from "./layers.js";
+import { Probe } from "./model.js";
+import { readText } from "./sampling.js";
+import { embeddingStep, logitStep, probabilityStep, streamStep, tokenStep } from "./steps.js";
+
+/** Tokens of the text that are read, as many as the view Look takes. */
+const MOST_TOKENS = 64;
+
+class Forward {
+  /** @param {import("./page.js").Run} run */
+  constructor(run) {
+    this.run = run;
+    /** @type {import("./steps.js").Pass} */
+    this.pass = {
+      run,
+      ids: [],
+      t: 0,
+      layer: 0,
+      head: 0,
+      probe: new Probe(),
+      logits: new Matrix(0, 0),
+    };
+    this.tokens = el("div", {
+      class: "text",
+      tabindex: 0,
+      role: "group",
+      "aria-label": "Tokens; arrow keys move the position",
+    });
+    this.tokens.onkeydown = (event) =>
+      this.moveBy({ ArrowRight: 1, ArrowLeft: -1 }[event.key], event);
+    this.tokens.onclick = (event) =>
+      this.lookAt(this.spans.indexOf(/** @type {HTMLElement} */ (event.target)));
+    /** @type {HTMLElement[]} */
+    this.spans = [];
+    this.note = el("p", { class: "warning", role: "status" });
+    this.first = el("div");
+    this.layer = el("div");
+    this.last = el("div");
+    this.layers = this.choice("layer", run.config.n_layer);
+    this.heads = this.choice("head", run.config.n_head);
+    // Pictures keep the colours that they were drawn with.
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+  }
+
+  /** A list to choose a layer or a head from. @param {"layer" | "head"} name @param {number} n */
+  choice(name, n) {
+    const options = Array.from({ length: n }, (_, i) =>
+      el("option", { value: String(i) }, `${i + 1} of ${n}`),
+    );
+    const select = /** @type {HTMLSelectElement} */ (el("select", {}, ...options));
+    select.onchange = () => {
+      this.pass[name] = Number(select.value);
+      this.drawLayer();
+    };
+    return select;
+  }
+
+  /** The view is shown: reads the text that was written, with the parts that are on. */
+  show() {
+    const { run } = this;
+    const ids = run.tokens.slice(0, Math.min(run.config.block_size, MOST_TOKENS));
+    if (!ids.length) ids.push(run.tokenizer.start);
+    const probe = new Probe(run.off);
+    const { logits } = readText(run.config, run.params, ids, probe);
+    const isSame =
+      ids.length === this.pass.ids.length && ids.every((id, i) => id === this.pass.ids[i]);
+    // The second last: a token follows, so that the answer can be compared with it.
+    const t = isSame ? this.pass.t : Math.max(0, ids.length - 2);
+    Object.assign(this.pass, { ids, probe, logits, t });
+    this.note.textContent = run.off.size
+      ? `In the tab Look, ${run.off.size} of the model's parts are switched off: they add nothing here.`
+      : "";
+    this.spans = ids.map((id) => el("span", { class: "token" }, visible(run.tokenizer.name(id))));
+    this.tokens.replaceChildren(...this.spans);
+    this.draw();
+  }
+
+  /** @param {number | undefined} step @param {KeyboardEvent} event */
+  moveBy(step, event) {
+    if (!step) return;
+    event.preventDefault();
+    this.lookAt(this.pass.t + step);
+  }
+
+  /** Another position. @param {number} t */
+  lookAt(t) {
+    if (!(t in this.pass.ids)) return;
+    this.pass.t = t;
+    this.draw();
+  }
+
+  draw() {
+    const { pass } = this;
+    if (!pass.ids.length) return;
+    this.spans.forEach((span, t) => {
+      span.classList.toggle("chosen", t === pass.t);
+      span.classList.toggle("prompt", t > pass.t);
+    });
+    this.first.replaceChildren(tokenStep(pass), embeddingStep(pass));
+    this.drawLayer();
+    this.last.replaceChildren(streamStep(pass), logitStep(pass), probabilityStep(pass));
+  }
+
+  /** What depends on the layer and the head. */
+  drawLayer() {
+    const { pass, layers, heads } = this;
+    [layers.value, heads.value] = [String(pass.layer), String(pass.head)];
+    const choose = (/** @type {number} */ head) => {
+      pass.head = head;
+      this.drawLayer();
+      // The button that was pressed is a new one now.
+      /** @type {HTMLElement | undefined} */ (
+        this.layer.querySelectorAll(".head button")[head]
+      )?.focus();
+    };
+    this.layer.replaceChildren(
+      normStep(pass, "attention"),
+      queryStep(pass),
+      attentionStep(pass, choose),
+      addStep(pass, "attention"),
+      normStep(pass, "mlp"),
+      hiddenStep(pass),
+      addStep(pass, "mlp"),
+    );
+  }
+
+  element() {
+    const { n_layer } = this.run.config;
+    const controls = el(
+      "div",
+      { class: "controls" },
+      el("label", {}, "layer", this.layers),
+      el("label", {}, "head", this.heads),
+    );
+    return el(
+      "section",
+      {},
+      el(
+        "p",
+        {},
+        "How one token becomes a guess at the next one. Choose a token: everything below is computed at its position, from it and the tokens before it. Squares are numbers, blue above zero, orange below. Everything is counted from 0, except layers and heads.",
+      ),
+      this.note,
+      el("div", { class: "sticky" }, this.tokens, controls),
+      this.first,
+      el("h2", {}, n_layer === 1 ? "The layer" : `One of the ${n_layer} layers`),
+      this.layer,
+      el("h2", {}, "The answer"),
+      this.last,
+    );
+  }
+}
 
 /** @param {import("./page.js").Run} run @returns {import("./page.js").View} */
 export function forwardView(run) {
-  return { id: "forward", title: "forward", element: el("section", {}, String(run.config.type)) };
+  const forward = new Forward(run);
+  return {
+    id: "forward",
+    title: "Forward pass",
+    element: forward.element(),
+    show: () => forward.show(),
+  };
 }

@@ -214,7 +214,9 @@ function block(
 
   // Attention: positions exchange information.
   let y = norm(config, p.attention_norm, x);
+  probe?.values.set(`${name}.attention.norm`, y);
   y = shortConv(config, causal, p.attention_input, y, cache && cache.attention_input, start);
+  probe?.values.set(`${name}.attention.conv`, y);
   add(
     "attention",
     selfAttention(config, causal, p.attention, y, cache, start, `${name}.attention`, probe),
@@ -229,8 +231,11 @@ function block(
   }
 
   // MLP: each position by itself.
+  probe?.values.set(`${name}.middle`, x.copy());
   y = norm(config, p.mlp_norm, x);
+  probe?.values.set(`${name}.mlp.norm`, y);
   y = shortConv(config, causal, p.mlp_input, y, cache && cache.mlp_input, start);
+  probe?.values.set(`${name}.mlp.conv`, y);
   const { h, y: out } = mlp(config, p.mlp, y);
   probe?.values.set(`${name}.mlp.hidden`, h);
   add("mlp", out);
