@@ -60,8 +60,8 @@ def contents(
     else:
         examples = _examples(dataset, config)
         batches = list(_some_batches(dataset, config))
-        for name, tree in {"float32": params, "shown": shown}.items():
-            loss[name] = make_evaluate(model)(tree, batches)
+        evaluate = make_evaluate(model)
+        loss = {"float32": evaluate(params, batches), "shown": evaluate(shown, batches)}
         loss["tokens"] = int(sum(batch["loss_weights"].sum() for batch in batches))
     return {
         "name": run.resolve().name,
@@ -121,9 +121,12 @@ def _dataset(run: Path, config: Config) -> Any:
 def _some_batches(dataset: Any, config: Config) -> Any:
     """The first validation sequences, a batch of eight at a time, leaves (1, B, ...)."""
     batches = dataset.validation(config, 8)
-    for batch in itertools.islice(batches, 2):
-        for k in range(min(len(batch["tokens"]), LOSS_SEQUENCES // 8)):
-            yield {name: leaf[k : k + 1] for name, leaf in batch.items()}
+    singles = (
+        {name: leaf[k : k + 1] for name, leaf in group.items()}
+        for group in batches
+        for k in range(len(group["tokens"]))
+    )
+    return itertools.islice(singles, LOSS_SEQUENCES // 8)
 
 
 def _examples(dataset: TextData | PairData | SpeechData, config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from gptjax.quantization.quant_array import Format, QuantArray, quantize
+from gptjax.quantization.quant_array import Format, QuantArray, is_quantized, quantize_params
 from gptjax.scale.sharding import by_path
 
 WeightFormat = Literal["float32", "float16", "int8"]
@@ -26,42 +26,38 @@ class Packed:
         self._size = 0
 
     def add(self, path: str, array: Any, form: WeightFormat) -> np.ndarray:
-        """Appends an array of one or two axes. Returns it as the page will read it, float32.
-
-        As int8 a matrix has one scale per column, and a table one per row. Vectors become bfloat16
-        there, as in a quantized run, and are stored as float32.
-        """
-        array = np.asarray(array, np.float32)
-        rows, width = array.shape if array.ndim == 2 else (1, array.size)
-        entry = {"path": path, "rows": rows, "width": width, "type": form}
-        if form == "int8" and array.ndim == 2:
-            by_row = _is_table(path)
-            matrix = quantize(jax.numpy.asarray(array), INT8, transposed=by_row)
-            entry |= {"by_row": by_row, "offset": self._append(_integers(matrix))}
-            entry["scales"] = self._append(np.asarray(matrix.scale_GN[0], np.float32))
-            shown = np.asarray(matrix.dequantize())
-        else:
-            if form == "int8":
-                array = np.asarray(jax.numpy.asarray(array).astype("bfloat16"), np.float32)
-            dtype = np.float16 if form == "float16" else np.float32
-            entry |= {"type": np.dtype(dtype).name, "offset": self._append(array.astype(dtype))}
-            shown = array.astype(dtype).astype(np.float32)
-        self.index.append(entry)
-        return shown
+        """Appends an array, or a QuantArray. Returns it as the page will read it, float32."""
+        if isinstance(array, QuantArray):
+            integers, scale = _integers(array), np.asarray(array.scale_GN[0], np.float32)
+            # A table is looked up by rows, and has a scale for each.
+            scale = scale[:, None] if array.transposed else scale
+            self._add_integers(path, integers, scale)
+            return integers * scale
+        dtype = np.float16 if form == "float16" else np.float32
+        self._add_floats(path, np.asarray(array).astype(dtype))
+        return np.asarray(array).astype(dtype).astype(np.float32)
 
     def add_difference(self, path: str, array: np.ndarray, base: np.ndarray) -> None:
         """Appends array, which is to be added to base. Vectors stay float32."""
+        if array.ndim < 2:
+            self._add_floats(path, array)
+            return
+        axis = 1 if path.rpartition(".")[2] == "table" else 0
+        most = np.maximum(*(np.abs(x).max(axis, keepdims=True) for x in (base, array)))
+        step = np.maximum(most / 127, 1e-30).astype(np.float32)
+        self._add_integers(path, np.round(array / step).astype(np.int8), step)
+
+    def _add_floats(self, path: str, array: np.ndarray) -> None:
         rows, width = array.shape if array.ndim == 2 else (1, array.size)
-        entry = {"path": path, "rows": rows, "width": width}
-        if array.ndim == 2:
-            by_row = _is_table(path)
-            most = [np.abs(x).max(int(by_row), keepdims=True) for x in (base, array)]
-            step = np.maximum(np.maximum(most[0], most[1]) / 127, np.float32(1e-30))
-            integers = np.round(array / step).astype(np.int8)
-            entry |= {"type": "int8", "by_row": by_row, "offset": self._append(integers)}
-            entry["scales"] = self._append(step.astype(np.float32))
-        else:
-            entry |= {"type": "float32", "offset": self._append(array)}
+        entry = {"path": path, "rows": rows, "width": width, "type": array.dtype.name}
+        self.index.append(entry | {"offset": self._append(array)})
+
+    def _add_integers(self, path: str, array: np.ndarray, scale: np.ndarray) -> None:
+        """scale: one for each column (N,) or (1, N), or one for each row (N, 1)."""
+        rows, width = array.shape
+        by_row = scale.ndim == 2 and scale.shape[1] == 1
+        entry = {"path": path, "rows": rows, "width": width, "type": "int8", "by_row": by_row}
+        entry |= {"offset": self._append(array), "scales": self._append(scale)}
         self.index.append(entry)
 
     def _append(self, array: np.ndarray) -> int:
@@ -79,9 +75,13 @@ class Packed:
 
 def pack(params: Any, form: WeightFormat) -> tuple[dict[str, Any], Any]:
     """({"index", "bytes"}, the parameters as the page reads them)."""
-    packed = Packed()
-    shown = {path: packed.add(path, array, form) for path, array in by_path(params).items()}
-    return {"index": packed.index, "bytes": packed.text()}, _like(params, shown)
+    packed, numbers = Packed(), params
+    if form == "int8":
+        numbers = jax.jit(quantize_params, static_argnums=1)(params, INT8)
+    leaves = jax.tree.leaves(numbers, is_leaf=is_quantized)
+    shown = [packed.add(path, x, form) for path, x in zip(by_path(params), leaves, strict=True)]
+    tree = jax.tree.unflatten(jax.tree.structure(params), shown)
+    return {"index": packed.index, "bytes": packed.text()}, tree
 
 
 def pack_difference(params: Any, shown: Any) -> dict[str, Any]:
@@ -96,19 +96,9 @@ def pack_difference(params: Any, shown: Any) -> dict[str, Any]:
     return {"index": packed.index, "bytes": packed.text()}
 
 
-def _is_table(path: str) -> bool:
-    return path.rpartition(".")[2] == "table"
-
-
 def _integers(matrix: QuantArray) -> np.ndarray:
     """The int8 of a matrix (K, N), or of a table (N, K)."""
     words_RN = np.asarray(matrix.words_RN)
     bytes_RN4 = words_RN.astype("<i4")[..., None].view(np.int8)
     integers_KN = bytes_RN4.transpose(0, 2, 1).reshape(-1, words_RN.shape[1])[: matrix.fan_in]
     return integers_KN.T if matrix.transposed else integers_KN
-
-
-def _like(params: Any, by_name: dict[str, np.ndarray]) -> Any:
-    leaves, tree = jax.tree.flatten(params)
-    assert len(leaves) == len(by_name)
-    return jax.tree.unflatten(tree, list(by_name.values()))

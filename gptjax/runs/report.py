@@ -134,7 +134,8 @@ class Reporter:
             text = (samples / f"{max(steps)}.txt").read_text("utf-8", errors="replace").strip()
         return (f"{text}\n\n" if text else "") + (
             f"loss plot: {self.folder}/loss.png\n"
-            f"sample more: {program()} sample {shlex.quote(str(self.folder))}{sample_flags}"
+            f"sample more: {program()} sample {shlex.quote(str(self.folder))}{sample_flags}\n"
+            f"look inside: {program()} page {shlex.quote(str(self.folder))} --out page.html"
         )
 
     def evaluation(self, step: int, losses: dict[str, float]) -> None:
