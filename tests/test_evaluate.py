@@ -12,6 +12,7 @@ import pytest
 from conftest import Printed, Refused, edit_run
 from test_error_rates import expected_rates
 
+import gptjax
 from gptjax import train
 from gptjax.commands import evaluate, sample
 from gptjax.data import batches
@@ -184,6 +185,17 @@ def test_a_run_on_text_has_a_loss(text_run: Path, printed: Printed) -> None:
 
 
 # --- sampling
+
+
+def test_from_python_it_is_the_same(trained: Path, printed: Printed) -> None:
+    run = gptjax.load(trained)
+    for beam in (1, 3):
+        command = printed(sample.main, trained, "--source", "abcd", "--beam", beam)
+        assert run.transduce("abcd", beam) + "\n" == command
+    with pytest.raises(gptjax.UserError, match="'Q'"):
+        run.transduce("abQ")
+    with pytest.raises(gptjax.UserError, match="generate\\(\\) is for a language model"):
+        run.generate("ab")
 
 
 def test_the_n_best_are_printed_with_their_scores(trained: Path, printed: Printed) -> None:

@@ -16,6 +16,7 @@ import pytest
 from conftest import Refused, edit_run
 from matplotlib.axes import Axes
 
+import gptjax
 from gptjax import train
 from gptjax.commands import evaluate, sample
 from gptjax.data import audio, batches, recording_checks, recordings
@@ -104,6 +105,17 @@ def test_four_clips_are_memorised(run: Path) -> None:
     found = evaluate.evaluate(evaluate.Evaluate(run))
     assert found["accuracy"] == 1.0, found["worst"]
     assert found["wer"] == found["cer"] == 0.0
+
+
+def test_from_python_it_is_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = RECORDINGS / "7_theo_2.wav"
+    loaded = gptjax.load(run)
+    from_file, from_samples = loaded.transcribe(file), loaded.transcribe(audio.read(file))
+    assert from_file == from_samples
+    assert from_file.text in transcribe(capsys, run, file)[0]
+    assert [word.text for word in from_file.words] == from_file.text.split()
+    with pytest.raises(gptjax.UserError, match=r"nowhere\.wav"):
+        loaded.transcribe("nowhere.wav")
 
 
 def test_evaluate_prints_the_keys_that_scripts_read(
