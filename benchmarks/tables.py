@@ -16,6 +16,7 @@ from benchmarks import (
     gpu_tables,
     h100,
     ladders,
+    page,
     parity,
     plan,
     quality,
@@ -237,6 +238,7 @@ def parts() -> dict[str, dict[str, str]]:
         "docs/quantization.md": {
             "quant": f"Of {tasks.CARDS['gpt_cpu_wide']}:\n\n{tasks.card('gpt_cpu_wide')}"
         },
+        "docs/page.md": {"page": made_pages()},
         "docs/scaling.md": {
             "plan-memory": plan.memory_table(),
             "plan-links": plan.links_table(),
@@ -246,6 +248,14 @@ def parts() -> dict[str, dict[str, str]]:
             "scaled": scaled(),
         },
     }
+
+
+def made_pages() -> str:
+    """Size and speed of the pages of `gptjax page`."""
+    record = read("page-cpu")
+    return (
+        "Not measured yet." if record is None else f"{page.table(record)}\n\n{measured_on(record)}"
+    )
 
 
 def simulated() -> str:
@@ -289,8 +299,8 @@ def main(argv: list[str]) -> None:
         Path("docs/benchmarks.md"): benchmarks_md(),
         Path("docs/recipe.md"): recipe_md(),
     }
-    for page, of_page in parts().items():
-        pages[Path(page)] = filled(Path(page).read_text(), of_page, page)
+    for name, of_page in parts().items():
+        pages[Path(name)] = filled(Path(name).read_text(), of_page, name)
     for path, text in pages.items():
         if not check:
             path.write_text(text)

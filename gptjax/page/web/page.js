@@ -6,7 +6,7 @@ import { learnView } from "./learn.js";
 import { lookView } from "./look.js";
 import { logitAttribution, Probe } from "./model.js";
 import { pairsView } from "./pairs.js";
-import { mostLikely, readText, Writer } from "./sampling.js";
+import { choose, mostLikely, probabilities, random, readText, Writer } from "./sampling.js";
 import { speechView } from "./speech.js";
 import { makeTokenizer } from "./tokenizer.js";
 import { readParams, unpack } from "./weights.js";
@@ -123,5 +123,5 @@ makeTabs(views);
 document.getElementById("views")?.replaceChildren(...views.map((view) => view.element));
 showView(views, views[0].id);
 /** For tests, and for the browser's console. */
-const models = { Probe, Writer, logitAttribution, mostLikely, readText };
-Object.assign(globalThis, { gptjax: { run, views, ...models } });
+const sampling = { Writer, choose, mostLikely, probabilities, random, readText };
+Object.assign(globalThis, { gptjax: { run, views, Probe, logitAttribution, ...sampling } });

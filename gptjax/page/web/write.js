@@ -197,7 +197,10 @@ class Writing {
         visible(name(other.id)),
       );
       if (other.id === id) take.style.fontWeight = "bold";
-      const bar = el("span", { class: "bar", style: `width: ${(100 * other.p).toFixed(1)}%` });
+      const bar = el("span", {
+        class: "bar",
+        style: `width: ${((100 * other.p) / likely[0].p).toFixed(1)}%`,
+      });
       return [take, bar, el("span", { class: "faint" }, percent(other.p))];
     });
     const advice = likely.length
