@@ -25,7 +25,9 @@ WRITE = """() => {
     const draw = random(1), sampler = { temperature: 0.8, topK: 0, topP: 1 };
     const writer = new Writer(run.config, run.params, [run.tokenizer.start]);
     const start = performance.now();
-    for (let i = 0; i < 400; i++) writer.append(choose(probabilities(writer.logits, sampler), draw()));
+    for (let i = 0; i < 400; i++) {
+        writer.append(choose(probabilities(writer.logits, sampler), draw()));
+    }
     return 400_000 / (performance.now() - start);
 }"""
 

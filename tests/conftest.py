@@ -36,6 +36,7 @@ from gptjax.data.texts import TextData
 # would keep the others waiting at the end.
 LONGEST = (
     *("test_processes.py", "test_layouts.py", "test_end_to_end.py", "test_quantize.py"),
+    *("test_page.py", "test_page_encoders.py", "test_page_views.py", "test_drills.py"),
     *(
         "test_benchmarks.py",
         "test_speech_commands.py",

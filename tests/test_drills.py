@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_few_cases_of_every_drill_survive(tmp_path: Path) -> None:
     """In a process of its own, which forks before jax starts a device."""
-    command = [sys.executable, "-m", "benchmarks.drills", "--scale", "0.02"]
+    command = [sys.executable, "-m", "benchmarks.drills", "--scale", "0.01"]
     command += ["--json", str(tmp_path / "drills.json")]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, check=False)
