@@ -8,11 +8,14 @@ import contextlib
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
-from gptjax.errors import naming
+from gptjax.errors import Interrupted, naming
 
 
 @contextlib.contextmanager
@@ -34,14 +37,34 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def sigterm_as_exception() -> Iterator[None]:
+    """In the block, SIGTERM raises Interrupted, so that what was begun is removed.
+
+    Elsewhere than in the main thread, where Python cannot change handlers, it changes nothing.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yields a new folder to write into. It gets its real name when the block ends.
 
-    An exception in the block removes it. Every process has a folder of its own; OSError is raised
-    where another one was faster.
+    An exception in the block, Ctrl-C or SIGTERM removes it. Every process has a folder of its own;
+    OSError is raised where another one was faster.
     """
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    with naming(folder):
+    with sigterm_as_exception(), naming(folder):
         try:
             part.mkdir(parents=True)
             yield part

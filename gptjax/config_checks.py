@@ -65,6 +65,7 @@ def check_memory(config: Config) -> None:
     """
     is_text = isinstance(config.data, TextDataConfig)  # whose windows are all of one length
     n_tokens = config.model.block_size if is_text else 1
+    require_memory("model.block-size", n_tokens, n_tokens * BYTES_PER_TOKEN)
     batch_size = config.train.batch_size
     require_memory("train.batch-size", batch_size, batch_size * n_tokens * BYTES_PER_TOKEN)
 

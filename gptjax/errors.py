@@ -45,6 +45,8 @@ def import_extra(module: str, needed_by: str) -> Any:
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 """Failures of a disk, which libraries also raise as exceptions of their own."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Never the fault of the input, so the exit code is 1 where they became a UserError, too."""
 
 
 @contextmanager
@@ -84,7 +86,9 @@ def exit_codes() -> Iterator[None]:
     except (UserError, TrainingDiverged, SaveError) as error:
         # A quoted message of another library may have several lines.
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        cause = error.__context__
+        is_full = isinstance(cause, OSError) and cause.errno in FULL
+        sys.exit(2 if isinstance(error, UserError) and not is_full else 1)
     except Interrupted as interrupt:
         sys.exit(128 + interrupt.signum)
     except KeyboardInterrupt:

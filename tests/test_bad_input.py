@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from conftest import MAX_STEPS, TINY_RUN, Printed, Refused, edit_run
 
-from gptjax import setup, train, training
+from gptjax import config_checks, setup, train, training
 from gptjax.commands import evaluate, import_model, plot, prepare, sample
+from gptjax.config import Config, GPTConfig, TrainConfig
 from gptjax.data import downloads, text_files
 from gptjax.decoding import sampling
 from gptjax.errors import UserError, exit_codes
@@ -522,6 +523,16 @@ def test_more_than_fits_into_memory_is_one_line(
         np.zeros(1 << 50)
     assert stop.value.code == 1
     assert "error: there is not enough memory; Unable to allocate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("memory", "named"), [(100, "model.block-size 8"), (700, "batch-size 4")])
+def test_a_batch_that_does_not_fit_names_what_is_too_large(
+    memory: int, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_checks, "host_memory", lambda: memory)
+    config = Config(model=GPTConfig(block_size=8), train=TrainConfig(batch_size=4))
+    with pytest.raises(UserError, match=f"{named} needs"):
+        config_checks.check_memory(config)
 
 
 def test_a_device_without_memory_is_one_line(

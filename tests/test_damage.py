@@ -7,7 +7,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,10 @@ import pytest
 from conftest import MAX_STEPS, TINY_RUN, Printed, Refused
 
 from gptjax import atomic, models, train
-from gptjax.commands import plot, sample
+from gptjax.commands import plot, prepare, sample
 from gptjax.config import BigramConfig, Config
 from gptjax.data.tokenizer import CharTokenizer
-from gptjax.errors import SaveError, UserError, exit_codes
+from gptjax.errors import Interrupted, SaveError, UserError, exit_codes
 from gptjax.runs import checkpoints, manifest, plots, run_directory
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.report import Reporter
@@ -345,6 +347,42 @@ def test_a_checkpoint_that_is_a_link_is_not_read(tmp_path: Path) -> None:
     assert manifest.damage(made.folder / "2") == "2 is a symbolic link"
 
 
+def test_a_checkpoint_that_is_a_file_is_not_read(
+    copied: Path, printed_and_said: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = copied / "checkpoints" / str(MAX_STEPS)
+    shutil.rmtree(last)
+    last.write_text("half a copy")
+    code, _, said = printed_and_said(copied, "--step", "latest")
+    assert code == 0
+    assert f"checkpoint {MAX_STEPS} is damaged (it is no folder); using step " in said[0]
+
+
+@pytest.mark.parametrize("name", ["٣٠", "030", "3_0", "²"])
+def test_only_the_names_that_orbax_gives_are_checkpoints(tmp_path: Path, name: str) -> None:
+    made = saved(tmp_path, {1: 2.0})
+    (made.folder / name).mkdir()
+    assert made.steps() == [1]
+
+
+def test_a_step_of_many_digits_is_not_there(copied: Path, refused: Refused) -> None:
+    line = refused(sample.main, copied, "--step", "9" * 5000)
+    assert "is not there; " in line
+
+
+@pytest.mark.parametrize(("old", "new"), [("3", "2"), ("crc32", "crc33"), (", ", ",  ")])
+def test_a_row_that_still_parses_is_checked(tmp_path: Path, old: str, new: str) -> None:
+    with Reporter(tmp_path, Config(), 0, 1.0) as report:
+        for step in (1, 2):
+            report.training(step, 3.25, 1.0, 0.1)
+    path = tmp_path / "metrics.jsonl"
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{second.replace(old, new)}\n")
+    is_same = json.loads(second) == json.loads(second.replace(old, new))
+    assert [row["step"] for row in plots.read_metrics(tmp_path)] == [1, 2][: 1 + is_same]
+    assert ("damaged line 2" in plots.damaged_lines(tmp_path)) != is_same
+
+
 # --- failures of the disk and the file system
 
 
@@ -385,6 +423,41 @@ def test_a_full_disk_leaves_the_checkpoints_before(small_disk: Path) -> None:
     made = saved(small_disk, {2: 1.0})
     assert equal(made.restore(2, some_state(0)), some_state(2))
     assert sorted(p.name for p in made.folder.iterdir()) == ["1", "2"]
+
+
+def test_commands_on_a_full_disk_say_which_path(
+    small_disk: Path, text_run: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    commands = {
+        "tokens": (prepare.main, ["--tokenizer", "char", str(text_file), "--out"]),
+        "a.png": (plot.main, [str(text_run), "--out"]),
+        "run/lock": (train.main, ["--config", "debug", "--run-dir"]),
+    }
+    for name, (main, arguments) in commands.items():
+        out = small_disk / name.removesuffix("/lock")
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, str(out)])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 1, line
+        assert f"{small_disk / name}" in line
+        assert "No space left on device" in line
+
+
+def test_sigterm_leaves_no_half_made_folder(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end() -> None:
+        with atomic.atomic_folder(tmp_path / "tokens"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(Interrupted):
+        end()
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 class OtherLibraryError(Exception):

@@ -18,6 +18,9 @@ import numpy as np
 import pytest
 from distributed_worker import REPO, WORKER, environment, run
 
+from gptjax.errors import UserError
+from gptjax.scale import processes
+
 pytestmark = pytest.mark.slow
 TEXT = "To be, or not to be, that is the question:\n" * 60
 CONFIG = """
@@ -233,3 +236,25 @@ def test_when_one_process_fails_the_other_ends_and_names_it(
         if how == "exception":
             assert pair.processes[victim].returncode == 1
             assert "RuntimeError: it broke" in pair.printed(victim)
+
+
+class _Store:
+    """The key-value store of two processes; process 1 has a newer gptjax."""
+
+    def __init__(self, theirs: dict[str, str]):
+        self.values = {"gptjax/run/1": json.dumps(theirs)}
+
+    def key_value_set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
+        return self.values[key]
+
+
+def test_processes_of_different_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field that only one of them has."""
+    for theirs in ({"seed": "0"}, {"seed": "0", "old": "1", "new": "2"}):
+        monkeypatch.setattr(processes.distributed.global_state, "client", _Store(theirs))
+        monkeypatch.setattr(processes.distributed.global_state, "num_processes", 2)
+        with pytest.raises(UserError, match=r"process 1 has (old|new)"):
+            processes.check_same("run", {"seed": 0, "old": 1})

@@ -56,7 +56,9 @@ def strict_rows(folder: Path) -> list[Row]:
 
     text = (folder / "metrics.jsonl").read_text()
     assert text == "" or text.endswith("\n")
-    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    rows = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    assert all(len(row.pop("crc32")) == 8 for row in rows)
+    return rows
 
 
 def write_run(folder: Path, offset: float = 0.0) -> Path:
@@ -150,6 +152,18 @@ def test_a_run_that_starts_afresh_forgets_what_a_killed_one_logged(tmp_path: Pat
             reporter.evaluation(0, {"val_loss": 3.0})
             reporter.training(1, 3.0, 0.5, 1e-3)
     assert [row["step"] for row in strict_rows(tmp_path)] == [0, 1]
+
+
+def test_a_run_that_lost_its_checkpoints_says_that_it_starts_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for _ in range(2):
+        with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
+            said.append(capsys.readouterr().out)
+            reporter.training(7, 3.0, 0.5, 1e-3)
+    again = f"warning: {tmp_path} has no checkpoint of its 7 steps: it starts again\n"
+    assert said == ["", again]
 
 
 @pytest.mark.parametrize("half", ['{"step": 8, "tra', '{"step": 8', "{", '{"step": 8, "t": 0.'])

@@ -115,7 +115,7 @@ def prepare(
             with open(part / "train.bin", "wb") as tokens_file:
                 for text in read_pieces(files):
                     digest.update(text.encode())
-                    tok.encode(text).astype(dtype).tofile(tokens_file)
+                    tokens_file.write(tok.encode(text).astype(dtype))  # tofile hides the reason
             n_tokens = (part / "train.bin").stat().st_size // dtype.itemsize
             n_train = int(n_tokens * (1 - val_fraction))
             with open(part / "train.bin", "r+b") as train, open(part / "val.bin", "wb") as val:

@@ -218,7 +218,9 @@ def committed_steps(folder: Path) -> list[int]:
 
 
 def _steps(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+    """Of the folders that orbax names: 20, but neither 020 nor the digits of other scripts."""
+    names = (path.name for path in folder.glob("*"))
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
 def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, Any]:
@@ -235,7 +237,7 @@ def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, A
     if which in ("best", "latest"):
         losses = checkpoints.val_losses() if which == "best" else {}
         candidates = sorted(steps, key=lambda step: (losses.get(step, float("inf")), -step))
-    elif which.isdecimal() and int(which) in steps:
+    elif which in map(str, steps):
         candidates = [int(which)]
     else:
         listed = ", ".join(map(str, steps))

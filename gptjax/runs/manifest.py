@@ -59,6 +59,8 @@ def damage(folder: Path, items: tuple[str, ...] = ITEMS) -> str:
 
     items: those to check. Reads their files once.
     """
+    if not folder.is_dir():
+        return "it is no folder"
     if links := [path.name for path in (folder, *folder.iterdir()) if path.is_symlink()]:
         return f"{links[0]} is a symbolic link"
     if missing := [item for item in items[:1] if not (folder / item).is_dir()]:

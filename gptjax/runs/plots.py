@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gptjax.atomic import atomic_file
+from gptjax.checksums import unseal
+from gptjax.errors import UserError
 
 Row = dict[str, Any]
 """A line of metrics.jsonl: "step", "seconds", and the numbers of a training step or evaluation."""
@@ -48,8 +50,8 @@ def damaged_lines(folder: Path) -> str:
 def _row(line: bytes) -> Row | None:
     """The row that a line of metrics.jsonl is; None if it is not one."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = unseal(json.loads(line), "", "")
+    except (ValueError, RecursionError, UserError):
         return None
     if not isinstance(row, dict) or not {"step", "seconds"} <= set(row):
         return None

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from gptjax.atomic import open_here, write_bytes, write_text
+from gptjax.checksums import seal
 from gptjax.command_line import program
 from gptjax.config import Config
 from gptjax.errors import import_extra, naming
@@ -55,11 +56,15 @@ class Reporter:
         if damaged := damaged_lines(folder):
             self.say(f"warning: {damaged}")
         # A run that starts at step 0 also evaluates step 0 again. Damaged lines are kept.
+        history = metrics_lines(folder)
         lines = [
             (line, row)
-            for line, row in metrics_lines(folder)
+            for line, row in history
             if row is None or (first_step and row["step"] <= first_step)
         ]
+        reached = max((row["step"] for _, row in history if row is not None), default=0)
+        if reached and not first_step:
+            self.say(f"warning: {folder} has no checkpoint of its {reached} steps: it starts again")
         write_bytes(path, b"".join(line + b"\n" for line, _ in lines))
         rows = [row for _, row in lines if row is not None]
         last = rows[-1]["step"] if rows else 0
@@ -150,7 +155,7 @@ class Reporter:
 
     def _store(self, row: Row) -> None:
         with naming(self.folder / "metrics.jsonl"):
-            self._metrics.write(json.dumps(row) + "\n")
+            self._metrics.write(json.dumps(seal(row)) + "\n")
         self._shown |= {k: v for k, v in row.items() if k != "step"}
         for writer in self._writers:
             writer.write(row)

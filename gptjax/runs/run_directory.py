@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -30,12 +29,12 @@ from typing import Any, TypedDict
 import jax
 
 from gptjax import checksums, config_json, json_files
-from gptjax.atomic import open_here, write_json
+from gptjax.atomic import open_here, sigterm_as_exception, write_json
 from gptjax.config import Config
 from gptjax.data import tokenizer as tokenizer_lib
 from gptjax.data.dataset import Data
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.errors import Interrupted, UserError, naming
+from gptjax.errors import UserError, naming
 from gptjax.quantization.quant_array import FLOAT32, Format
 from gptjax.scale import processes
 
@@ -82,9 +81,9 @@ def locked(folder: Path) -> Iterator[None]:
                 f"({error.strerror}); do not train this run twice at the same time",
                 file=sys.stderr,
             )
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with naming(folder / "lock"):
+            lock.truncate(0)
+            os.write(lock.fileno(), str(os.getpid()).encode())  # unbuffered: close() cannot fail
         processes.barrier(str(folder))
         try:
             yield
@@ -141,24 +140,19 @@ def new_run(folder: Path) -> Iterator[Path]:
             f"{folder} cannot be made in {folder.parent} ({error.strerror}); name another folder"
         ) from None
 
-    def stop(signum: int, frame: Any) -> None:
-        raise Interrupted(signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        # Checked only now: from here on, no other process can make it.
-        if folder.is_symlink() or folder.exists():
-            raise taken
-        with naming(folder):
-            yield part
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        for parent in missing:
-            with contextlib.suppress(OSError):  # another process has put something there
-                parent.rmdir()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with sigterm_as_exception():
+        try:
+            # Checked only now: from here on, no other process can make it.
+            if folder.is_symlink() or folder.exists():
+                raise taken
+            with naming(folder):
+                yield part
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            for parent in missing:
+                with contextlib.suppress(OSError):  # another process has put something there
+                    parent.rmdir()
+            raise
     part.rename(folder)
 
 
@@ -211,7 +205,7 @@ def read_config(folder: Path) -> Config:
     """The configuration of a run. Raises UserError if the folder has none, or a broken one."""
     path = folder / "config.json"
     if not os.path.lexists(path):
-        what = "is a file" if folder.is_file() else "does not exist"
+        what = "is a file" if folder.exists() else "does not exist"
         what = "is not a run directory (no config.json)" if folder.is_dir() else what
         runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
         raise UserError(f"{folder} {what}; runs here: {', '.join(runs) or 'none'}")

@@ -82,11 +82,11 @@ def check_same(name: str, fields: dict[str, Any]) -> None:
     for process in range(distributed.global_state.num_processes):
         theirs = client.blocking_key_value_get(f"{key}/{process}", START_SECONDS * 1000)
         theirs = json.loads(theirs)
-        for field in ours:
-            if theirs[field] != ours[field]:
+        for field in ours | theirs:  # another version of gptjax may have other fields
+            if theirs.get(field) != ours.get(field):
                 raise UserError(
-                    f"process {process} has {field} {theirs[field]}, process {me} has "
-                    f"{ours[field]}; start all of them with the same options"
+                    f"process {process} has {field} {theirs.get(field)}, process {me} has "
+                    f"{ours.get(field)}; start all with the same options and the same gptjax"
                 )
 
 
