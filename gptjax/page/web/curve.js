@@ -77,8 +77,10 @@ export function lossCurve(rows, { width, at, checkpoints, shown, guess, guessNam
     text = "",
   ) => picture.append(svg(tag, attributes, text));
 
-  const wide = most / least > 8;
-  for (const tick of wide ? logTicks(least, most) : ticks(least, most, 8)) {
+  let lowest = CURVE_HEIGHT;
+  for (const tick of most / least > 8 ? logTicks(least, most) : ticks(least, most, 8)) {
+    if (lowest - y(tick) < 24) continue; // its number would touch the one below
+    lowest = y(tick);
     add("line", { x1: x(0), x2: x(end), y1: y(tick), y2: y(tick), stroke: "var(--line)" });
     add(
       "text",
@@ -86,7 +88,7 @@ export function lossCurve(rows, { width, at, checkpoints, shown, guess, guessNam
       String(tick),
     );
   }
-  for (const tick of ticks(0, end, Math.max(2, Math.round(w / 130)))) {
+  for (const tick of ticks(0, end, Math.max(2, Math.round(w / 70)))) {
     const anchor = x(tick) > width - 24 ? "end" : "middle";
     add(
       "text",
@@ -102,7 +104,11 @@ export function lossCurve(rows, { width, at, checkpoints, shown, guess, guessNam
   if (guess && guess < most) {
     const attributes = { stroke: "var(--faint)", "stroke-dasharray": "2 5" };
     add("line", { x1: x(0), x2: x(end), y1: y(guess), y2: y(guess), ...attributes });
-    add("text", { x: x(end), y: y(guess) - 5, "text-anchor": "end", class: "faint" }, guessName);
+    add(
+      "text",
+      { x: x(end), y: y(guess) - 5, "text-anchor": "end", class: "faint over" },
+      guessName,
+    );
   }
   if (at >= 0) {
     add("line", {

@@ -36,7 +36,7 @@ class Forward {
       this.lookAt(this.spans.indexOf(/** @type {HTMLElement} */ (event.target)));
     /** @type {HTMLElement[]} */
     this.spans = [];
-    this.note = el("p", { class: "warning", role: "status" });
+    this.note = el("p", { class: "warning note", role: "status" });
     this.first = el("div");
     this.layer = el("div");
     this.last = el("div");
@@ -142,15 +142,19 @@ class Forward {
       el(
         "p",
         {},
-        "How one token becomes a guess at the next one. Choose a token: everything below is computed at its position, from it and the tokens before it. Squares are numbers, blue above zero, orange below. Everything is counted from 0, except layers and heads.",
+        "How one token becomes a guess at the next one. The text is the one in the tab Write. Choose a token of it: everything below is computed at its position, from it and the tokens before it. Squares are numbers, blue above zero, orange below. Everything is counted from 0, except layers and heads.",
       ),
       this.note,
       el("div", { class: "sticky" }, this.tokens, controls),
-      this.first,
-      el("h2", {}, n_layer === 1 ? "The layer" : `One of the ${n_layer} layers`),
-      this.layer,
-      el("h2", {}, "The answer"),
-      this.last,
+      el(
+        "div",
+        { class: "stream" },
+        this.first,
+        el("h2", {}, n_layer === 1 ? "The layer" : `One of the ${n_layer} layers`),
+        this.layer,
+        el("h2", {}, "The answer"),
+        this.last,
+      ),
     );
   }
 }

@@ -158,7 +158,9 @@ export function hiddenStep({ run, ids, t, layer, probe }) {
     relu2: `h = max(0, y W_1${b})^2`,
     gelu: `h = gelu(y W_1${b}),  gelu(x) = x * P(normal < x)`,
     gelu_tanh: `h = gelu(y W_1${b}),  gelu(x) = x/2 * (1 + tanh(0.80 (x + 0.0447 x^3)))`,
-    swiglu: `h = y W_1${b} * silu(y W_g${b}),  silu(x) = x / (1 + e^−x)`,
+    swiglu: b
+      ? "h = (y W_1 + b) * silu(y W_g + b),  silu(x) = x / (1 + e^−x)"
+      : "h = y W_1 * silu(y W_g),  silu(x) = x / (1 + e^−x)",
   };
   const active = h.reduce((n, x) => n + Number(Math.abs(x) > 0.1 * largest(h)), 0);
   return passStep(

@@ -23,6 +23,32 @@ function evaluations(contents) {
   return [...byStep.values()].sort((a, b) => a.step - b.step);
 }
 
+/** The lines of a sample: a source of text, if there is one, the answer, (the right ones). @param {string} text */
+function answersTable(text) {
+  const rows = text.split("\n").map((line) => {
+    const cells = line.split("\t");
+    const right = cells.length > 1 ? (cells.pop() ?? "").replace(/^\(|\)$/g, "") : "";
+    const isRight = right.split(" | ").includes(cells[cells.length - 1]);
+    return { cells: [...cells, right], isRight };
+  });
+  const names =
+    rows[0].cells.length > 2 ? ["source", "answer", "right answer"] : ["answer", "right answer"];
+  return el(
+    "table",
+    {},
+    el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name))),
+    ...rows.map(({ cells, isRight }) =>
+      el(
+        "tr",
+        {},
+        ...cells.map((cell, i) =>
+          el("td", {}, i === names.length - 1 && isRight ? `✓ ${cell}` : cell),
+        ),
+      ),
+    ),
+  );
+}
+
 class Learning {
   /** @param {import("./page.js").Run} run */
   constructor(run) {
@@ -108,18 +134,17 @@ class Learning {
             { class: "faint" },
             `On average as unsure as between e^${row.val_loss.toFixed(2)} = ${Math.exp(row.val_loss).toFixed(1)} equally likely tokens.`,
           );
-    const title = this.isText ? "What it wrote:" : "What it answered: source, answer, (truth).";
     const text = sample
-      ? [
-          el("p", {}, title),
-          el(
-            "div",
-            { class: "text sample", tabindex: 0, role: "group", "aria-label": "Sample" },
-            sample,
-          ),
-        ]
+      ? [el("p", {}, this.isText ? "What it wrote:" : "What it answered:"), this.sample(sample)]
       : [el("p", { class: "faint" }, "No sample was written at this evaluation.")];
     this.detail.replaceChildren(heading, unsure, ...text);
+  }
+
+  /** A text, or a table of answers. @param {string} text */
+  sample(text) {
+    const attributes = { tabindex: 0, role: "group", "aria-label": "Sample" };
+    if (this.isText) return el("div", { class: "text sample", ...attributes }, text);
+    return el("div", { class: "answers", ...attributes }, answersTable(text));
   }
 
   /** The curve and the samples, or why there are none. */
@@ -166,7 +191,7 @@ class Learning {
       el(
         "p",
         {},
-        `${task} Move the slider, or click the curve, to see what the model could do at each evaluation.`,
+        `${task}${this.evaluations.length > 1 ? " Move the slider, or click the curve, to see what the model could do at each evaluation." : ""}`,
       ),
       el(
         "code",
