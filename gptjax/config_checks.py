@@ -161,7 +161,7 @@ def _check_training(config: Config) -> None:
     rates = ("learning_rate", "muon_learning_rate")
     _require_all("optim", optim, rates, lambda x: 0 < x < math.inf, "> 0 and finite")
     others = ("warmup_steps", "weight_decay", "grad_clip")
-    _require_all("optim", optim, others, lambda x: 0 <= x < math.inf, ">= 0")
+    _require_all("optim", optim, others, lambda x: 0 <= x < math.inf, ">= 0 and finite")
     _require_all("optim", optim, ("beta2",), lambda x: 0 <= x < 1, "in [0, 1)")
     _require_all("optim", optim, ("final_fraction",), lambda x: 0 <= x <= 1, "in [0, 1]")
     _require_all("optim", optim, ("decay_fraction",), lambda x: 0 < x <= 1, "in (0, 1]")
