@@ -89,7 +89,7 @@ def train_again(printed: Printed, copied: Path, text_file: Path) -> Printed:
         (["--optim.learning-rate", "nan"], ["--optim.learning-rate is nan, but must be > 0"]),
         (["--optim.learning-rate", "-1"], ["--optim.learning-rate is -1.0, but must be > 0"]),
         (["--optim.warmup-steps", "-1"], ["--optim.warmup-steps is -1, but must be >= 0"]),
-        (["--optim.weight-decay", "inf"], ["--optim.weight-decay is inf, but must be >= 0 and finite"]),
+        (["--optim.weight-decay", "inf"], ["weight-decay is inf, but must be >= 0 and finite"]),
         (["--train.batch-size", "0"], ["--train.batch-size is 0, but must be at least 1"]),
         (["--train.micro-batch-size", "3"], ["--train.micro-batch-size is 3", "divisor of 4"]),
         (["--data.val-fraction", "1"], ["--data.val-fraction is 1.0, but must be in (0, 1)"]),
