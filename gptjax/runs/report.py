@@ -86,7 +86,9 @@ class Reporter:
         elif self.console.is_terminal:
             self._bar, self._text = BarColumn(MOST_BAR), TextColumn("{task.description}")
             columns = (self._bar, self._text)
-            self._progress = Progress(*columns, console=self.console, refresh_per_second=4)
+            self._progress = Progress(
+                *columns, console=self.console, refresh_per_second=4, transient=True
+            )
             total = config.train.max_steps
             self._task = self._progress.add_task("compiling", total=total, completed=first_step)
 
