@@ -89,8 +89,8 @@ class DataConfig:
     """The fields that all kinds of data share."""
 
     path: Path | None = None
-    """Your own data instead of the default. A text: one UTF-8 file, or a folder made by `gptjax
-    prepare`. Pairs: a .tsv file of source, TAB, target. Speech: a folder, or a .jsonl file."""
+    """Your own data. Texts: a file, also .gz, .zip, .jsonl, .csv or .parquet, or a folder of them,
+    of `gptjax prepare`, or of Hugging Face. Pairs: a .tsv. Speech: a folder or a .jsonl file."""
     tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "char"
     """gpt2: GPT-2's BPE. bpe: a BPE trained on your text. For pairs: the targets' tokenizer."""
     vocab_size: int = 1024
@@ -103,6 +103,8 @@ class DataConfig:
 class TextDataConfig(DataConfig):
     """A text. The default is tiny-Shakespeare, which is fetched on first use."""
 
+    field: str = ""
+    """Field of a .jsonl, .csv, .parquet or dataset that has the text. Empty: it is found."""
     windows: Literal["random", "epochs"] = "random"
     """Training windows at random positions, or side by side with each used once per epoch."""
 

@@ -148,7 +148,11 @@ def set_up(config: Config, launch: Launch) -> Run:
         sizes = micro_batch_size, tokens_per_sequence
         report.say(memory.describe(config, model, shapes, *sizes, fused))
     sizes = "  ".join(f"{n:,} {of.replace('_', ' ')}" for of, n in dataset.sizes.items())
-    report.say(f"data {dataset.source}  {sizes}  vocabulary {model.vocab_size}")
+    if isinstance(dataset, TextData):
+        report.say(f"data: {dataset.description}")
+        report.say(f"      {sizes}  vocabulary {model.vocab_size}")
+    else:
+        report.say(f"data {dataset.source}  {sizes}  vocabulary {model.vocab_size}")
     for note in notes:
         report.say(note)
     if step is not None and step < c.max_steps:

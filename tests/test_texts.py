@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gptjax.commands import prepare
 from gptjax.config import BigramConfig, Config, TextDataConfig, TrainConfig
 from gptjax.data import dataset as data
-from gptjax.data import text_files, texts, tokenizer
+from gptjax.data import corpus, text_files, texts, tokenizer
 from gptjax.data.batches import TRAINING, Batch
 from gptjax.data.texts import TextData
 from gptjax.errors import UserError
@@ -224,12 +224,12 @@ def test_a_split_too_short_for_a_window_is_refused(
 def test_prepare_equals_encoding_all_at_once(kind: Kind, piece: int, more: list[str]) -> None:
     """Pieces of a few bytes cut through characters, words and blank lines."""
     # Each file ends in a line break, so no word goes on in the next file.
-    corpus = [TEXT, *(text.lstrip("\ufeff") + "\n" for text in more), "\n \n" + TEXT[:40]]
-    whole = "".join(corpus)
+    parts = [TEXT, *(text.lstrip("\ufeff") + "\n" for text in more), "\n \n" + TEXT[:40]]
+    whole = "".join(parts)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "PIECE_BYTES", piece)
-        files = [Path(folder) / f"{i}.txt" for i in range(len(corpus))]
-        for path, text in zip(files, corpus, strict=True):
+        patch.setattr(corpus, "PIECE_BYTES", piece)
+        files = [Path(folder) / f"{i}.txt" for i in range(len(parts))]
+        for path, text in zip(files, parts, strict=True):
             path.write_bytes(text.encode())
         out = Path(folder) / "out"
         text_files.prepare(files, out, kind, vocab_size=300, val_fraction=0.25)
@@ -237,7 +237,7 @@ def test_prepare_equals_encoding_all_at_once(kind: Kind, piece: int, more: list[
         prepared = texts.load(TextDataConfig(path=out), block_size=8)
         assert prepared.tokenizer.to_dict() == tok.to_dict()
         # Files are encoded one by one: no token reaches from one file into the next.
-        ids = np.concatenate([tok.encode(text) for text in corpus])
+        ids = np.concatenate([tok.encode(text) for text in parts])
         np.testing.assert_array_equal(np.concatenate([prepared.train, prepared.val]), ids)
         assert len(prepared.train) == int(len(ids) * 0.75)
         assert prepared.sha256 == hashlib.sha256(whole.encode()).hexdigest()
@@ -310,7 +310,7 @@ def test_token_files_are_memory_mapped_and_batched_like_text(
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_files, "PIECE_BYTES", 2)
+    monkeypatch.setattr(corpus, "PIECE_BYTES", 2)
     files, marked = (tmp_path / "a.txt", tmp_path / "b.txt"), b"\xef\xbb\xbf" + TEXT.encode()
     for path in files:
         path.write_bytes(marked)
@@ -343,7 +343,7 @@ def test_the_offset_of_a_byte_that_is_not_utf8_is_exact(
     bad.write_bytes(raw)
     message = f"bad.txt is not UTF-8: byte 0x{byte} at offset {offset};"
     for piece in (1, 2, 3, 4, 5, 1000):
-        monkeypatch.setattr(text_files, "PIECE_BYTES", piece)
+        monkeypatch.setattr(corpus, "PIECE_BYTES", piece)
         with pytest.raises(UserError, match=message):
             text_files.prepare((good, bad), tmp_path / "out", kind)
         assert {path.name for path in tmp_path.iterdir()} == {"good.txt", "bad.txt"}

@@ -13,17 +13,21 @@ from gptjax.errors import exit_codes
 
 @dataclass(frozen=True)
 class Prepare:
-    """Tokenize text files of any size into a folder of token files.
+    """Tokenize texts of any size into a folder of token files.
 
     examples:
         gptjax prepare --out tokens corpus.txt
         gptjax prepare --out tokens --tokenizer bpe --vocab-size 8192 part1.txt part2.txt
+        gptjax prepare --out tokens --field story stories.jsonl.gz notes.zip folder
     """
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """UTF-8 text files, read in this order."""
+    """Files, folders and archives, read in this order. As --data.path of gptjax train: UTF-8 texts,
+    .gz, .zip, .jsonl, .csv, .parquet, folders of them, Hugging Face datasets."""
     out: Path
     """Folder to make. Train on it with --data.path."""
+    field: str = ""
+    """As --data.field of gptjax train: the field of a table that has the text."""
     tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "gpt2"
     """As --data.tokenizer of gptjax train."""
     vocab_size: int = 1024
@@ -35,4 +39,4 @@ class Prepare:
 def main(argv: list[str]) -> None:
     with exit_codes():
         c = parse_command(Prepare, argv, "gptjax prepare")
-        text_files.prepare(c.files, c.out, c.tokenizer, c.vocab_size, c.val_fraction)
+        text_files.prepare(c.files, c.out, c.tokenizer, c.vocab_size, c.val_fraction, c.field)

@@ -15,7 +15,8 @@ import numpy as np
 from gptjax.config import Config, TextDataConfig
 from gptjax.data import downloads, tokenizer
 from gptjax.data.batches import ALL, SAMPLED_EVALUATION, TRAINING, Batch
-from gptjax.data.text_files import open_prepared, read_text, token_dtype
+from gptjax.data.corpus import N_SHOWN
+from gptjax.data.text_files import is_prepared, open_prepared, read_corpus, token_dtype
 from gptjax.data.tokenizer import ByteTokenizer, TextTokenizer, Tokenizer
 from gptjax.errors import UserError
 
@@ -34,6 +35,8 @@ class TextData:
     """Where the text came from, for messages."""
     sha256: str
     """Of the text's bytes: a run refuses to continue on another text."""
+    description: str = ""
+    """What was read, and how it begins."""
 
     one_shape = True
     """All batches have the same shapes, so many steps can share a dispatch."""
@@ -91,24 +94,30 @@ def load(config: TextDataConfig, block_size: int, tok: Tokenizer | None = None) 
     """Reads, or downloads, and tokenizes the text that a configuration names.
 
     Uses `tok`, or makes the tokenizer that the configuration names. Raises UserError if the text
-    is missing, empty, not UTF-8 or prepared with another tokenizer, or if a split has fewer than
+    is missing, empty, no text or prepared with another tokenizer, or if a split has fewer than
     block_size + 1 tokens.
     """
-    if config.path and config.path.is_dir():
+    if config.path and is_prepared(config.path):
         train, val, prepared_tok, sha256 = open_prepared(config.path)
         if tok is not None and tok.to_dict() != prepared_tok.to_dict():
             raise UserError(
                 f"--data.path {config.path} was prepared with another tokenizer than that of the "
                 "run to start from; give the text itself"
             )
-        data = TextData(train, val, prepared_tok, str(config.path), sha256)
+        start = prepared_tok.decode(train[:N_SHOWN])[:N_SHOWN]
+        n_tokens = f"{len(train) + len(val):,} tokens"
+        description = f"token files in {config.path}/, {n_tokens}: {start!r}..."
+        data = TextData(train, val, prepared_tok, str(config.path), sha256, description)
     else:
-        text, sha256 = read_text(config.path or downloads.fetch("tinyshakespeare"))
+        path = config.path or downloads.fetch("tinyshakespeare")
+        text, sha256, description = read_corpus(path, config.field)
         tok = tok or tokenizer.train(config.tokenizer, text, config.vocab_size)
         assert isinstance(tok, TextTokenizer)
         ids = tok.encode(text).astype(token_dtype(tok))
         train, val = np.split(ids, [_n_training_tokens(text, len(ids), tok, config.val_fraction)])
-        data = TextData(train, val, tok, str(config.path or "tinyshakespeare"), sha256)
+        source = str(config.path or "tinyshakespeare")
+        description = description.replace(str(path), source, 1)
+        data = TextData(train, val, tok, source, sha256, description)
     for split, tokens in (("training", data.train), ("validation", data.val)):
         if len(tokens) < block_size + 1:
             raise UserError(

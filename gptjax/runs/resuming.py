@@ -21,7 +21,7 @@ from gptjax.runs.run_directory import read_config, read_environment, read_tokeni
 FIXED = ("model", "optim.name", "data")
 # ... except for these. (A tokenizer and its data are compared by content instead.)
 FREE = ("model.dropout", "data.path", "data.name", "data.vocab_size", "data.tokenizer")
-FREE += ("data.speed_change", "data.noise", "data.spec_masks", "data.on_broken")
+FREE += ("data.field", "data.speed_change", "data.noise", "data.spec_masks", "data.on_broken")
 
 RECORDINGS = "recordings.json"
 """File of a speech run: SpeechData.files of its first start."""
