@@ -89,7 +89,7 @@ class DataConfig:
     """The fields that all kinds of data share."""
 
     path: Path | None = None
-    """Your own data. Texts: a file, also .gz, .zip, .jsonl, .csv or .parquet, or a folder of them,
+    """Your own data. Texts: a file (also .gz, .zip, .jsonl, .csv, .parquet), or a folder: of those,
     of `gptjax prepare`, or of Hugging Face. Pairs: a .tsv. Speech: a folder or a .jsonl file."""
     tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "char"
     """gpt2: GPT-2's BPE. bpe: a BPE trained on your text. For pairs: the targets' tokenizer."""

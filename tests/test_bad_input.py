@@ -214,11 +214,11 @@ def test_a_config_file_must_be_there_and_in_python(
         (None, ["No such file or directory; name a UTF-8 text file"]),
         (b"", ["is empty; name a UTF-8 text file"]),
         (b"\xef\xbb\xbf", ["split has 0 tokens"]),  # nothing but a byte-order mark
-        (b"caf\xc3\xa9 caf\xe9 creme " * 9, ["byte 0xe9 at offset 9; convert it", "iconv"]),
+        (b"caf\xc3\xa9 caf\xe9 creme " * 9, ["byte 0xe9 at offset 9; it is damaged UTF-8"]),
         (b"abc" * 15, ["validation split has 5 tokens, fewer than --model.block-size 16 + 1"]),
         (b"abc" * 5, ["training split has 13 tokens, fewer than --model.block-size 16 + 1"]),
     ],
-    ids=["missing", "empty", "only-a-mark", "latin-1", "short-validation", "short-training"],
+    ids=["missing", "empty", "only-a-mark", "damaged", "short-validation", "short-training"],
 )
 def test_bad_data_files(
     refused_training: Refused, tmp_path: Path, raw: bytes | None, words: list[str]
@@ -232,6 +232,8 @@ def test_bad_data_files(
 
 
 def test_a_folder_that_holds_no_token_files(refused_training: Refused, tmp_path: Path) -> None:
+    assert f"--data.path {tmp_path} has no files" in refused_training(data=tmp_path)
+    (tmp_path / "val.bin").touch()
     line = refused_training(data=tmp_path)
     assert f"--data.path {tmp_path} is not a folder of token files" in line
     assert "gptjax prepare" in line

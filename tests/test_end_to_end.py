@@ -160,7 +160,7 @@ def holds_lock(process: Process, run: Path, beyond: int) -> bool:
 def has_trained(process: Process, run: Path, beyond: int) -> bool:
     """Whether this process logged a later step. (Its first line comes after it cut metrics.jsonl
     back, which until then holds what the one before it did.)"""
-    return "data " in process.log.read_text() and any(s > beyond for s, _, _ in losses(run))
+    return "data: " in process.log.read_text() and any(s > beyond for s, _, _ in losses(run))
 
 
 def is_saving(process: Process, run: Path, beyond: int) -> bool:
@@ -279,7 +279,7 @@ say = Reporter.say
 
 def say_then_signal(reporter, line):
     say(reporter, line)
-    if line.startswith("data "):
+    if line.startswith("data: "):
         os.kill(os.getpid(), int(sys.argv[1]))
         time.sleep(1)
         print("still loading", flush=True)
@@ -379,7 +379,7 @@ def test_kill_9_at_any_moment_around_saving(config_file: Path, whole: Path, tmp_
             process.popen.kill()
             assert process.popen.wait() == -signal.SIGKILL
         log = process.log.read_text()
-        if "data " in log:
+        if "data: " in log:
             assert ("continuing" in log) == (at > 0), log
             assert f"continuing at step {at}\n" in log or at == 0, log
         at = max(committed(run), default=0)
