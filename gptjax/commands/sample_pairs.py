@@ -112,7 +112,7 @@ def _draw_attention(
     best: beam_search.Hypothesis,
 ) -> None:
     """Draws the mean over layers and heads: a row per target token, a column per source token."""
-    source_1S = tok.source.encode(source)[None]
+    source_1S = tok.encode_source(source, model.config.source_block_size)[None]
     tokens_1T = np.concatenate([[tok.boundary], best.ids])[None, : model.config.block_size]
     mask_1S = np.ones(source_1S.shape, bool)
     weights_1LHTS = attention_weights.cross_attention(model, params, tokens_1T, source_1S, mask_1S)

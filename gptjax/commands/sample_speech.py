@@ -13,7 +13,6 @@ from gptjax.data.tokenizer import SpeechTokenizer
 from gptjax.decoding import attention_maps, beam_search, subtitles, transcription
 from gptjax.errors import UserError
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 # A recording is clipped if more than this share of its samples is louder than this.
 CLIPPED, CLIPPED_SHARE = 0.999, 0.001
 
@@ -31,19 +30,21 @@ def transcribe_files(command: Sample, run_config: Config, tok: SpeechTokenizer) 
         given = "--json" if command.json else f"{len(paths)} recordings"
         raise UserError(f"--format {command.format} is for one recording, not for {given}")
     # A single file is read before the model is loaded, so that an error comes at once.
-    read = {path: audio.read(path) for path in paths if len(paths) == 1}
+    read = {path: audio.read_checked(path) for path in paths if len(paths) == 1}
     step, model, params = command.load_model(run_config, tok)
     failed = False
     for first in range(0, len(paths), transcription.BATCH_SIZE):
         clips: list[tuple[Path, np.ndarray]] = []
         for path in paths[first : first + transcription.BATCH_SIZE]:
             try:
-                samples_N = read[path] if path in read else audio.read(path)
+                samples_N, note = read[path] if path in read else audio.read_checked(path)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 failed = True
                 continue
             clips.append((path, samples_N))
+            if note:
+                print(f"warning: {note}", file=sys.stderr)
             if (np.abs(samples_N) > CLIPPED).mean() > CLIPPED_SHARE:
                 advice = "so expect mistakes; record it at a lower volume"
                 print(f"{path} is clipped, {advice}", file=sys.stderr)
@@ -71,10 +72,11 @@ def _audio_files(given: tuple[Path, ...]) -> list[Path]:
     for path in given:
         found = [path]
         if path.is_dir():
-            files = (p for p in sorted(path.rglob("*")) if p.is_file())
-            found = [p for p in files if p.suffix.lower() in AUDIO_SUFFIXES]
+            files = [p for p in sorted(path.rglob("*")) if p.is_file()]
+            found = [p for p in files if p.suffix.lower() in audio.SUFFIXES]
+            audio.say_left_out(path, sorted(set(files) - set(found)), "no sound")
         if not found:
-            raise UserError(f"--audio {path} has no audio files ({' '.join(AUDIO_SUFFIXES)})")
+            raise UserError(f"--audio {path} has no audio files ({' '.join(audio.SUFFIXES)})")
         paths += found
     if paths.count(Path("-")) > 1:
         raise UserError("--audio names - twice, but stdin is one recording; name it once")

@@ -6,9 +6,11 @@ generator or key.
 
 import functools
 import io
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from gptjax.config_encoders import SpeechConfig
+from gptjax.data import other_sound
 from gptjax.errors import UserError, import_extra
 
 SAMPLE_RATE = 16_000
@@ -31,6 +34,17 @@ NOISE_DB = (5.0, 40.0)
 # Longest masks of SpecAugment, as shares of the batch's frames and of the mel bands.
 TIME_SHARE, BAND_SHARE = 0.06, 0.15
 NEEDS = "sound needs"
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
+SUFFIXES += (".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr")
+"""Names of sound files end so. Those of the second line need PyAV or ffmpeg."""
+UNKNOWN_FORMAT = 1
+"""Error code of libsndfile."""
+N_NAMED = 5
+"""Files left out that a message names. It counts the others."""
+STREAMED = 0x7FFF_0000
+"""A WAV that was written to a pipe has this length or more in its header."""
+LEAST_SHARE = 0.98
+"""A header may promise a little more than there is; below this share a sound was cut off."""
 MOST_BYTES = 1 << 30
 """Longest sound from stdin, which is read into memory as a whole."""
 # What reading may raise besides an error of libsndfile. TypeError: a file named .raw. ValueError:
@@ -41,9 +55,15 @@ UNREADABLE = OSError, MemoryError, TypeError, ValueError
 def read(path: Path) -> np.ndarray:
     """The samples (N,) of a sound file, channels averaged, resampled to 16 kHz. "-" is stdin.
 
-    Reads WAV, FLAC, OGG, MP3 and other formats of libsndfile. Raises UserError for a file that is
-    missing, broken or empty, has an impossible sample rate, or samples that are not finite.
+    Reads WAV, FLAC, OGG, MP3 and other formats of libsndfile; all that PyAV or ffmpeg know, if one
+    is installed. Raises UserError for a file that is missing, broken or empty, has an impossible
+    sample rate, or samples that are not finite.
     """
+    return read_checked(path)[0]
+
+
+def read_checked(path: Path) -> tuple[np.ndarray, str]:
+    """As `read`; and a message if the file has less sound than its header promises, else ""."""
     soundfile, soxr = import_extra("soundfile", NEEDS), import_extra("soxr", NEEDS)
     from_stdin = path == Path("-")
     try:
@@ -51,7 +71,17 @@ def read(path: Path) -> np.ndarray:
             raise UserError(f"{path} is no file; name a WAV, FLAC, OGG or MP3")
         # An open file, because libsndfile accepts only file names that are UTF-8.
         with _stdin() if from_stdin else path.open("rb") as file:
-            samples_NC, rate = soundfile.read(file, dtype="float32", always_2d=True)
+            try:
+                with soundfile.SoundFile(file) as sound:
+                    samples_NC = sound.read(dtype="float32", always_2d=True)
+                    rate, promised = sound.samplerate, _promised_seconds(sound)
+            except soundfile.LibsndfileError as error:
+                if error.code != UNKNOWN_FORMAT:
+                    raise
+                file.seek(0)
+                samples_NC, rate, promised = other_sound.decode(path, file)
+    except other_sound.Unreadable as error:
+        raise UserError(f"{path} cannot be read as sound ({error}); copy or convert it") from None
     except (soundfile.LibsndfileError, *UNREADABLE) as error:
         raise _unreadable(Path("stdin") if from_stdin else path, error) from None
     if not RATES[0] <= rate <= RATES[1]:
@@ -62,8 +92,21 @@ def read(path: Path) -> np.ndarray:
     if len(samples_N):
         samples_N = soxr.resample(samples_N, rate, SAMPLE_RATE).astype(np.float32)
     if not len(samples_N):
-        raise UserError(f"{path} has no samples; leave it out")
-    return samples_N
+        raise UserError(f"{path} has no samples: it is empty or cut off; leave it out")
+    there = len(samples_NC) / rate
+    if there >= LEAST_SHARE * promised:
+        return samples_N, ""
+    lengths = f"its header promises {promised:.1f} s, and it has {there:.1f} s"
+    return samples_N, f"{path} is cut off: {lengths}; copy it again"
+
+
+def _promised_seconds(sound: Any) -> float:
+    """Length of an open sound file by its header. libsndfile corrects that of a WAV."""
+    data = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    there = sound.frames / sound.samplerate
+    if not data or int(data[1]) >= STREAMED:
+        return there
+    return there * int(data[1]) / max(1, int(data[2]))
 
 
 def _stdin() -> io.BytesIO:
@@ -85,6 +128,15 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         f"{path} cannot be read as sound ({why}): cut off, damaged, or of an unknown format; copy "
         "it again, or convert it to WAV or FLAC"
     )
+
+
+def say_left_out(folder: Path, files: Sequence[Path], why: str) -> None:
+    """Names files of a folder that are not used, if there are any; hidden ones are no surprise."""
+    names = [str(file.relative_to(folder)) for file in files if not file.name.startswith(".")]
+    if names:
+        more = f" and {len(names) - N_NAMED:,} more" * (len(names) > N_NAMED)
+        what = f"{len(names):,} files in {folder}, {why}: {', '.join(names[:N_NAMED])}{more}"
+        print(f"left out: {what}", file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -168,12 +220,16 @@ def features(
 
 
 def duration(path: Path) -> float:
-    """Length of a sound file in seconds, from its header. Raises UserError if that is broken."""
+    """Length of a sound file in seconds, by its header. Raises UserError if that is broken."""
     soundfile = import_extra("soundfile", NEEDS)
     try:
         with path.open("rb") as file:
             return soundfile.info(file).duration
-    except (soundfile.LibsndfileError, *UNREADABLE) as error:
+    except soundfile.LibsndfileError as error:
+        if error.code == UNKNOWN_FORMAT:
+            return len(read(path)) / SAMPLE_RATE
+        raise _unreadable(path, error) from None
+    except UNREADABLE as error:
         raise _unreadable(path, error) from None
 
 

@@ -3,17 +3,18 @@
 A sound file can have a good header and a broken body, for example a copy that was cut off. Found
 only when a batch reads it, it would end a run in the middle. So every file is decoded before the
 first step. What is found is remembered by size and time of change in the cache folder, so that the
-next start takes as long as asking for those. Files that cannot be decoded are not remembered: they
-are tried again at every start, because they may have been mended.
+next start takes as long as asking for those. Files that cannot be decoded, or that were cut off,
+are not remembered: they are tried again at every start, because they may have been mended.
 """
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from gptjax import json_files
 from gptjax.atomic import write_json
 from gptjax.data import audio, downloads, recordings
 from gptjax.data.recordings import Clip
@@ -34,17 +35,23 @@ def measure(clips: Sequence[Clip], folder: Path, on_broken: str) -> list[Clip]:
     stamps = {clip.path: _stamp(clip.path) for clip in clips}
     new = [p for p, stamp in stamps.items() if not stamp or known.get(str(p), [])[:2] != stamp]
     broken: dict[Path, str] = {}
+    cut: dict[Path, str] = {}
     results = zip(new, recordings.map_ahead(_try, new), strict=True)
     for n_done, (path, found) in enumerate(results, 1):
         if isinstance(found, str):
             broken[path] = found
         else:
-            known[str(path)] = [*stamps[path], *found]
+            seconds, n_samples, note = found
+            known[str(path)] = [*stamps[path], seconds, n_samples]
+            cut |= {path: note} if note else {}
         if sys.stderr.isatty() and (n_done % 100 == 0 or n_done == len(new)):
             end = "\n" if n_done == len(new) else ""
             print(f"\rdecoded {n_done:,}/{len(new):,}", end=end, file=sys.stderr, flush=True)
     if len(new) > len(broken):
-        _write(cache, known)
+        _write(cache, {name: row for name, row in known.items() if Path(name) not in cut})
+    if cut:
+        what = f"{len(cut)} of {len(stamps):,} recordings end too early: {_listed(cut)}"
+        print(f"warning: {what}", file=sys.stderr, flush=True)
     if broken:
         _report(broken, len(stamps), on_broken)
     return [
@@ -54,22 +61,28 @@ def measure(clips: Sequence[Clip], folder: Path, on_broken: str) -> list[Clip]:
     ]
 
 
-def _try(path: Path) -> tuple[float, int] | str:
-    """Length in seconds, by the header, and in samples at 16 kHz; or why it cannot be decoded."""
+def _try(path: Path) -> tuple[float, int, str] | str:
+    """Length in seconds and in samples at 16 kHz, and a message if the file was cut off.
+
+    Or why it cannot be decoded.
+    """
     try:
-        n_samples = len(audio.read(path))
-        return audio.duration(path), n_samples
+        samples_N, note = audio.read_checked(path)
+        return audio.duration(path), len(samples_N), note
     except UserError as error:
         return str(error)
 
 
 def _report(broken: dict[Path, str], n_files: int, on_broken: str) -> None:
-    why = "; ".join(text.partition("; ")[0] for text in list(broken.values())[:N_NAMED])
-    others = f"; and {len(broken) - N_NAMED} more" if len(broken) > N_NAMED else ""
-    what = f"{len(broken)} of {n_files:,} recordings cannot be used: {why}{others}"
+    what = f"{len(broken)} of {n_files:,} recordings cannot be used: {_listed(broken)}"
     if on_broken == "stop":
         raise UserError(f"{what}. Mend or remove them, or leave them out by --data.on-broken skip")
     print(f"left out: {what}", file=sys.stderr, flush=True)
+
+
+def _listed(messages: dict[Path, str]) -> str:
+    why = "; ".join(text.partition("; ")[0] for text in list(messages.values())[:N_NAMED])
+    return why + (f"; and {len(messages) - N_NAMED} more" if len(messages) > N_NAMED else "")
 
 
 def _stamp(path: Path) -> list[int]:
@@ -90,11 +103,11 @@ def _cache_file(folder: Path) -> Path:
 def _read(path: Path) -> dict[str, list]:
     """{path: [size, time, seconds, samples]}. Anything else in the file counts as not there."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        kinds = [int, int, float, int]
-        return {name: row for name, row in rows.items() if [type(x) for x in row] == kinds}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        rows = json_files.read(path, dict[str, list[Any]], "it is written again")
+    except UserError:
         return {}
+    kinds = [int, int, float, int]
+    return {name: row for name, row in rows.items() if [type(x) for x in row] == kinds}
 
 
 def _write(path: Path, rows: dict[str, list]) -> None:

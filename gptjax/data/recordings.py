@@ -157,6 +157,10 @@ def find_clips(path: Path, may_be_missing: bool = False) -> list[Clip]:
         clips = _manifest(path / "manifest.jsonl", may_be_missing)
     elif path.is_dir():
         clips = _librispeech(path, may_be_missing) or _fsdd(path)
+        sounds = {p for p in path.rglob("*") if p.suffix.lower() in audio.SUFFIXES}
+        if clips:
+            unknown = sorted(sounds - {clip.path for clip in clips})
+            audio.say_left_out(path, unknown, "sound without a transcript")
     else:
         what = "is no .jsonl" if path.exists() else "does not exist"
         raise UserError(f"--data.path {path} {what}; {LAYOUTS}")

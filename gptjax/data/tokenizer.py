@@ -123,13 +123,21 @@ class PairTokenizer:
         self.source_vocab_size = max(source.vocab_size, source is target and self.vocab_size)
 
     def encode_source(self, text: str, longest: int) -> np.ndarray:
-        """Raises UserError for a source that is empty, too long, or has unknown tokens."""
-        try:
-            ids = self.source.encode(text)
-        except UnicodeEncodeError as error:
-            raise UserError(f"the source is not UTF-8 at position {error.start}") from None
-        except UserError as error:
-            raise UserError(f"the source {text[:40]!r}: {error}") from None
+        """The ids (N,) of a source; all in lower or in upper case if only that is known.
+
+        Raises UserError for a source that is empty, too long, or has unknown tokens.
+        """
+        errors: list[UserError] = []
+        for spelling in (text, text.lower(), text.upper()):
+            try:
+                ids = self.source.encode(spelling)
+                break
+            except UnicodeEncodeError as error:
+                raise UserError(f"the source is not UTF-8 at position {error.start}") from None
+            except UserError as error:
+                errors.append(error)
+        else:
+            raise UserError(f"the source {text[:40]!r}: {errors[0]}")
         if not 0 < len(ids) <= longest:
             raise UserError(
                 f"the source {text[:40]!r} has {len(ids)} tokens; the model reads 1 to {longest}"
