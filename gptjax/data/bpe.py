@@ -19,6 +19,8 @@ LONG = 1_000_000
 """Characters of a text that takes more than a moment."""
 LONGEST_WORD = 1000
 """Characters of the longest piece that a BPE is trained on."""
+BREAK = re.compile(r"\S(?=[ \n])")
+"""Its end is where a text can be cut: between a word and a blank or line break."""
 # Letters, digits, others, blanks: a BPE merges nothing across these.
 _KINDS = (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")
 LONG_WORD = re.compile("|".join(rf"(?<!{k}){k}{{{LONGEST_WORD + 1},}}" for k in _KINDS))
@@ -41,7 +43,7 @@ class GPT2Tokenizer:
         self.ends = (self.start,)
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._encoding.encode_ordinary(text), np.int32)
+        return _encode(text, self._encoding.encode_ordinary, has_breaks=True)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._encoding.decode([int(i) for i in ids])
@@ -114,12 +116,12 @@ class BPETokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Raises UserError for text without a token. A byte-level BPE has one for every text."""
 
-        def encode() -> list[int]:
+        def encode(piece: str) -> list[int]:
             # As `encode`, but other threads may run meanwhile.
-            return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            return self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids
 
         try:
-            ids = encode() if len(text) < LONG else _interruptible(encode)
+            return _encode(text, encode, self._has_breaks())
         except Exception as error:
             if type(error) is not Exception:  # the package raises nothing more specific
                 raise
@@ -130,7 +132,17 @@ class BPETokenizer:
                 f"text has {', '.join(map(repr, unknown[:20]))}, but no token of the vocabulary's "
                 f"{self.vocab_size} for that"
             ) from None
-        return np.array(ids, np.int32)
+
+    def _has_breaks(self) -> bool:
+        """Whether it merges nothing across the place before a blank, as GPT-2's does not."""
+        split, added = self._tokenizer.pre_tokenizer, self._tokenizer.get_added_tokens_decoder()
+        return (
+            self._tokenizer.normalizer is None
+            and type(split).__name__ == "ByteLevel"
+            and split.use_regex
+            and not split.add_prefix_space
+            and not any(re.search(r"\s", token.content) for token in added.values())
+        )
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -142,6 +154,23 @@ class BPETokenizer:
     def to_dict(self) -> dict[str, Any]:
         sizes = {"vocab_size": self.vocab_size, "start": self.start, "ends": list(self.ends)}
         return {"type": "bpe", "model": self._tokenizer.to_str(), **sizes}
+
+
+def _encode(text: str, encode: Callable[[str], list[int]], has_breaks: bool) -> np.ndarray:
+    """The ids of a text. A long one is encoded in pieces, if it has_breaks, and shows progress."""
+    if len(text) < LONG:
+        return np.array(encode(text), np.int32)
+    parts, start = [], 0
+    while start < len(text):
+        found = BREAK.search(text, start + LONG) if has_breaks else None
+        end = found.end() if found else len(text)
+        piece = text[start:end]
+        parts.append(np.array(_interruptible(lambda piece=piece: encode(piece)), np.int32))
+        start = end
+        if sys.stderr.isatty() and len(text) > 4 * LONG:
+            done = f"\rencoded {100 * start // len(text)} % of {len(text):,} characters"
+            print(done, end="\n" if start == len(text) else "", file=sys.stderr, flush=True)
+    return np.concatenate(parts)
 
 
 def _cut(line: str) -> list[str]:
