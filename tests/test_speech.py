@@ -119,13 +119,13 @@ def test_a_part_of_a_batch_is_what_it_is_of_the_whole(folder: Path, string_clips
 def paths_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Gets the path of every sound file that is read from now on."""
     read: list[Path] = []
-    original = audio.read
+    original = audio.read_checked
 
-    def spy(path: Path) -> np.ndarray:
+    def spy(path: Path) -> tuple[np.ndarray, str]:
         read.append(path)
         return original(path)
 
-    monkeypatch.setattr(audio, "read", spy)
+    monkeypatch.setattr(audio, "read_checked", spy)
     return read
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from gptjax.commands import prepare
 from gptjax.config import BigramConfig, Config, TextDataConfig, TrainConfig
-from gptjax.data import dataset as data
 from gptjax.data import corpus, text_files, texts, tokenizer
+from gptjax.data import dataset as data
 from gptjax.data.batches import TRAINING, Batch
 from gptjax.data.texts import TextData
 from gptjax.errors import UserError

@@ -80,9 +80,7 @@ def read_checked(path: Path) -> tuple[np.ndarray, str]:
                     raise
                 file.seek(0)
                 samples_NC, rate, promised = other_sound.decode(path, file)
-    except other_sound.Unreadable as error:
-        raise UserError(f"{path} cannot be read as sound ({error}); copy or convert it") from None
-    except (soundfile.LibsndfileError, *UNREADABLE) as error:
+    except (soundfile.LibsndfileError, other_sound.Unreadable, *UNREADABLE) as error:
         raise _unreadable(Path("stdin") if from_stdin else path, error) from None
     if not RATES[0] <= rate <= RATES[1]:
         raise UserError(f"{path} has a rate of {rate:,} Hz, which no sound has; convert it again")
@@ -122,6 +120,8 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         why = error.strerror or str(error)
     elif isinstance(error, MemoryError):
         why = "more samples than fit in memory"
+    elif isinstance(error, other_sound.Unreadable):
+        why = str(error)
     elif isinstance(error, RuntimeError):  # of libsndfile
         why = getattr(error, "error_string", str(error))
     return UserError(

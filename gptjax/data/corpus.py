@@ -107,7 +107,7 @@ class Corpus:
         for item in self.items:
             at_start = not with_mark
             try:
-                for piece in _cut(limited.check(self._texts(item))):
+                for piece in _cut(limited.check(item.name, self._texts(item))):
                     yield piece.removeprefix("\ufeff") if at_start else piece
                     at_start = False
             except UserError as error:
@@ -132,7 +132,7 @@ class Corpus:
         broken, limited = {}, _Limit(items)
         for item in items:
             try:
-                for _ in limited.check(self._texts(item)):
+                for _ in limited.check(item.name, self._texts(item)):
                     pass
             except TooLarge as error:
                 raise UserError(f"{self.flag}{error}") from None
@@ -150,24 +150,28 @@ class Corpus:
         last = ""
         try:
             with item.open() as file:
-                for last in self._read(item.name, file):
-                    yield last
+                for text in self._read(item.name, PurePath(item.name), file):
+                    yield text
+                    last = text[-1:] or last
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, gzip.BadGzipFile) as error:
             raise UserError(f"{item.name} is damaged or encrypted ({error}); {COPY}") from None
         except OSError as error:
             raise UserError(f"{item.name}: {error.strerror or error}; {FIX}") from None
-        if item.is_part and last[-1:] != "\n":
+        if item.is_part and last != "\n":
             yield "\n"
 
-    def _read(self, name: str, file: IO[bytes], is_packed: bool = False) -> Iterator[str]:
+    def _read(
+        self, name: str, path: PurePath, file: IO[bytes], is_packed: bool = False
+    ) -> Iterator[str]:
+        """The text of an open file. path: its name decides; without .gz inside of that."""
         head = file.peek(file_kinds.N_BYTES)[: file_kinds.N_BYTES]  # pyright: ignore
         if not head:
             raise UserError(f"{name} is empty; {FIX}")
-        kind, suffix = file_kinds.recognise(head), PurePath(name).suffix.lower()
+        kind, suffix = file_kinds.recognise(head), path.suffix.lower()
         if kind == file_kinds.GZIP and not is_packed:
-            inner = name[: -len(suffix)] if suffix == ".gz" else name
+            inner = path.with_suffix("") if suffix == ".gz" else path
             unpacked = cast(IO[bytes], gzip.GzipFile(fileobj=file))
-            yield from self._read(inner, unpacked, is_packed=True)
+            yield from self._read(name, inner, unpacked, is_packed=True)
         elif kind and (kind, suffix) != (file_kinds.PARQUET, ".parquet"):
             raise UserError(f"{name} is {kind.name}, not a text; {kind.fix}")
         elif read := self.tables.get(suffix):
@@ -183,14 +187,14 @@ class _Limit:
         self._most = max(MOST_UNPACKED, MOST_RATIO * sum(item.n_bytes for item in items))
         self._n = 0
 
-    def check(self, texts: Iterator[str]) -> Iterator[str]:
-        """The texts. Raises TooLarge."""
+    def check(self, name: str, texts: Iterator[str]) -> Iterator[str]:
+        """The texts of an item. Raises TooLarge."""
         for text in texts:
             self._n += len(text)
             if self._n > self._most:
                 raise TooLarge(
-                    f"more than {self._most:,} characters, {MOST_RATIO} times as many as its files "
-                    "have bytes; if you trust them, unpack them first"
+                    f"{name}: with it there are more than {self._most:,} characters, over "
+                    f"{MOST_RATIO} for every byte on the disk; if you trust that, unpack it first"
                 )
             yield text
 
