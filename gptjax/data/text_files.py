@@ -85,7 +85,9 @@ def prepare(
                     digest.update(text.encode())
                     n_characters += len(text)
                     start += text[: N_SHOWN - len(start)]
-                    tokens_file.write(tok.encode(text).astype(dtype))  # tofile hides the reason
+                    tokens_file.write(
+                        tok.encode(text).astype(dtype).tobytes()
+                    )  # tofile hides the reason
             n_tokens = (part / "train.bin").stat().st_size // dtype.itemsize
             n_train = int(n_tokens * (1 - val_fraction))
             with open(part / "train.bin", "r+b") as train, open(part / "val.bin", "wb") as val:
