@@ -88,7 +88,9 @@ def test_the_shell_keeps_variables_and_tells_failures(tmp_path):
     assert shell.run('said="two words"') == 0
     assert shell.run("echo $said; exit_code() { return 3; }; exit_code") == 3
     assert (tmp_path / "log").read_text() == "two words\n"
-    assert shell.run("touch made &") == 0
+    assert shell.run("(sleep 0.2; touch made) &") == 0
+    assert not (tmp_path / "made").exists()
+    assert shell.run("true") == 0
     assert (tmp_path / "made").exists()
     shell.close()
 

@@ -158,9 +158,10 @@ class Shell:
         )
 
     def run(self, command: str) -> int:
-        """The exit code; also waits for what it started in the background."""
+        """The exit code. Waits for what is in the background, unless this starts more there."""
+        wait = "" if command.endswith("&") else "wait"
         quoted = shlex.quote(str(self._log))
-        tell = f"{{ {command}\n }} > {quoted} 2>&1 < /dev/null; code=$?; wait\n"
+        tell = f"{{ {command}\n }} > {quoted} 2>&1 < /dev/null; code=$?; {wait}\n"
         tell += f"echo $code >&{self._fd}\n"
         assert self._bash.stdin
         self._bash.stdin.write(tell)
