@@ -99,7 +99,7 @@ def train_again(printed: Printed, copied: Path, text_file: Path) -> Printed:
         # Sizes that would hang, or fill the memory.
         (
             ["--model.n-layer", "2147483647"],
-            ["--model.n-layer is 2147483647, but", "at most 1,000"],
+            ["--model.n-layer is 2147483647, but", "at most 200"],
         ),
         (["--model.short-conv", "99999"], ["--model.short-conv is 99999, but must be at most"]),
         (["--model.n-embd", "2147483646"], ["--model.n-embd is 2147483646", "at most 1,000,000"]),
