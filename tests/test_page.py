@@ -47,8 +47,11 @@ READ = """(text) => {
 }"""
 
 
-def make_run(folder: Path, config: ModelConfig, tok: Any) -> tuple[Any, Any]:
-    """A run with random parameters, none of them zero or one. Returns (model, parameters)."""
+def make_run(folder: Path, config: ModelConfig, tok: Any, **settings: Any) -> tuple[Any, Any]:
+    """A run with random parameters, none of them zero or one. Returns (model, parameters).
+
+    settings: other fields of its Config.
+    """
     model = models.build(config, tok)
     rng = np.random.default_rng(0)
 
@@ -56,9 +59,10 @@ def make_run(folder: Path, config: ModelConfig, tok: Any) -> tuple[Any, Any]:
         return np.asarray(p) + np.float32(0.2) * rng.standard_normal(p.shape, np.float32)
 
     params = jax.tree.map(vary, models.init(model, seed=0))
+    settings = {"model": config} | settings
     data = {"source": "none", "sha256": "", "imported": True}
     with run_directory.new_run(folder) as part:
-        checkpoints.save_finished(part, Config(model=config), tok, params, data)
+        checkpoints.save_finished(part, Config(**settings), tok, params, data)
     return model, params
 
 
