@@ -432,6 +432,19 @@ def test_ffmpeg_is_called_where_pyav_is_missing(
         audio.read(path)
 
 
+@pytest.mark.parametrize("has_pyav", [True, False])
+def test_a_playlist_opens_no_other_file(
+    soundfile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_pyav: bool
+) -> None:
+    soundfile.write(tmp_path / "secret.wav", tone(), 16_000)
+    path = tmp_path / "a.m4a"
+    path.write_text(f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/secret.wav\nhttp://[::1]:9/a.wav\n")
+    if not has_pyav:
+        monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"cannot be read as sound \(it is a text\)"):
+        audio.read(path)
+
+
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
 def test_a_recording_that_was_cut_off_is_said(
     soundfile: Any,

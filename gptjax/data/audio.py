@@ -135,7 +135,8 @@ def say_left_out(folder: Path, files: Sequence[Path], why: str) -> None:
     names = [str(file.relative_to(folder)) for file in files if not file.name.startswith(".")]
     if names:
         more = f" and {len(names) - N_NAMED:,} more" * (len(names) > N_NAMED)
-        what = f"{len(names):,} files in {folder}, {why}: {', '.join(names[:N_NAMED])}{more}"
+        counted = "1 file" if len(names) == 1 else f"{len(names):,} files"
+        what = f"{counted} in {folder}, {why}: {', '.join(names[:N_NAMED])}{more}"
         print(f"left out: {what}", file=sys.stderr, flush=True)
 
 

@@ -26,6 +26,11 @@ def decode(path: Path, file: IO[bytes]) -> tuple[np.ndarray, int, float]:
     path: of the file; it need not exist if PyAV is installed. Raises Unreadable, and UserError for
     a sound of more than MOST_SAMPLES.
     """
+    # A playlist is a text, and names other files and addresses.
+    head = file.read(1024)
+    file.seek(0)
+    if head and b"\0" not in head and head.decode("utf-8", "ignore").encode()[:1000] == head[:1000]:
+        raise Unreadable("it is a text")
     try:
         av = importlib.import_module("av")
     except ImportError:
@@ -34,7 +39,6 @@ def decode(path: Path, file: IO[bytes]) -> tuple[np.ndarray, int, float]:
         raise Unreadable("for m4a, webm and others: pip install av, or install ffmpeg") from None
     parts, n_samples = [], 0
     try:
-        # A playlist must not open other files and addresses.
         with av.open(file, options={"protocol_whitelist": "none"}) as container:
             stream = container.streams.audio[0]
             promised = float(container.duration or 0) / av.time_base
