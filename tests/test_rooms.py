@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.page import html
+
 REPO = Path(__file__).parents[1]
 
 # Rooms from low to high. A module may import from its own line and from the lines above it.
@@ -113,9 +115,12 @@ def test_circles_and_imports_are_found() -> None:
     assert {"command_line", "commands.sample_text"} <= imports("commands.sample")
 
 
-def test_a_wheel_has_the_configurations():
-    """It contains what the link gptjax/configs leads to."""
+def test_a_wheel_has_the_configurations_and_the_page():
+    """It contains what the link gptjax/configs leads to, and what `gptjax page` puts together."""
     shipped = {path.name for path in (REPO / "gptjax/configs").glob("*.py")}
     assert shipped == {path.name for path in (REPO / "configs").glob("*.py")} != set()
     project = tomllib.loads((REPO / "pyproject.toml").read_text())
-    assert project["tool"]["setuptools"]["package-data"]["gptjax"] == ["configs/*.py"]
+    files = project["tool"]["setuptools"]["package-data"]["gptjax"]
+    assert files == ["configs/*.py", "page/web/*.js", "page/web/page.*"]
+    names = {path.stem for path in (REPO / "gptjax/page/web").glob("*.js")}
+    assert names == set(html.MODULES)
