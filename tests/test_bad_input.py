@@ -232,10 +232,12 @@ def test_bad_data_files(
 
 
 def test_a_folder_that_holds_no_token_files(refused_training: Refused, tmp_path: Path) -> None:
-    assert f"--data.path {tmp_path} has no files" in refused_training(data=tmp_path)
-    (tmp_path / "val.bin").touch()
-    line = refused_training(data=tmp_path)
-    assert f"--data.path {tmp_path} is not a folder of token files" in line
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert f"--data.path {folder} has no files" in refused_training(data=folder)
+    (folder / "val.bin").touch()
+    line = refused_training(data=folder)
+    assert f"--data.path {folder} is not a folder of token files" in line
     assert "gptjax prepare" in line
 
 

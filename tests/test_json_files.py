@@ -176,7 +176,7 @@ def test_any_value_in_any_place_of_a_config_is_read_or_one_line(
         ("model", "type", "OptimConfig", "model.block_size is no field of OptimConfig"),
         ("optim", "type", "SpeechConfig", "optim.name is no field"),
         ("model", "n_head", 0, "--model.n-head is 0, but must be at least 1"),
-        ("data", "type", "PairsDataConfig", "data.windows is no field"),
+        ("data", "type", "PairsDataConfig", "data.field is no field"),
         ("data", "path", "a\0b", "data.path is 'a\\x00b', but must be the name of a file"),
         ("train", "init_from", 3, "train.init_from is 3, but must be the name of a file or null"),
     ],
