@@ -37,6 +37,7 @@ class Forward {
     /** @type {HTMLElement[]} */
     this.spans = [];
     this.note = el("p", { class: "warning note", role: "status" });
+    this.spoken = el("p", { class: "visually-hidden", role: "status" });
     this.first = el("div");
     this.layer = el("div");
     this.last = el("div");
@@ -100,6 +101,8 @@ class Forward {
       span.classList.toggle("chosen", t === pass.t);
       span.classList.toggle("prompt", t > pass.t);
     });
+    const name = visible(this.run.tokenizer.name(pass.ids[pass.t]));
+    this.spoken.textContent = `position ${pass.t}, ${name}`;
     this.first.replaceChildren(tokenStep(pass), embeddingStep(pass));
     this.drawLayer();
     this.last.replaceChildren(streamStep(pass), logitStep(pass), probabilityStep(pass));
@@ -145,7 +148,7 @@ class Forward {
         "How one token becomes a guess at the next one. The text is the one in the tab Write. Choose a token of it: everything below is computed at its position, from it and the tokens before it. Squares are numbers, blue above zero, orange below. Everything is counted from 0, except layers and heads.",
       ),
       this.note,
-      el("div", { class: "sticky" }, this.tokens, controls),
+      el("div", { class: "sticky" }, this.tokens, this.spoken, controls),
       el(
         "div",
         { class: "stream" },

@@ -80,7 +80,6 @@ class Learning {
   /** Looks at another evaluation. @param {number} i */
   choose(i) {
     this.at = i;
-    this.scrubber.querySelector("input")?.setAttribute("aria-valuetext", this.inWords());
     this.drawCurve();
     this.drawDetail();
   }
@@ -120,6 +119,7 @@ class Learning {
 
   /** The loss and the sample of an evaluation. */
   drawDetail() {
+    this.scrubber.querySelector("input")?.setAttribute("aria-valuetext", this.inWords());
     const row = this.evaluations[this.at];
     const { samples, step } = this.run.contents;
     const sample = samples[row.step];

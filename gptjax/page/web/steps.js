@@ -186,7 +186,7 @@ export function probabilityStep(pass) {
   });
   return passStep(
     "Probabilities",
-    `Softmax makes every logit positive and lets all ${count(row.length)} sum to 1. ${truth}`,
+    `Softmax makes a positive number of every logit, and all ${count(row.length)} of them sum to 1. ${truth}`,
     [
       `p_i = exp(logit_i) / sum_j exp(logit_j)      j = 0 ... ${row.length - 1}`,
       `p(${quotedToken(pass, best[0].id)}) = exp(${decimals(row[best[0].id])}) / exp(${decimals(sum)}) = ${best[0].p.toFixed(3)}`,
