@@ -11,10 +11,12 @@ import numpy as np
 
 from gptjax import models
 from gptjax.config import Config
+from gptjax.config_encoders import SpeechConfig
 from gptjax.data import dataset as data
 from gptjax.data.pairs import PairData
 from gptjax.data.speech import SpeechData
 from gptjax.data.texts import TextData
+from gptjax.decoding.transcription import longest_window
 from gptjax.errors import UserError
 from gptjax.evaluation import make_evaluate
 from gptjax.page.tokens import for_page
@@ -25,7 +27,9 @@ from gptjax.runs.plots import read_metrics
 
 EXAMPLE_TOKENS = 48
 """Length of the text that a page looks at first."""
-EXAMPLE_SOURCES = "gpt", "hello", "transformer", "philharmonic", "attention"
+EXAMPLE_SOURCES = "crocodile", "queue", "phonetics", "lightning", "shampoo", "violin", "mirror"
+"""Words of CMUdict that are held out at a val_fraction of 1 % or more: new to the model."""
+N_SOURCES = 5
 N_CLIPS = 3
 MOST_POINTS = 400
 """Points of a loss curve: more than a screen shows."""
@@ -139,10 +143,14 @@ def _examples(dataset: TextData | PairData | SpeechData, config: Config) -> dict
         return {"text": dataset.tokenizer.decode(dataset.val[first : first + n])}
     if isinstance(dataset, PairData):
         sources = [s for s in EXAMPLE_SOURCES if s in dataset.val or s in dataset.test]
-        sources += [s for s in itertools.islice(dataset.val, 5) if s not in sources]
-        return {"sources": sources[:5]}
+        sources += [s for s in itertools.islice(dataset.val, N_SOURCES) if s not in sources]
+        return {"sources": sources[:N_SOURCES]}
+    assert isinstance(config.model, SpeechConfig)
+    longest = longest_window(config.model, dataset.tokenizer)
+    found = dataset.val_examples(10 * N_CLIPS, config.model)
+    fitting = [example for example in found if len(example.samples_N) <= longest]
     clips = []
-    for example in dataset.val_examples(N_CLIPS, config.model):  # pyright: ignore
+    for example in fitting[:N_CLIPS]:
         samples = np.clip(np.round(example.samples_N * 32767), -32768, 32767).astype("<i2")
         clips.append(
             {"text": example.text, "samples": base64.b64encode(samples.tobytes()).decode()}

@@ -2,7 +2,7 @@
 
 import { Matrix } from "./layers.js";
 
-const POSITION_SECONDS = 0.02;
+export const POSITION_SECONDS = 0.02;
 const N_ALIGNMENT_HEADS = 2;
 const MIN_WEIGHT = 0.1;
 
@@ -15,14 +15,19 @@ export function meanOfAlignmentHeads(heads) {
     const onPath = monotonicPath(weights).reduce((sum, t, s) => sum + weights.row(t)[s], 0);
     return onPath / weights.data.reduce((a, b) => a + b, 0);
   };
-  const ranked = heads.map((weights, i) => ({ weights, i, share: share(weights) }));
-  ranked.sort((a, b) => b.share - a.share || a.i - b.i);
-  const best = ranked.slice(0, N_ALIGNMENT_HEADS);
+  const shares = heads.map(share);
+  const order = [...heads.keys()].sort((a, b) => shares[b] - shares[a]);
+  return meanOfHeads(order.slice(0, N_ALIGNMENT_HEADS).map((i) => heads[i]));
+}
+
+/** @param {Matrix[]} heads */
+export function meanOfHeads(heads) {
   const mean = new Matrix(heads[0].rows, heads[0].width);
-  for (const { weights } of best)
-    weights.data.forEach((x, i) => {
-      mean.data[i] += x / best.length;
+  for (const { data } of heads) {
+    data.forEach((x, i) => {
+      mean.data[i] += x / heads.length;
     });
+  }
   return mean;
 }
 
@@ -57,33 +62,54 @@ export function monotonicPath(weights) {
 }
 
 /**
- * Words with their times in seconds.
+ * A word with its times in seconds, and its first and last token.
+ * @typedef {{text: string, start: number, end: number, first: number, last: number}} Word
+ */
+
+/**
+ * The words of a text with their times.
  * @param {string[]} pieces  the text of each token
  * @param {Matrix} weights  (T + 1, S): the last row is of the end token
  */
 export function wordTimes(pieces, weights) {
   const tokenOf = monotonicPath(weights);
+  /** @type {Word[]} */
   const words = [];
-  let [text, begin] = ["", 0];
-  for (let i = 0; i < pieces.length; i++) {
-    text += pieces[i];
-    if (i + 1 < pieces.length && !/^\s/.test(pieces[i + 1])) continue;
-    const positions = [...tokenOf.keys()].filter((s) => tokenOf[s] >= begin && tokenOf[s] <= i);
-    if (text.trim() && positions.length) {
-      const most = positions.map((s) => {
-        let weight = 0;
-        for (let t = begin; t <= i; t++) weight = Math.max(weight, weights.row(t)[s]);
-        return weight;
-      });
-      const least = MIN_WEIGHT * Math.max(...most);
-      const strong = positions.filter((_, j) => most[j] >= least);
-      words.push({
-        text: text.trim(),
-        start: strong[0] * POSITION_SECONDS,
-        end: (strong[strong.length - 1] + 1) * POSITION_SECONDS,
-      });
+  let [text, first] = ["", 0];
+  pieces.forEach((piece, last) => {
+    text += piece;
+    // A word ends before a token that starts with a space.
+    if (last + 1 < pieces.length && !/^\s/.test(pieces[last + 1])) return;
+    if (text.trim()) {
+      const [from, to] = span(tokenOf, weights, first, last);
+      const [start, end] = [from * POSITION_SECONDS, to * POSITION_SECONDS];
+      words.push({ text: text.trim(), start, end, first, last });
     }
-    [text, begin] = ["", i + 1];
-  }
+    [text, first] = ["", last + 1];
+  });
   return words;
+}
+
+/**
+ * The positions from ... to - 1 of the tokens first ... last.
+ * @param {number[]} tokenOf
+ * @param {Matrix} weights
+ * @param {number} first
+ * @param {number} last
+ */
+function span(tokenOf, weights, first, last) {
+  const positions = [...tokenOf.keys()].filter((s) => tokenOf[s] >= first && tokenOf[s] <= last);
+  if (!positions.length) {
+    // There are more tokens than positions.
+    const at = tokenOf.filter((t) => t < first).length;
+    return [at, at];
+  }
+  const most = positions.map((s) => {
+    let weight = 0;
+    for (let t = first; t <= last; t++) weight = Math.max(weight, weights.row(t)[s]);
+    return weight;
+  });
+  const least = MIN_WEIGHT * Math.max(...most);
+  const strong = positions.filter((_, j) => most[j] >= least);
+  return [strong[0], strong[strong.length - 1] + 1];
 }

@@ -1,14 +1,25 @@
 // The page: reads its contents, makes the views that fit the model, and switches between them.
 
+import { features } from "./audio.js";
 import { count, el } from "./drawing.js";
 import { forwardView } from "./forward.js";
 import { learnView } from "./learn.js";
 import { lookView } from "./look.js";
-import { logitAttribution, Probe } from "./model.js";
+import { encoder, gpt, logitAttribution, Probe, speechEncoder } from "./model.js";
 import { pairsView } from "./pairs.js";
-import { choose, mostLikely, probabilities, random, readText, Writer } from "./sampling.js";
+import {
+  choose,
+  crossWeights,
+  mostLikely,
+  probabilities,
+  random,
+  readText,
+  transduce,
+  Writer,
+} from "./sampling.js";
 import { speechView } from "./speech.js";
 import { makeTokenizer } from "./tokenizer.js";
+import { transcribe } from "./transcription.js";
 import { readParams, unpack } from "./weights.js";
 import { writeView } from "./write.js";
 
@@ -124,4 +135,5 @@ document.getElementById("views")?.replaceChildren(...views.map((view) => view.el
 showView(views, views[0].id);
 /** For tests, and for the browser's console. */
 const sampling = { Writer, choose, mostLikely, probabilities, random, readText };
-Object.assign(globalThis, { gptjax: { run, views, Probe, logitAttribution, ...sampling } });
+const models = { crossWeights, encoder, features, gpt, speechEncoder, transcribe, transduce };
+Object.assign(globalThis, { gptjax: { run, views, Probe, logitAttribution, ...sampling, models } });

@@ -138,24 +138,46 @@ export function readText(config, params, tokens, probe = null) {
 }
 
 /**
- * The most likely target of an encoder's output, token by token.
+ * The most likely target of an encoder's output, token by token, each with the log-probabilities
+ * that it was taken from. The last one is the end token, unless the decoder has no more room.
  * @param {any} config
  * @param {import("./layers.js").Params} decoder  parameters of the decoder
  * @param {import("./layers.js").Params | null} table  an embedding shared with the encoder
+ * @param {import("./layers.js").Matrix} source  the encoder's output
+ * @param {{start_ids: number[], end: number}} ends  tokens before a target, and the one after it
+ * @param {number[]} [first]  tokens that the target has to begin with
+ * @returns {Generator<{id: number, logP: Float64Array}>}
+ */
+export function* transduce(config, decoder, table, source, { start_ids: start, end }, first = []) {
+  const given = { cache: emptyCache(config), table, decoder: true };
+  let logits = gpt(config, decoder, start, { ...given, source });
+  for (let n = 0; ; n++) {
+    const last = logits.row(logits.rows - 1);
+    const id = first[n] ?? mostLikely(last);
+    yield { id, logP: logSoftmax(last) };
+    if (id === end || given.cache.length === config.block_size) return;
+    logits = gpt(config, decoder, [id], given);
+  }
+}
+
+/**
+ * The cross-attention of a target, (T, S) for every head of every layer, layer by layer. Row t is
+ * of the choice of token t.
+ * @param {any} config
+ * @param {import("./layers.js").Params} decoder
+ * @param {import("./layers.js").Params | null} table
  * @param {import("./layers.js").Matrix} source
  * @param {number[]} start
- * @param {number} end  the token that ends a target
+ * @param {number[]} ids  of the target, with its end token if it has one
  */
-export function transduce(config, decoder, table, source, start, end) {
-  const cache = emptyCache(config);
-  const given = { cache, table, decoder: true };
-  let logits = gpt(config, decoder, start, { ...given, source });
-  const tokens = start.slice();
-  while (tokens.length < config.block_size) {
-    const token = mostLikely(logits.row(logits.rows - 1));
-    if (token === end) break;
-    tokens.push(token);
-    logits = gpt(config, decoder, [token], given);
-  }
-  return tokens;
+export function crossWeights(config, decoder, table, source, start, ids) {
+  const probe = new Probe();
+  const tokens = [...start, ...ids.slice(0, -1)];
+  gpt(config, decoder, tokens, { table, decoder: true, source, probe });
+  const layers = Array.from({ length: config.n_layer }, (_, i) =>
+    probe.weights.get(`block_${i}.cross_attention`),
+  );
+  return layers.flatMap((heads) =>
+    (heads ?? []).map((weights) => weights.slice(start.length - 1, weights.rows)),
+  );
 }

@@ -1,0 +1,49 @@
+// Small pictures of attention heads, of which one is chosen.
+
+import { el, heatmap } from "./drawing.js";
+import { Matrix } from "./layers.js";
+
+/** @typedef {{name: string, short: string, matrix: Matrix}} Choice */
+
+/**
+ * The heads of every layer as choices. @param {Matrix[]} heads  layer by layer @param {number} nHead
+ * @returns {Choice[]}
+ */
+export function headChoices(heads, nHead) {
+  return heads.map((matrix, i) => {
+    const [layer, head] = [Math.floor(i / nHead) + 1, (i % nHead) + 1];
+    return { name: `layer ${layer}, head ${head}`, short: `${layer}.${head}`, matrix };
+  });
+}
+
+/**
+ * A button with a picture for each choice: first a mean, then the heads of every layer.
+ * @param {Choice[]} choices
+ * @param {number} nHead
+ * @param {number} chosen
+ * @param {(i: number) => void} select
+ */
+export function headGrid(choices, nHead, chosen, select) {
+  const buttons = choices.map(({ name, short, matrix }, i) => {
+    const choose = () => {
+      for (const other of buttons) other.setAttribute("aria-pressed", String(other === buttons[i]));
+      select(i);
+    };
+    const pressed = String(i === chosen);
+    // The first choice, a mean, has a row of its own.
+    const style = i === 1 ? "grid-column: 1" : "";
+    return el(
+      "button",
+      { onclick: choose, "aria-pressed": pressed, "aria-label": name, title: name, style },
+      heatmap(matrix, `attention of ${name}`, largest(matrix)),
+      el("span", { "aria-hidden": "true" }, short),
+    );
+  });
+  const style = `grid-template-columns: repeat(${Math.min(nHead, 8)}, minmax(0, 8rem))`;
+  return el("div", { class: "grid heads", style }, ...buttons);
+}
+
+/** @param {Matrix} matrix */
+export function largest(matrix) {
+  return matrix.data.reduce((a, b) => Math.max(a, b), 1e-9);
+}
