@@ -1,8 +1,7 @@
 // Small pictures of attention heads, of which one is chosen.
 
-import { el, heatmap } from "./drawing.js";
-import { Matrix } from "./layers.js";
-
+import { el, heatmap, largest } from "./drawing.js";
+/** @typedef {import("./layers.js").Matrix} Matrix */
 /** @typedef {{name: string, short: string, matrix: Matrix}} Choice */
 
 /**
@@ -35,15 +34,10 @@ export function headGrid(choices, nHead, chosen, select) {
     return el(
       "button",
       { onclick: choose, "aria-pressed": pressed, "aria-label": name, title: name, style },
-      heatmap(matrix, `attention of ${name}`, largest(matrix)),
+      heatmap(matrix, `attention of ${name}`, largest(matrix.data)),
       el("span", { "aria-hidden": "true" }, short),
     );
   });
   const style = `grid-template-columns: repeat(${Math.min(nHead, 8)}, minmax(0, 8rem))`;
   return el("div", { class: "grid heads", style }, ...buttons);
-}
-
-/** @param {Matrix} matrix */
-export function largest(matrix) {
-  return matrix.data.reduce((a, b) => Math.max(a, b), 1e-9);
 }

@@ -1,7 +1,6 @@
 // A recording over time: its spectrogram, its words, and what the tokens looked at.
 
-import { el, heatmap } from "./drawing.js";
-import { largest } from "./heads.js";
+import { el, heatmap, largest } from "./drawing.js";
 import { Matrix } from "./layers.js";
 
 /** Log-mel values span 8 powers of ten, divided by 4. */
@@ -102,7 +101,11 @@ export class Timeline {
 
   /** @param {Matrix} matrix  (T, S) @param {string} name */
   showAttention(matrix, name) {
-    const picture = heatmap(matrix, `cross-attention of ${name}, tokens down`, largest(matrix));
+    const picture = heatmap(
+      matrix,
+      `cross-attention of ${name}, tokens down`,
+      largest(matrix.data),
+    );
     this.map.replaceChildren(picture);
   }
 
