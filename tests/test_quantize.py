@@ -156,8 +156,10 @@ def val_loss(folder: Path) -> float:
 def test_a_quantized_run_is_a_run_of_parameters_alone(run: Path, run8: Path) -> None:
     files = {"config.json", "tokenizer.json", "environment.json", "format.json"}
     assert {p.name for p in run8.iterdir()} == {*files, "quantization.json", "checkpoints"}
-    assert [p.name for p in (run8 / "checkpoints").iterdir()] == ["0"]
-    inside = {p.name for p in (run8 / "checkpoints/0").iterdir()}
+    (checkpoint,) = (run8 / "checkpoints").iterdir()
+    best = checkpoints.Checkpoints(run / "checkpoints").best()
+    assert checkpoint.name == str(best)  # of the checkpoint that was quantized
+    inside = {p.name for p in checkpoint.iterdir()}
     assert "params" in inside
     assert "opt_state" not in inside
     assert not list(run.parent.rglob("*.part"))
@@ -176,7 +178,7 @@ def test_a_card_has_a_row_for_each_format(run: Path, run8: Path) -> None:
     sizes = {"disk_bytes", "memory_bytes"}
     rates = {"tokens_per_second_1", "tokens_per_second_32"}
     for row in rows.values():
-        assert row.keys() == {"format", "bits", "val_loss", "delta"} | sizes | rates
+        assert row.keys() == {"format", "step", "bits", "val_loss", "delta"} | sizes | rates
         assert row["delta"] == pytest.approx(row["val_loss"] - rows["float32"]["val_loss"])
         assert all(row[name] > 0 for name in rates)
         assert row["memory_bytes"] < row["disk_bytes"] < row["memory_bytes"] + 50_000
@@ -213,7 +215,7 @@ def test_a_card_says_what_is_slower_and_by_what_margin() -> None:
 
 
 def test_a_card_tells_the_bytes_that_are_on_disk(run8: Path) -> None:
-    files = (p for p in (run8 / "checkpoints/0/params").rglob("*") if p.is_file())
+    files = (p for p in (run8 / "checkpoints").glob("*/params/**/*") if p.is_file())
     assert card(run8)["int8"]["disk_bytes"] == sum(p.stat().st_size for p in files)
 
 
@@ -231,7 +233,7 @@ def test_a_quantized_run_writes_text(
     capsys.readouterr()
     sample.main([str(run8), "--prompt", "a", "--greedy", "--max-new-tokens", "12"])
     printed = capsys.readouterr()
-    assert f"{run8} step 0, {n_parameters:,} parameters" in printed.err
+    assert f"{run8} step {card(run8)['int8']['step']}, {n_parameters:,} param" in printed.err
     tok = run_directory.read_tokenizer(run8)
     assert isinstance(tok, CharTokenizer)
     model = models.build(run_directory.read_config(run8).model, tok)

@@ -1,6 +1,7 @@
 """gptjax evaluate: the error rates or the loss of a trained run on data it was not trained on."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -166,7 +167,13 @@ def report(record: dict[str, Any]) -> str:
     """A record of `evaluate` as text with tables."""
     lines = [f"{record['run']} step {record['step']}, {record['parameters']:,} parameters"]
     if "val_loss" in record:
-        return "\n".join([*lines, f"val_loss {record['val_loss']:.4f}"])
+        loss = record["val_loss"]
+        lines += [f"val_loss {loss:.4f}", ""]
+        lines += [
+            "val_loss: mean of -ln(probability of the right token), validation split, in nats"
+        ]
+        lines += [f"per token: as uncertain as a choice of one in {math.exp(loss):.2f} tokens"]
+        return "\n".join(lines)
     search_kind = "greedy" if record["beam"] == 1 else f"beam of {record['beam']}"
     if "cer" in record:
         lines.append(f"{record['clips']:,} clips ({record['split']}), {search_kind}")
@@ -184,7 +191,18 @@ def report(record: dict[str, Any]) -> str:
     width = max(map(len, cells), default=0) + 3
     for first in range(0, len(cells), 5):
         lines.append("".join(cell.ljust(width) for cell in cells[first : first + 5]).rstrip())
+    lines += ["", *PAIRS_LEGEND]
     return "\n".join(lines)
+
+
+PAIRS_LEGEND = (
+    "WER: share of sources whose output equals none of their targets (or not the first target)",
+    "PER: substituted, missing and extra tokens per token of the nearest (or the first) target",
+)
+SPEECH_LEGEND = (
+    "WER, CER: substituted, missing and extra words (characters) per word (character) spoken",
+    "no error: share of clips whose transcript is right",
+)
 
 
 def _speech_report(record: dict[str, Any]) -> list[str]:
@@ -201,7 +219,7 @@ def _speech_report(record: dict[str, Any]) -> list[str]:
     if "strings" in record:
         lines.append(row("strings of clips", record["strings"]["strings"], record["strings"]))
     low, high = record["wer_interval"]
-    lines += [f"95 % interval of WER: {low:.2%} to {high:.2%}", ""]
+    lines += [f"95 % interval of WER: {low:.2%} to {high:.2%}", *SPEECH_LEGEND, ""]
     if record["worst"]:
         lines.append("most errors: file, reference > hypothesis")
         lines += [f"  {w['audio']}  {w['reference']} > {w['hypothesis']}" for w in record["worst"]]

@@ -85,13 +85,17 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
             params = fine_tune(model, params, dataset, config, form, step, n_steps)
         params_by_name[saved] = params = quantize_params(params, form)
         rows = card.measure(model, params_by_name, dataset, config)
+        for row in rows:
+            row["step"] = step + (n_steps if row["format"] in (saved, card.STEPS) else 0)
         origin = run_directory.read_environment(command.run)["data"]
         files = {"format.json": dataclasses.asdict(form)}
-        checkpoints.save_finished(part, config, dataset.tokenizer, params, origin, files)
+        last = step + n_steps
+        checkpoints.save_finished(part, config, dataset.tokenizer, params, origin, files, last)
         # The size of an orbax checkpoint varies by some kilobytes from save to save.
         saved_row = next(row for row in rows if row["format"] == saved)
         saved_row["disk_bytes"] = checkpoints.disk_bytes(part)
         write_json(part / "quantization.json", rows)
+    print(f"{command.run} step {step}, {models.count(params):,} parameters\n")
     print(card.table(rows, saved))
     print(f"{saved} in {command.out}")
     return rows

@@ -71,7 +71,9 @@ def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> 
         answer(prompt, ids, seed, sampler)
     if command.attention:
         weights = attention_weights.self_attention(model, params, ids)
-        attention_maps.draw_heads(weights, [tok.decode([i]) for i in ids], command.attention)
+        texts = [tok.decode([i]) for i in ids]  # part of a character is shown as its number
+        names = [f"<{i}>" if "\ufffd" in text else text for text, i in zip(texts, ids, strict=True)]
+        attention_maps.draw_heads(weights, names, command.attention)
         print(f"attention: {command.attention}", file=sys.stderr)
 
 

@@ -47,6 +47,12 @@ class TextData:
     def sizes(self) -> dict[str, int]:
         return {"train_tokens": len(self.train), "val_tokens": len(self.val)}
 
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean of the first tokens for validation: makes losses of other tokenizers comparable."""
+        some = self.val[:1_000_000]
+        return len(self.tokenizer.decode(some).encode()) / len(some)
+
     def tokens_per_sequence(self, config: Config) -> float:
         """The same for every window."""
         return config.model.block_size

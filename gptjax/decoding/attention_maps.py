@@ -5,16 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from gptjax.atomic import atomic_file
 from gptjax.data import audio
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.tokenizer import SpeechTokenizer
 from gptjax.decoding import transcription, word_alignment
 from gptjax.decoding.transcription import Transcript
 from gptjax.decoding.word_alignment import POSITION_SECONDS
+from gptjax.drawing import lettering, save
 from gptjax.models import SpeechRecognizer
+
+# On a scale of square roots, small weights are visible too. What is hidden is grey.
+_COLORS: Any = {"cmap": colormaps["Blues"].with_extremes(bad="0.92")}
+_COLORS["norm"] = PowerNorm(0.5, vmin=0, vmax=1)
 
 
 def draw_heads(weights_LHTT: np.ndarray, tokens: Sequence[str], path: Path) -> None:
@@ -23,23 +30,27 @@ def draw_heads(weights_LHTT: np.ndarray, tokens: Sequence[str], path: Path) -> N
     weights_LHTT: what `attention_weights.self_attention` returns.
     """
     n_layer, n_head, n_tokens, _ = weights_LHTT.shape
-    side = 0.7 + 0.1 * n_tokens
-    size = (0.4 + side * n_head, 0.5 + side * n_layer)
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    grid = figure.subplots(n_layer, n_head, squeeze=False)
+    side = max(1.2, 0.115 * n_tokens)
+    size = (1.6 + (0.1 + side) * n_head, 0.7 + (0.25 + side) * n_layer)
+    figure = Figure(figsize=size, dpi=120, layout="compressed")
+    grid = figure.subplots(n_layer, n_head, squeeze=False, sharex=True, sharey=True)
     names = [repr(token)[1:-1].replace(" ", "\u2423") for token in tokens]  # shows a space
-    font: Any = {"fontsize": 6, "fontfamily": "monospace", "parse_math": False}
+    names, fonts = lettering(names, "DejaVu Sans Mono")
+    fonts |= {"fontsize": 7, "parse_math": False}
     turn = 90 if max(map(len, names)) > 2 else 0
+    past_TT = np.tri(n_tokens, dtype=bool)
+    image: Any = None
     for (layer, head), axes in np.ndenumerate(grid):
-        axes.imshow(weights_LHTT[layer, head], cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(n_tokens), names, rotation=turn, **font)
-        axes.set_yticks(range(n_tokens), names, **font)
-        axes.tick_params(length=0, pad=1)
+        image = axes.imshow(np.where(past_TT, weights_LHTT[layer, head], np.nan), **_COLORS)
+        axes.set_xticks(range(n_tokens), names, rotation=turn, **fonts)
+        axes.set_yticks(range(n_tokens), names, **fonts)
+        axes.tick_params(length=0, pad=2)
         axes.set_title(f"layer {layer}, head {head}", fontsize=8)
         axes.spines[:].set_visible(False)
-    figure.supxlabel("attends to", fontsize=8)
-    figure.supylabel("position", fontsize=8)
-    _save(figure, path)
+    figure.supxlabel("... attends to these tokens (grey: later ones, which are hidden)", fontsize=9)
+    figure.supylabel("the model at this token ...", fontsize=9)
+    _add_scale(figure, image, grid.ravel().tolist())
+    save(figure, path)
 
 
 def draw(
@@ -47,17 +58,19 @@ def draw(
 ) -> None:
     """Draws one map: source tokens from left to right, target tokens from top to bottom."""
     n_target, n_source = weights_TS.shape
-    size = (1.6 + 0.36 * n_source, 1.3 + 0.3 * n_target)
+    size = (2.7 + 0.36 * max(n_source, 6), 1.5 + 0.3 * max(n_target, 6))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(weights_TS, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(n_source), source, parse_math=False)
-    axes.set_yticks(range(n_target), target, parse_math=False)
-    axes.tick_params(length=0)
-    axes.xaxis.tick_top()
-    axes.set_xlabel(title, fontsize=9)
+    image = axes.imshow(weights_TS, aspect="auto", **_COLORS)
+    names, fonts = lettering([*source, *target])
+    axes.set_xticks(range(n_source), names[:n_source], parse_math=False, **fonts)
+    axes.set_yticks(range(n_target), names[n_source:], parse_math=False, **fonts)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.set_xlabel(f"... the model attends to these tokens of the source\n({title})", fontsize=9)
+    axes.set_ylabel("to write this token ...", fontsize=9)
     axes.spines[:].set_visible(False)
-    _save(figure, path)
+    _add_scale(figure, image, [axes])
+    save(figure, path)
 
 
 def draw_speech(
@@ -86,33 +99,56 @@ def draw_speech(
     )
 
     stop = start + n_frames * HOP / SAMPLE_RATE
-    height = 0.3 * len(weights_TS)
+    height = max(1.0, 0.3 * len(weights_TS))
     size = (min(1.5 + 1.6 * max(3.0, stop - start), 16), 2.6 + height)
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, height])
     mel_MT = mel_BTM[0, :n_frames].T
     top = len(mel_MT)
     extent = (start, stop, 0, top)
-    upper.imshow(mel_MT, cmap="magma", aspect="auto", origin="lower", extent=extent)
-    upper.set_ylabel("mel band", fontsize=9)
-    for word in words:
+    image = upper.imshow(mel_MT, cmap="magma", aspect="auto", origin="lower", extent=extent)
+    upper.set_ylabel("pitch (mel band)", fontsize=9)
+    bar = figure.colorbar(image, ax=upper, ticks=[mel_MT.min(), mel_MT.max()], aspect=15)
+    bar.ax.set_yticklabels(["quiet", "loud"], fontsize=8)
+    bar.outline.set_visible(False)
+    names = [tok.target.decode([i]) for i in ids] + ["end"]
+    names, fonts = lettering([*names[: len(weights_TS)], *(word.text for word in words)])
+    for word, name in zip(words, names[len(weights_TS) :], strict=True):
         upper.axvline(word.start, color="white", linewidth=0.6, alpha=0.7)
         middle = min((word.start + word.end) / 2, stop)
-        upper.text(middle, 1.02 * top, word.text, ha="center", parse_math=False, fontsize=9)
+        look: Any = {"ha": "center", "parse_math": False, "fontsize": 9, **fonts}
+        upper.text(middle, 1.02 * top, name, **look)
     last_position = start + weights_TS.shape[1] * POSITION_SECONDS
     extent = (start, last_position, len(weights_TS) - 0.5, -0.5)
-    lower.imshow(weights_TS, cmap="Blues", aspect="auto", vmin=0, extent=extent)
-    names = [tok.target.decode([i]) for i in ids] + ["end"]
-    lower.set_yticks(range(len(weights_TS)), names[: len(weights_TS)], parse_math=False)
-    lower.set_xlabel("seconds; cross-attention of the heads that follow the sound", fontsize=9)
+    # A weight is a share of hundreds of positions, so the scale ends at the largest one.
+    look = {**_COLORS, "norm": PowerNorm(0.5, vmin=0, vmax=weights_TS.max())}
+    image = lower.imshow(weights_TS, aspect="auto", extent=extent, **look)
+    names = names[: len(weights_TS)]
+    lower.set_yticks(range(len(weights_TS)), names, parse_math=False, **fonts)
+    lower.set_ylabel("to write ...", fontsize=9)
+    lower.set_xlabel(
+        "... the model attends to the sound at these seconds\n"
+        "(cross-attention, mean of the heads that follow the sound)",
+        fontsize=9,
+    )
+    ticks = (0, weights_TS.max() / 4, weights_TS.max())
+    _add_scale(figure, image, [lower], ticks, "share of the\nattention")
     lower.set_xlim(start, stop)
     for axes in (upper, lower):
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Writes a picture whole or not at all: to another name first."""
-    with atomic_file(path) as part:
-        figure.savefig(part, format=path.suffix.removeprefix("."))
+def _add_scale(
+    figure: Figure,
+    image: Any,
+    axes: list[Axes],
+    ticks: Sequence[float] = (0, 0.05, 0.2, 0.5, 1),
+    label: str = "share of the attention\n(a row adds up to 1)",
+) -> None:
+    """The colour scale of maps, on their right."""
+    bar = figure.colorbar(image, ax=axes, ticks=ticks, format="{x:.2g}", shrink=0.9, aspect=25)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)

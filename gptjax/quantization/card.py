@@ -37,6 +37,15 @@ STEPS = "float32+steps"
 """The row of a run that was fine-tuned for as many steps as the quantized one, without rounding."""
 BATCH_SIZES = (1, 32)
 ROUNDS, SECONDS_PER_ROUND = 5, 0.5
+LEGEND = """\
+<          the format that is saved; W8A8: 8 bits for weights and for inputs of matrix products;
+           +QAT: trained further with rounded weights; +steps: as long, without rounding
+step       training steps of the parameters
+bits       per weight, its share of the scales included
+on disk    size of the checkpoint, and how many times smaller than float32; in memory: the arrays
+val_loss   nats per token of the whole validation split; delta: above that of float32 (+ is worse)
+tokens/s   decoded one text at a time, and 32 at a time, and how many times float32's rate"""
+"""What the columns of `table` mean."""
 SAME_SPEED = 0.95
 """A format is called slower if its rate is below this share of the first row's."""
 DECODED_TOKENS = 128
@@ -153,17 +162,19 @@ def decoding_rates(decoders: dict[str, Callable[[], int]]) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]], saved: str) -> str:
-    """A card as text. Sizes and rates are also shown as multiples of the first row's.
+    """A card as text, with a legend. Sizes and rates are also multiples of the first row's.
 
-    saved: the row of the format that is saved; it is marked with <.
+    rows: with the "step" of each row's parameters. saved: the row of the format that is saved; it
+    is marked with <.
     """
     first, losses = rows[0], {row["format"]: row["val_loss"] for row in rows}
     lines = [
-        f"{'':15}{'bits':>6}{'on disk':>18}{'in memory':>18}{'val_loss':>10}{'delta':>10}"
-        f"{'tokens/s, batch 1':>20}{'batch 32':>18}"
+        f"{'':15}{'step':>7}{'bits':>6}{'on disk':>18}{'in memory':>18}{'val_loss':>10}"
+        f"{'delta':>10}{'tokens/s, batch 1':>20}{'batch 32':>18}"
     ]
     for row in rows:
-        cells = f"{row['format'] + (' <' if row['format'] == saved else ''):15}{row['bits']:6.2f}"
+        name = row["format"] + (" <" if row["format"] == saved else "")
+        cells = f"{name:15}{row['step']:7}{row['bits']:6.2f}"
         for name in ("disk_bytes", "memory_bytes"):
             cells += f"{row[name] / 1e6:9.2f} MB {first[name] / row[name]:4.2f}x"
         cells += f"{row['val_loss']:10.4f}{row['delta']:+10.5f}"
@@ -176,7 +187,7 @@ def table(rows: list[dict[str, Any]], saved: str) -> str:
             f"{saved} compared with {STEPS}, which trained for as many steps: "
             f"{losses[saved] - losses[STEPS]:+.5f}"
         )
-    return "\n".join([*lines, slower(rows)])
+    return "\n".join([*lines, slower(rows), "", LEGEND])
 
 
 def slower(rows: list[dict[str, Any]]) -> str:

@@ -132,9 +132,9 @@ class Checkpoints:
         elif val_loss is not None and processes.is_first():
             manifest.add_val_loss(self.folder / str(step), val_loss)
 
-    def save_params(self, params: Any) -> None:
-        """Saves parameters without an optimizer state, as step 0. Training cannot resume there."""
-        self._save(0, {"params": params}, None)
+    def save_params(self, params: Any, step: int = 0) -> None:
+        """Saves parameters without an optimizer state. Training cannot resume there."""
+        self._save(step, {"params": params}, None)
 
     def _save(self, step: int, trees: dict[str, Any], val_loss: float | None) -> None:
         arrays = {item: by_path(tree) for item, tree in trees.items()}
@@ -299,14 +299,15 @@ def save_finished(
     params: Any,
     data: dict[str, Any],
     files: dict[str, Any] | None = None,
+    step: int = 0,
 ) -> None:
     """Writes a run that has parameters only into a folder of `run_directory.new_run`.
 
     data: the source and sha256 of what they were trained on, and further facts. files: more JSON
-    files, as {name: content}.
+    files, as {name: content}. step: of their training, 0 if it is unknown.
     """
     with contextlib.closing(Checkpoints(folder / "checkpoints", keep_latest=1)) as checkpoints:
-        checkpoints.save_params(params)
+        checkpoints.save_params(params, step)
     for name, content in (files or {}).items():
         write_json(folder / name, seal(content))
     run_directory.describe(folder, config, tok, data)

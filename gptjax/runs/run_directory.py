@@ -33,6 +33,7 @@ from gptjax.atomic import open_here, sigterm_as_exception, write_json
 from gptjax.config import Config
 from gptjax.data import tokenizer as tokenizer_lib
 from gptjax.data.dataset import Data
+from gptjax.data.texts import TextData
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError, naming
 from gptjax.quantization.quant_array import FLOAT32, Format
@@ -159,6 +160,8 @@ def new_run(folder: Path) -> Iterator[Path]:
 def describe_run(folder: Path, config: Config, data: Data) -> None:
     """Writes tokenizer.json, environment.json and config.json of a run on this data."""
     facts = {"source": data.source, "sha256": data.sha256, **data.sizes}
+    if isinstance(data, TextData):
+        facts["bytes_per_token"] = round(data.bytes_per_token, 6)
     describe(folder, config, data.tokenizer, facts)
 
 
