@@ -21,6 +21,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from benchmarks import environment, quality
 from benchmarks.compare import check_writable
 from benchmarks.ladders import LADDERS, Ladder
@@ -29,6 +31,7 @@ from gptjax.command_line import parse
 from gptjax.config import Config
 from gptjax.data import dataset as data
 from gptjax.data import texts
+from gptjax.drawing import COLORS, DASHES, MARKERS, save
 from gptjax.errors import UserError, exit_codes
 from gptjax.scale import devices
 
@@ -221,30 +224,23 @@ def table(record: dict[str, Any]) -> str:
 
 def plot(record: dict[str, Any], path: Path) -> None:
     """The ladder, its bottom at the bottom: means over the seeds and standard deviations."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     ladder = rows(record)
     seconds = record["steps"] * ladder[-1]["ms"] / 1e3
     labels = {"steps": f"{record['steps']:,} steps", "seconds": f"{seconds:.0f} seconds"}
-    figure, axes = plt.subplots(figsize=(8, 0.38 * len(ladder) + 1))
-    for equal, label in labels.items():
+    figure = Figure(figsize=(8, 0.38 * len(ladder) + 1), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for i, (equal, label) in enumerate(labels.items()):
         means = [row[equal]["val_loss"] for row in ladder]
         deviations = [row[equal]["val_loss_sd"] for row in ladder]
-        axes.errorbar(
-            means, range(len(ladder)), xerr=deviations, marker="o", markersize=4, label=label
-        )
+        look: dict[str, Any] = {"color": COLORS[i], "linestyle": DASHES[i], "marker": MARKERS[i]}
+        axes.errorbar(means, range(len(ladder)), xerr=deviations, capsize=2, label=label, **look)
     names = [("+ " if i else "") + row["name"] for i, row in enumerate(ladder)]
     axes.set_yticks(range(len(ladder)), names)
-    axes.set_xlabel("val_loss (nats per character), mean of three seeds")
+    axes.set_xlabel("val_loss (nats per character): mean and standard deviation of three seeds")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def ideas(which: str) -> str:

@@ -59,7 +59,7 @@ PARTS = {
     "digits_debug": ["configs/digits_cpu.py", *TINY],
 }
 BEAM = 4
-ATTENTION_PROMPT = "ROMEO:\nWhat is the matter"
+ATTENTION_PROMPT = "ROMEO:\nI love thee"
 ATTENTION_WORD = "philharmonic"
 ATTENTION_STRING = 7
 """Index of the test string that is drawn."""

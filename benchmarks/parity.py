@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks import environment, torch_gpt
 from gptjax import models, optim, training
@@ -23,6 +24,7 @@ from gptjax.data import texts
 from gptjax.data.batches import TRAINING, Batch
 from gptjax.decoding import sampling
 from gptjax.decoding.sampling import Sampler
+from gptjax.drawing import COLORS, DASHES, save
 from gptjax.errors import UserError
 
 LOGITS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-3
@@ -255,29 +257,27 @@ def table(record: dict[str, Any]) -> str:
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5.5), sharex=True)
+    """The losses of all, and how far those of PyTorch are from those of gptjax."""
+    figure = Figure(figsize=(8, 5.5), dpi=110, layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
     ours = np.array(record["curves"]["gptjax"])
     steps = np.arange(1, len(ours) + 1)
-    top.plot(steps, ours, label="gptjax", linewidth=3, alpha=0.4)
-    for name, losses in record["curves"].items():
+    top.plot(steps, ours, label="gptjax (wide, below)", color=COLORS[0], linewidth=5, alpha=0.35)
+    look: dict[str, Any] = {"linewidth": 1.4}
+    for i, (name, losses) in enumerate(record["curves"].items()):
         if name not in ("gptjax", MOVED):
             label = f"PyTorch, {name}"
-            top.plot(steps, losses, label=label, linewidth=1, linestyle="--")
-            bottom.semilogy(steps, np.maximum(np.abs(ours - losses), 1e-8), label=label)
+            look |= {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % len(DASHES)]}
+            top.plot(steps, losses, label=label, **look)
+            bottom.semilogy(steps, np.maximum(np.abs(ours - losses), 1e-8), label=label, **look)
     bottom.axhline(
         record.get("losses_allowed", LOSSES), color="grey", linestyle=":", label="allowed"
     )
     top.set_ylabel("train loss (nats)")
-    bottom.set_ylabel("difference from gptjax")
+    bottom.set_ylabel("difference from gptjax\n(at least 1e-8 is drawn)")
     bottom.set_xlabel("step")
     for axes in (top, bottom):
-        axes.legend(frameon=False)
+        axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)

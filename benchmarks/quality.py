@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from benchmarks import environment
 from gptjax import config_json, evaluation, models, optim, training
@@ -25,6 +27,7 @@ from gptjax.config_files import load_file
 from gptjax.data import dataset as data
 from gptjax.data import texts
 from gptjax.data.batches import Batch
+from gptjax.drawing import COLORS, MARKERS, label_ends, save
 from gptjax.errors import UserError
 from gptjax.scale import devices
 
@@ -205,21 +208,31 @@ def table(record: dict[str, Any]) -> str:
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    import matplotlib
+    """Validation loss by steps and by seconds, without the losses before training.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
-    for name, curve in record["curves"].items():
-        left.plot(curve["step"][1:], curve["val_loss"][1:], marker="o", markersize=3, label=name)
-        right.plot(curve["seconds"][1:], curve["val_loss"][1:], marker="o", markersize=3)
-    left.set_xlabel("step")
-    right.set_xlabel("seconds of training")
-    left.set_ylabel("val_loss (nats per token)")
-    left.legend(frameon=False)
+    By steps, PyTorch and gptjax are one curve, so PyTorch's is dashed and drawn a little higher.
+    """
+    figure = Figure(figsize=(11.5, 5), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    raised = ScaledTranslation(0, 4 / 72, figure.dpi_scale_trans)
+    ends, labels = [], []
+    for i, (name, curve) in enumerate(record["curves"].items()):
+        torch = name.startswith("PyTorch")
+        look: dict[str, Any] = {"color": COLORS[i], "marker": MARKERS[i], "markersize": 5}
+        look |= {"linestyle": "--" if torch else "-", "linewidth": 1.8, "zorder": 3 if torch else 2}
+        losses = curve["val_loss"][1:]
+        shift = {"transform": left.transData + raised} if torch else {}
+        left.plot(curve["step"][1:], losses, **look, **shift)
+        right.plot(curve["seconds"][1:], losses, **look)
+        ends.append((curve["seconds"][-1], losses[-1]))
+        short = name.replace("configs/", "").removesuffix(".py")
+        labels.append(f"{short}  {losses[-1]:.4f}")
+    left.set(xlabel="step", ylabel="val_loss (nats per token)")
+    right.set(xlabel="seconds of training")
+    note = "by step, PyTorch (dashed) and gptjax are equal:\nPyTorch is drawn 4 points higher"
+    left.text(0.98, 0.98, note, ha="right", va="top", transform=left.transAxes)
     for axes in (left, right):
+        axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    label_ends(right, ends, labels, COLORS[: len(ends)])
+    save(figure, path)
