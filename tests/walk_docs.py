@@ -120,7 +120,7 @@ def make_files(folder: Path) -> None:
         (folder / place).mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / place / file, sound, 16000)
     (folder / "recordings").mkdir()  # named as those of the Free Spoken Digit Dataset
-    for digit, take in itertools.product(range(10), range(8)):
+    for digit, take in itertools.product(range(10), range(24)):
         path = folder / f"recordings/{digit}_ann_{take}.wav"
         soundfile.write(path, sound[: 4000 + 200 * digit], 16000)
     (folder / "folder/19/198/19-198.trans.txt").write_text("19-198-0000 ONE TWO\n")
