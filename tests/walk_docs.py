@@ -33,7 +33,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # In the order of the doors of README.md. Those at the end need runs that earlier ones make.
 FIRST = ("README", "CONTRIBUTING", "docs/training", "docs/pairs", "docs/speech", "docs/python")
-SHELL, PYTHON, DATA = ("", "bash", "sh", "console"), ("python",), ("json",)
+SHELL, PYTHON, DATA = ("", "bash", "sh", "console"), ("python",), ("json", "text")
 TOOLS = {"gpu": "nvidia-smi", "docker": "docker", "cluster": "sbatch"}
 MARKS = (*TOOLS, "network", "long", "output")
 BLOCK = re.compile(r"((?:^<!--[^\n]*-->\n)*)^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
