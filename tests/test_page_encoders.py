@@ -15,7 +15,9 @@ import pytest
 from chromium import OpenPage, browser, open_page, until  # noqa: F401 - fixtures
 
 from gptjax import models
-from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
+from gptjax.commands import page as page_command
+from gptjax.config import Config
+from gptjax.config_encoders import DATA_OF_MODEL, EncoderDecoderConfig, SpeechConfig
 from gptjax.data import audio
 from gptjax.data.audio import SAMPLE_RATE
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, SpeechTokenizer, WordTokenizer
@@ -23,6 +25,8 @@ from gptjax.decoding import beam_search, transcription
 from gptjax.page.html import page as html_of
 from gptjax.page.tokens import for_page
 from gptjax.page.weights import pack
+from gptjax.quantization.quant_array import Format, quantize_params
+from gptjax.runs import checkpoints, run_directory
 
 OPTIONS = {"plain": conftest.TINY, "modern": conftest.MODERN}
 SOURCES = ["gpt", "a", "transform", "efgh"]
@@ -210,3 +214,24 @@ def test_pages_go_without_examples(opened: Callable[..., Any]) -> None:
     assert "Type" in page.locator(".warning").inner_text()
     page, *_ = opened("speech-plain")
     wait(page, "document.querySelector('.warning').textContent.includes('Choose a sound file')")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pairs", "speech"])
+def test_a_quantized_run_whose_data_is_elsewhere(
+    kind: str,
+    tmp_path: Path,
+    open_page: OpenPage,  # noqa: F811
+) -> None:
+    config, tok = config_of(f"{kind}-plain"), PAIRS if kind == "pairs" else WORDS
+    form = Format(bits=8)
+    params = quantize_params(made(config, tok)[1], form)
+    origin = {"source": "none", "sha256": "", "imported": True}
+    run_config = Config(model=config, data=DATA_OF_MODEL[type(config)]())
+    with run_directory.new_run(tmp_path / "run") as part:
+        files = {"format.json": dataclasses.asdict(form)}
+        checkpoints.save_finished(part, run_config, tok, params, origin, files)
+    page_command.main([str(tmp_path / "run"), "--out", str(tmp_path / "a.html")])
+    page = open_page(tmp_path / "a.html", width=360)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert "was not measured" in page.inner_text("footer")

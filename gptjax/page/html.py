@@ -16,6 +16,7 @@ MODULES = (
     "transcription",
     "drawing",
     "heads",
+    "cross_map",
     "timeline",
     "write",
     "look",

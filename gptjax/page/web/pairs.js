@@ -1,6 +1,7 @@
 // Transduce: from a source to a target, token by token, and what each token read of the source.
 
 import { meanOfHeads } from "./alignment.js";
+import { crossMap } from "./cross_map.js";
 import { el, percent, shade, visible } from "./drawing.js";
 import { headChoices, headGrid } from "./heads.js";
 import { encoder } from "./model.js";
@@ -162,34 +163,14 @@ class Transducing {
   drawLarge() {
     const { name, matrix } = this.choices[this.head];
     const source = /** @type {import("./tokenizer.js").Tokenizer} */ (this.run.source);
-    const chosen = matrix.row(this.at);
-    const cells = [el("span")];
-    this.ids.forEach((id, s) => {
-      const style = `background: ${shade("blue", 0.7 * Math.sqrt(chosen[s]))}`;
-      cells.push(el("b", { style }, visible(source.name(id))));
+    const map = crossMap({
+      matrix,
+      sources: this.ids.map((id) => visible(source.name(id))),
+      targets: this.steps.map(({ id }) => this.name(id)),
+      at: this.at,
+      look: (t) => this.look(t),
+      label: `Cross-attention, ${name}. ${this.name(this.steps[this.at].id)} reads ${this.strongest()}`,
     });
-    this.steps.forEach(({ id }, t) => {
-      const mark = t === this.at ? "chosen" : "";
-      const look = { onmouseenter: () => this.look(t), onclick: () => this.look(t) };
-      cells.push(el("b", { class: mark, ...(t === this.at ? {} : look) }, this.name(id)));
-      for (const weight of matrix.row(t)) {
-        const style = `background: ${shade("blue", Math.sqrt(weight))}`;
-        const cell = { class: mark, style, title: percent(weight), ...(mark ? {} : look) };
-        cells.push(el("i", cell));
-      }
-    });
-    const columns = `max-content repeat(${this.ids.length}, minmax(1.3rem, 3rem))`;
-    const label = `Cross-attention, ${name}. ${this.name(this.steps[this.at].id)} reads ${this.strongest()}`;
-    const map = el(
-      "div",
-      {
-        class: "cross",
-        role: "img",
-        "aria-label": label,
-        style: `grid-template-columns: ${columns}`,
-      },
-      ...cells,
-    );
     const title = name[0].toUpperCase() + name.slice(1);
     this.panels.large.replaceChildren(el("h3", {}, title), el("div", { class: "scroll" }, map));
   }

@@ -89,7 +89,12 @@ class Listening {
     const names = heard.ids.map((id) =>
       id === contents.tokenizer.end ? "end" : visible(tokenizer.name(id)),
     );
-    this.timeline = new Timeline(heard, SAMPLE_RATE, names, (i) => this.select(i));
+    const select = (/** @type {number} */ i) => this.select(i);
+    const play = (/** @type {number} */ i) => {
+      select(i);
+      this.playPart(heard.words[i].start, heard.words[i].end);
+    };
+    this.timeline = new Timeline(heard, SAMPLE_RATE, names, select, play);
     this.panels.time.replaceChildren(this.timeline.element);
     if (!heard.onPath) return;
     const mean = { name: "the two heads that follow the sound best", short: "timing" };
@@ -115,7 +120,7 @@ class Listening {
     this.panels.equation.replaceChildren(el("code", { class: "equation" }, lines.join("\n")));
   }
 
-  /** Looks at a word, and plays it if it is clicked. @param {number} i */
+  /** Looks at a word. @param {number} i */
   select(i) {
     const word = this.heard?.words[i];
     if (!word) return;
@@ -126,8 +131,13 @@ class Listening {
   playOrStop() {
     if (!this.player.paused) return this.player.pause();
     if (!this.heard) return;
-    this.player.currentTime = this.heard.first / SAMPLE_RATE;
-    this.until = this.heard.end / SAMPLE_RATE;
+    this.playPart(this.heard.first / SAMPLE_RATE, this.heard.end / SAMPLE_RATE);
+  }
+
+  /** Plays from one second to another. @param {number} start @param {number} end */
+  playPart(start, end) {
+    this.player.currentTime = start;
+    this.until = end;
     this.player.play();
   }
 
@@ -182,7 +192,7 @@ class Listening {
       el(
         "p",
         {},
-        `The spectrogram shows how loud each of ${config.n_mels} bands of tones is, high ones on top. Below it, each token's cross-attention: the bluer, the more the token read that moment.`,
+        `The spectrogram shows how loud each of ${config.n_mels} bands of tones is, high ones on top. Below it, each token's cross-attention: the bluer, the more the token read that moment. Click a word to hear it.`,
       ),
       time,
       this.word,

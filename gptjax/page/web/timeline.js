@@ -32,8 +32,9 @@ export class Timeline {
    * @param {number} rate  samples in a second
    * @param {string[]} names  of the tokens
    * @param {(word: number) => void} select
+   * @param {(word: number) => void} play
    */
-  constructor(heard, rate, names, select) {
+  constructor(heard, rate, names, select, play) {
     this.start = heard.first / rate;
     this.seconds = (heard.end - heard.first) / rate;
     this.words = heard.words;
@@ -46,7 +47,13 @@ export class Timeline {
       const on = () => select(i);
       return el(
         "button",
-        { style: this.place(word), title: times, onclick: on, onfocus: on, onmouseenter: on },
+        {
+          style: this.place(word),
+          title: times,
+          onclick: () => play(i),
+          onfocus: on,
+          onmouseenter: on,
+        },
         word.text,
       );
     });
