@@ -173,6 +173,10 @@ def test_write(page: Any) -> None:
     after = page.text_content("#view-write .text")
     assert after[:20] == before[:20]
     assert after[20] == other.replace("␣", " ").replace("⏎", "\n")
+    page.click("text=Go on")
+    until(lambda: page.inner_text("button.main") == "Write")
+    assert len(page.text_content("#view-write .text")) == 21 + 400 + 400
+    assert page.text_content("#view-write .text").startswith(after)
     slider = page.locator("#view-write input[type=range]").first
     slider.fill("0")
     assert write() == write()
@@ -182,7 +186,7 @@ def test_look(page: Any) -> None:
     """Another text, position and head; a part that is off changes the loss, and comes back."""
     page.click("#tab-look")
     page.fill("#view-look textarea", "the lazy dog é")
-    assert "é" in page.inner_text("#view-look .warning")
+    until(lambda: "é" in page.inner_text("#view-look .warning"))
     row = "#view-look table >> nth=1"
     whole = page.inner_text(row)
     page.click("#view-look [title='layer 1, head 2'] >> nth=-1")
@@ -197,7 +201,7 @@ def test_look(page: Any) -> None:
     assert page.inner_text("#view-look h3") == "Layer 2, head 2"
     page.focus("#view-look .text")
     page.keyboard.press("ArrowLeft")
-    assert "Position 12" in page.inner_text("#view-look")
+    assert "Position 11" in page.inner_text("#view-look")
 
 
 def test_parts_sum_to_the_logit(page: Any) -> None:

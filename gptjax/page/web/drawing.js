@@ -40,7 +40,9 @@ export function visible(text) {
 
 /** A share as a percentage: 12 %, 0.3 %. @param {number} p */
 export function percent(p) {
-  return `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`;
+  if (p > 0 && p < 0.0005) return "< 0.1\u00a0%";
+  if (p < 1 && p >= 0.995) return "> 99\u00a0%";
+  return `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)}\u00a0%`;
 }
 
 /** @param {number} n */
@@ -154,17 +156,17 @@ export function slider(name, range, change, show = String) {
 
 /**
  * Rows of a name, a bar and a number.
- * @param {{name: string | Node, value: number, text: string}[]} rows
+ * @param {{name: string | Node, value: number, text: string, colour?: string}[]} rows
  */
 export function bars(rows) {
   const most = Math.max(1e-9, ...rows.map((row) => Math.abs(row.value)));
   return el(
     "div",
     { class: "bars" },
-    ...rows.flatMap(({ name, value, text }) => [
+    ...rows.flatMap(({ name, value, text, colour }) => [
       el("span", {}, name),
       el("span", {
-        class: value < 0 ? "bar negative" : "bar",
+        class: `bar ${value < 0 ? "negative" : (colour ?? "")}`,
         style: `width: ${((100 * Math.abs(value)) / most).toFixed(1)}%`,
       }),
       el("span", { class: "faint" }, text),

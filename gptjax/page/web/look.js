@@ -4,9 +4,12 @@ import { bars, count, el, heatmap, partName, percent, shade, svg, visible } from
 import { dot, logSoftmax, Matrix } from "./layers.js";
 import { logitAttribution, Probe, readOut } from "./model.js";
 import { mostLikely, readText, Writer } from "./sampling.js";
-import { likeliest } from "./write.js";
+import { leftOut, likeliest } from "./write.js";
 
 const CONTINUATION = 60;
+/** Milliseconds without a key before a text is read. */
+const PAUSE = 250;
+const MOST_TAKEN = 64;
 const N_PARTS = 12;
 
 class Looking {
@@ -23,13 +26,20 @@ class Looking {
     this.ids = [];
     this.seen = run.tokens;
     /** The loss of the text with the whole model. */
-    this.whole = { ids: this.ids, loss: 0 };
+    this.whole = { ids: this.ids, loss: 0, continuation: "" };
     this.loss = 0;
     this.logits = new Matrix(0, 0);
     this.input = /** @type {HTMLTextAreaElement} */ (
       el("textarea", { "aria-label": "Text to look at", rows: 2, spellcheck: "false" })
     );
-    this.input.oninput = () => this.read();
+    this.input.oninput = () => {
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.read(), PAUSE);
+    };
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.timer = undefined;
+    /** A position that was clicked: pointing at another one does not change it. */
+    this.pinned = false;
     this.warning = el("p", { class: "warning", role: "status" });
     this.tokens = el("div", {
       class: "text",
@@ -37,10 +47,17 @@ class Looking {
       role: "group",
       "aria-label": "Tokens; arrow keys move the position",
     });
-    this.tokens.style.minHeight = "0";
     this.tokens.onkeydown = (event) => this.move(event);
-    this.tokens.onclick = (event) => this.point(event);
-    this.tokens.onmouseover = (event) => this.point(event);
+    this.tokens.onclick = (event) => {
+      const at = this.spans.indexOf(/** @type {HTMLElement} */ (event.target));
+      this.pinned = at >= 0 && !(this.pinned && at === this.at);
+      if (at >= 0) this.look(at);
+    };
+    this.tokens.onmouseover = (event) => {
+      const at = this.spans.indexOf(/** @type {HTMLElement} */ (event.target));
+      if (at >= 0 && at !== this.at && !this.pinned) this.look(at);
+    };
+    this.body = el("div");
     /** @type {HTMLElement[]} */
     this.spans = [];
     const names = ["grid", "large", "lens", "norms", "parts", "switches", "effect"];
@@ -51,26 +68,35 @@ class Looking {
   /** The view is shown: takes over the text that was written. */
   show() {
     const { tokenizer, tokens, config } = this.run;
-    const text = tokenizer.pieces(tokens.slice(0, Math.min(config.block_size, 64))).join("");
-    if (!this.input.value || this.seen !== tokens) this.input.value = text || "\n";
-    this.seen = tokens;
-    this.read();
+    const n = Math.min(config.block_size, MOST_TAKEN);
+    const isNew = this.seen !== tokens;
+    if (!this.input.value || isNew) {
+      this.input.value = tokenizer.pieces(tokens.slice(0, n)).join("") || "\n";
+      this.read();
+      if (tokens.length > n) {
+        this.warning.textContent = `The first ${n} of ${count(tokens.length)} tokens that were written. Type to change them.`;
+      }
+    } else this.compute();
   }
 
   /** Reads the text of the input. */
   read() {
     const { tokenizer, config } = this.run;
     const { ids, unknown } = tokenizer.encode(this.input.value);
-    const notes = unknown.length
-      ? [`The model never saw ${unknown.map((u) => `“${visible(u)}”`).join(", ")}: left out.`]
-      : [];
-    if (ids.length > config.block_size)
+    const notes = [leftOut(unknown)];
+    if (ids.length > config.block_size) {
       notes.push(`Only the first ${config.block_size} tokens are read.`);
-    if (ids.length < 2) notes.push("Type at least two tokens.");
-    this.warning.textContent = notes.join(" ");
-    if (ids.length < 2) return;
+    }
+    if (!ids.length) notes.push("Type at least one token.");
+    this.warning.textContent = notes.join(" ").trim();
+    this.body.classList.toggle("stale", !ids.length);
+    if (!ids.length) return;
     this.ids = ids.slice(0, config.block_size);
+    // The other views look at this text, too.
+    this.run.tokens = this.ids;
+    this.seen = this.ids;
     this.at = this.ids.length - 1;
+    this.pinned = false;
     this.target = -1;
     const pieces = tokenizer.pieces(this.ids);
     this.spans = pieces.map((piece) => el("span", { class: "token" }, piece.replace("\n", "⏎\n")));
@@ -82,30 +108,37 @@ class Looking {
   /** Runs the model over the text, and draws everything. */
   compute() {
     const { config, params, off } = this.run;
-    if (this.whole.ids !== this.ids) {
-      this.whole = { ids: this.ids, loss: readText(config, params, this.ids).loss };
-    }
     this.probe = new Probe(off);
     const { logits, loss } = readText(config, params, this.ids, this.probe);
     this.logits = logits;
     this.loss = loss;
+    if (this.whole.ids !== this.ids) {
+      const whole = off.size ? readText(config, params, this.ids).loss : loss;
+      this.whole = { ids: this.ids, loss: whole, continuation: this.goOn(new Set()) };
+    }
     this.drawGrid();
     this.drawEffect();
     this.drawPosition();
   }
 
-  /** @param {KeyboardEvent} event */
-  move(event) {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    this.look(Math.max(0, Math.min(this.ids.length - 1, this.at + step)));
+  /** How the text goes on, always with the likeliest token. @param {Set<string>} without */
+  goOn(without) {
+    const { config, params, tokenizer } = this.run;
+    const writer = new Writer(config, params, this.ids, without);
+    for (let i = 0; i < CONTINUATION; i++) writer.append(mostLikely(writer.logits));
+    return tokenizer.pieces(writer.tokens).slice(this.ids.length).join("");
   }
 
-  /** @param {MouseEvent} event */
-  point(event) {
-    const at = this.spans.indexOf(/** @type {HTMLElement} */ (event.target));
-    if (at >= 0 && at !== this.at) this.look(at);
+  /** @param {KeyboardEvent} event */
+  move(event) {
+    const last = this.ids.length - 1;
+    const places = { ArrowRight: this.at + 1, ArrowLeft: this.at - 1, Home: 0, End: last };
+    const to = places[/** @type {keyof places} */ (event.key)];
+    if (event.key === "Escape") this.pinned = false;
+    if (event.key === "Enter") this.pinned = true;
+    if (to === undefined) return;
+    event.preventDefault();
+    this.look(Math.max(0, Math.min(last, to)));
   }
 
   /** Looks at another position. @param {number} at */
@@ -164,14 +197,14 @@ class Looking {
     const weights = this.weights();
     const row = weights.row(this.at);
     this.spans.forEach((span, s) => {
-      span.style.background = s <= this.at ? shade("blue", Math.sqrt(row[s])) : "none";
+      span.style.background = s <= this.at ? shade("blue", 0.5 * Math.sqrt(row[s])) : "none";
       span.classList.toggle("chosen", s === this.at);
     });
     const order = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 5);
     const name = (/** @type {number} */ t) => visible(tokenizer.name(this.ids[t]));
     const width = config.n_embd / config.n_head;
     const rows = order.map((s) => ({
-      name: `${name(s)}  (${s + 1})`,
+      name: `${name(s)}  (${s})`,
       value: row[s],
       text: percent(row[s]),
     }));
@@ -179,6 +212,30 @@ class Looking {
       weights,
       `attention of layer ${this.layer + 1}, head ${this.head + 1}: rows look at columns`,
     );
+    const cell = el(
+      "p",
+      { class: "faint" },
+      "Point at a square. Click a row to look at its position.",
+    );
+    /** The row and column of a point of the picture. @param {MouseEvent} event */
+    const place = (event) => {
+      const box = picture.getBoundingClientRect();
+      const at = (/** @type {number} */ share) =>
+        Math.max(0, Math.min(weights.rows - 1, Math.floor(share * weights.rows)));
+      return [
+        at((event.clientY - box.top) / box.height),
+        at((event.clientX - box.left) / box.width),
+      ];
+    };
+    picture.onmousemove = (event) => {
+      const [t, source] = place(event);
+      const weight = percent(weights.row(t)[source]);
+      cell.textContent = `“${name(t)}” (${t}) looks at “${name(source)}” (${source}): ${weight}`;
+    };
+    picture.onclick = (event) => {
+      this.pinned = true;
+      this.look(place(event)[0]);
+    };
     this.panels.large.replaceChildren(
       el("h3", {}, `Layer ${this.layer + 1}, head ${this.head + 1}`),
       arcs(
@@ -193,23 +250,24 @@ class Looking {
           "div",
           { class: "map" },
           picture,
+          cell,
           el(
             "p",
             { class: "faint" },
-            "Each row is a position that looks, each column one that it looks at. Nobody looks ahead, so the upper half is empty.",
+            "Each row is a position that looks, each column one that it looks at. No position looks ahead, so the upper half is empty. Small weights are drawn stronger than they are: the colour is their square root.",
           ),
         ),
         el(
           "div",
           {},
-          el("p", {}, `Position ${this.at + 1}, “${name(this.at)}”, looks most at:`),
+          el("p", {}, `Position ${this.at}, “${name(this.at)}”, looks most at:`),
           bars(rows),
         ),
       ),
       el(
         "code",
         { class: "equation" },
-        `weights = softmax(q k^T / sqrt(${width}))      q: (${weights.rows}, ${width}), k: (${weights.rows}, ${width}), weights: (${weights.rows}, ${weights.rows})`,
+        `weights = softmax(q k^T / sqrt(${width}) + mask)      mask = -inf where the column is later than the row\nq, k: (${weights.rows}, ${width}); weights: (${weights.rows}, ${weights.rows}). The tab Forward pass says where q and k come from.`,
       ),
     );
   }
@@ -230,7 +288,7 @@ class Looking {
       const cells = likeliest(logP, 4).map(({ id, p }) =>
         el(
           "td",
-          { class: "token", style: `background: ${shade("blue", 0.7 * p)}` },
+          { class: "token", style: `background: ${shade("blue", 0.5 * p)}` },
           `${visible(tokenizer.name(id))} ${percent(p)}`,
         ),
       );
@@ -239,17 +297,17 @@ class Looking {
         "tr",
         {},
         el("td", {}, i ? `after layer ${i}` : "embedding"),
+        ...(next === undefined ? [] : [el("td", {}, truth)]),
         ...cells,
-        el("td", { class: "number" }, truth),
       );
     });
-    const truth = next === undefined ? "" : `“${visible(tokenizer.name(next))}” stands there`;
+    const truth = next === undefined ? "" : `“${visible(tokenizer.name(next))}”, which follows`;
     const head = el(
       "tr",
       {},
       el("th", {}, ""),
+      ...(next === undefined ? [] : [el("th", {}, truth)]),
       el("th", { colspan: 4 }, "likeliest next tokens"),
-      el("th", {}, truth),
     );
     this.panels.lens.replaceChildren(
       el("div", { class: "scroll" }, el("table", {}, head, ...rows)),
@@ -257,11 +315,17 @@ class Looking {
   }
 
   drawNorms() {
-    const rows = this.streams().map((stream, i) => {
-      const length = Math.sqrt(dot(stream.row(0), stream.row(0)));
-      return { name: i ? `after layer ${i}` : "embedding", value: length, text: length.toFixed(1) };
+    const length = (/** @type {Float32Array} */ x) => Math.sqrt(dot(x, x));
+    const streams = this.streams().map((stream) => stream.row(0));
+    const rows = streams.flatMap((x, i) => {
+      const after = { name: i ? `after layer ${i}` : "embedding", value: length(x) };
+      if (!i) return [after];
+      const added = length(x.map((value, j) => value - streams[i - 1][j]));
+      return [{ name: `added by layer ${i}`, value: added, colour: "grey" }, after];
     });
-    this.panels.norms.replaceChildren(bars(rows));
+    this.panels.norms.replaceChildren(
+      bars(rows.map((row) => ({ ...row, text: row.value.toFixed(1) }))),
+    );
   }
 
   /** What the parts of the model add to the logit of a token. */
@@ -283,10 +347,12 @@ class Looking {
     if (parts.length > N_PARTS)
       shown.push({ name: `${parts.length - N_PARTS} others`, value: rest });
     const signed = (/** @type {number} */ x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
-    const candidates = likeliest(logSoftmax(logits), 6).map(({ id, p }) => {
+    const sum = parts.reduce((total, part) => total + part.value, 0);
+    const candidates = likeliest(logSoftmax(logits), 6).map(({ id, p }, i) => {
       const pick = () => {
         this.target = id;
         this.drawParts();
+        this.panels.parts.querySelectorAll("button")[i]?.focus();
       };
       return el(
         "button",
@@ -298,7 +364,16 @@ class Looking {
     this.panels.parts.replaceChildren(
       pickers,
       bars(shown.map(({ name, value }) => ({ name: partName(name), value, text: signed(value) }))),
+      el(
+        "p",
+        {},
+        `Sum: ${signed(sum)}, the logit ${this.beforeCap()}minus the mean of all logits.`,
+      ),
     );
+  }
+
+  beforeCap() {
+    return this.run.config.logit_softcap ? "before the soft-cap " : "";
   }
 
   /** A button for every part that can be switched off. */
@@ -307,13 +382,23 @@ class Looking {
     const toggle = (/** @type {string} */ name, /** @type {string} */ text) => {
       const button = el(
         "button",
-        { "aria-pressed": String(!off.has(name)), title: partName(name) },
+        {
+          "aria-pressed": String(!off.has(name)),
+          title: partName(name),
+          "aria-label": partName(name),
+        },
         text,
       );
+      // Nothing of a layer that is off is computed.
+      const layer = name.split(".")[0];
+      if (name !== layer && off.has(layer)) button.setAttribute("disabled", "");
       button.onclick = () => {
         if (!off.delete(name)) off.add(name);
-        button.setAttribute("aria-pressed", String(!off.has(name)));
         this.compute();
+        this.drawSwitches();
+        /** @type {HTMLElement | null} */
+        const again = this.panels.switches.querySelector(`[title="${partName(name)}"]`);
+        again?.focus();
       };
       return button;
     };
@@ -339,37 +424,35 @@ class Looking {
 
   /** The loss of the text, and how it goes on, with the parts that are on. */
   drawEffect() {
-    const { config, params, tokenizer, off } = this.run;
-    const [loss, whole, ids] = [this.loss, this.whole.loss, this.ids];
-    const goOn = (/** @type {Set<string>} */ without) => {
-      const writer = new Writer(config, params, ids, without);
-      for (let i = 0; i < CONTINUATION; i++) writer.append(mostLikely(writer.logits));
-      return tokenizer.pieces(writer.tokens).slice(ids.length).join("");
-    };
+    const { off } = this.run;
     const line = (
       /** @type {string} */ title,
       /** @type {number} */ nats,
       /** @type {string} */ text,
-    ) =>
-      el(
+    ) => {
+      const change = nats - this.whole.loss;
+      const sign = change < 0 ? "−" : "+";
+      const cells = [
+        Number.isNaN(nats) ? "–" : `${nats.toFixed(3)} nats`,
+        change ? `${sign}${Math.abs(change).toFixed(3)}` : "",
+      ];
+      return el(
         "tr",
         {},
         el("td", {}, title),
-        el("td", { class: "number" }, `${nats.toFixed(3)} nats`),
+        ...cells.map((cell) => el("td", { class: "number" }, cell)),
         el("td", {}, el("code", {}, text)),
       );
-    const rows = [line("whole model", whole, goOn(new Set()))];
-    if (off.size)
-      rows.push(
-        line(`without ${count(off.size)} ${off.size === 1 ? "part" : "parts"}`, loss, goOn(off)),
-      );
-    const head = el(
-      "tr",
-      {},
-      el("th", {}, ""),
-      el("th", {}, "loss of the text"),
-      el("th", {}, "likeliest continuation"),
-    );
+    };
+    const rows = [line("whole model", this.whole.loss, this.whole.continuation)];
+    // A head of a layer that is off is no further part.
+    const parts = [...off].filter((name) => !off.has(name.split(".")[0]) || !name.includes("."));
+    if (off.size) {
+      const title = `without ${count(parts.length)} ${parts.length === 1 ? "part" : "parts"}`;
+      rows.push(line(title, this.loss, this.goOn(off)));
+    }
+    const names = ["", "loss of the text", "change", "likeliest continuation"];
+    const head = el("tr", {}, ...names.map((name) => el("th", {}, name)));
     this.panels.effect.replaceChildren(
       el("div", { class: "scroll", "aria-live": "polite" }, el("table", {}, head, ...rows)),
     );
@@ -381,55 +464,47 @@ class Looking {
     const cap = config.logit_softcap
       ? ` The soft-cap of ${config.logit_softcap} comes after this sum.`
       : "";
-    return el(
-      "section",
-      {},
-      el(
-        "p",
-        {},
-        "Type a text. Point at a character: every picture below is about that position, and what the model computes there.",
-      ),
-      this.input,
-      this.warning,
-      this.tokens,
+    const words = (/** @type {string} */ text) => el("p", {}, text);
+    this.body.append(
       el("h2", {}, "Attention"),
-      el(
-        "p",
-        {},
-        "Every head decides for each position which earlier ones to read from. The bluer, the more. Choose one: 2.3 is head 3 of layer 2.",
+      words(
+        `Every layer has ${config.n_head} heads. Each decides for every position which earlier ones to read from: the bluer, the more. Choose one: 2.3 is head 3 of layer 2.`,
       ),
       grid,
       large,
       el("h2", {}, "Logit lens"),
-      el(
-        "p",
-        {},
-        "What would the model answer if it stopped after a layer? The output head reads the residual stream as it is at that point (nostalgebraist 2020).",
+      words(
+        "We skip the remaining layers, and let the final norm and the output matrix read what is there (nostalgebraist 2020). The model was not trained for that: early rows can be confident and wrong. The last row is its real answer.",
       ),
       lens,
       el("h2", {}, "Residual stream"),
-      el(
-        "p",
-        {},
-        "Each layer adds to a vector that runs through the model. This is its length: a small step means that a layer changed little.",
+      words(
+        "A vector runs through the model, and each layer adds one to it. Blue: how long the vector is. Grey: how long the one is that the layer added. What layers add may cancel.",
       ),
       el("code", { class: "equation" }, `|x| = sqrt(x_1^2 + ... + x_${config.n_embd}^2)`),
       norms,
       el("h2", {}, "Who says so?"),
-      el(
-        "p",
-        {},
-        `What each part adds to the logit of a token, compared with the average token. Blue speaks for it, orange against it (Elhage et al. 2021).${cap}`,
+      words(
+        `What each part adds directly to the logit of a token, compared with the mean of all tokens (Elhage et al. 2021). Blue speaks for the token, orange against it. What a part does by way of later layers counts for those, so an early layer with a small bar can still be indispensable: switch it off below. What the final norm divides by is held fixed.${cap}`,
       ),
       parts,
       el("h2", {}, "Switch parts off"),
-      el(
-        "p",
-        {},
-        "A part that is off adds nothing. If the loss of the text hardly rises, the part was not needed here.",
+      words(
+        "A part that is off adds nothing, in the other tabs too. If the loss of the text hardly rises, the model manages without this part here; another may do the same work. The loss may even fall.",
       ),
       switches,
       effect,
+    );
+    return el(
+      "section",
+      {},
+      words(
+        "Type a text. Point at a token: every picture below is about that position. Click it to hold it; arrow keys move on.",
+      ),
+      this.input,
+      this.warning,
+      el("div", { class: "sticky" }, this.tokens),
+      this.body,
     );
   }
 }
@@ -443,7 +518,9 @@ class Looking {
 function arcs(row, at, names) {
   const x = (/** @type {number} */ t) => (1180 * (t + 0.5)) / row.length + 10;
   const picture = svg("svg", {
+    class: "wide",
     viewBox: "0 0 1200 150",
+    class: "wide",
     role: "img",
     "aria-label": "arcs to the positions that are looked at",
   });

@@ -29,7 +29,7 @@ import { writeView } from "./write.js";
  *   tokenizer: import("./tokenizer.js").Tokenizer, source: import("./tokenizer.js").Tokenizer | null,
  *   tokens: number[], off: Set<string>,
  *   checkpoint: (step: number) => Promise<import("./layers.js").Params>}} Run
- * @typedef {{id: string, title: string, element: HTMLElement, show?: () => void}} View
+ * @typedef {{id: string, title: string, element: HTMLElement, show?: () => void, hide?: () => void}} View
  */
 
 /** @returns {Promise<Run>} */
@@ -75,6 +75,9 @@ function makeViews(run) {
 /** Shows one view, and the others not. @param {View[]} views @param {string} id */
 function showView(views, id) {
   for (const view of views) {
+    if (view.id !== id) view.hide?.();
+  }
+  for (const view of views) {
     const tab = /** @type {HTMLElement} */ (document.getElementById(`tab-${view.id}`));
     tab.setAttribute("aria-selected", String(view.id === id));
     tab.tabIndex = view.id === id ? 0 : -1;
@@ -119,8 +122,9 @@ function describe({ contents, config }) {
   let cost = "The weights are those of the run, float32.";
   if (format !== "float32") {
     cost = `The weights are rounded to ${format}. `;
+    const change = (loss.shown - loss.float32).toFixed(4).replace("-", "−");
     cost += loss.shown
-      ? `Validation loss with them: ${loss.shown.toFixed(4)}; without rounding: ${loss.float32.toFixed(4)} nats per token (on ${count(loss.tokens)} tokens).`
+      ? `That changes the loss by ${change} nats per token, measured on ${count(loss.tokens)} tokens of the validation split.`
       : "What that costs was not measured, because the run's data is not here.";
   }
   /** @type {HTMLElement} */ (document.getElementById("footer")).textContent =
