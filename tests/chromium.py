@@ -43,13 +43,13 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
         page.on("request", lambda r: None if _is_local(r.url) else faults.append(r.url))
         page.goto(path.absolute().as_uri())
         until(lambda: page.evaluate("!!globalThis.gptjax") or faults)
-        assert not faults
+        assert faults == []
         return page
 
     yield open_
     for page in pages:
         page.close()
-    assert not faults
+    assert faults == []
 
 
 def _is_local(url: str) -> bool:

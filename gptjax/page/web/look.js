@@ -8,7 +8,7 @@ import { leftOut, likeliest } from "./write.js";
 
 const CONTINUATION = 60;
 /** Milliseconds without a key before a text is read. */
-const PAUSE = 250;
+const TYPING_PAUSE = 250;
 const MOST_TAKEN = 64;
 const N_PARTS = 12;
 
@@ -34,7 +34,7 @@ class Looking {
     );
     this.input.oninput = () => {
       clearTimeout(this.timer);
-      this.timer = setTimeout(() => this.read(), PAUSE);
+      this.timer = setTimeout(() => this.read(), TYPING_PAUSE);
     };
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.timer = undefined;
@@ -518,7 +518,6 @@ class Looking {
 function arcs(row, at, names) {
   const x = (/** @type {number} */ t) => (1180 * (t + 0.5)) / row.length + 10;
   const picture = svg("svg", {
-    class: "wide",
     viewBox: "0 0 1200 150",
     class: "wide",
     role: "img",
