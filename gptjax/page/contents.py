@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gptjax.page.weights import WeightFormat, pack, pack_difference
 from gptjax.quantization.quant_array import FLOAT32, dequantize_params
 from gptjax.runs import checkpoints, init_from, resuming, run_directory
 from gptjax.runs.plots import read_metrics
+from gptjax.training import Batch
 
 EXAMPLE_TOKENS = 48
 """Length of the text that a page looks at first."""
@@ -33,8 +35,8 @@ N_SOURCES = 5
 N_CLIPS = 3
 MOST_POINTS = 400
 """Points of a loss curve: more than a screen shows."""
-LOSS_SEQUENCES = 16
-"""Validation sequences on which the cost of smaller weights is measured."""
+LOSS_TOKENS = 2000
+"""Tokens of the validation split on which the cost of smaller weights is measured."""
 
 
 def contents(
@@ -122,15 +124,16 @@ def _dataset(run: Path, config: Config) -> Any:
     return dataset
 
 
-def _some_batches(dataset: Any, config: Config) -> Any:
-    """The first validation sequences, a batch of eight at a time, leaves (1, B, ...)."""
-    batches = dataset.validation(config, 8)
-    singles = (
-        {name: leaf[k : k + 1] for name, leaf in group.items()}
-        for group in batches
-        for k in range(len(group["tokens"]))
-    )
-    return itertools.islice(singles, LOSS_SEQUENCES // 8)
+def _some_batches(dataset: Any, config: Config) -> Iterator[Batch]:
+    """The first validation sequences, LOSS_TOKENS or more; eight at a time, leaves (1, B, ...)."""
+    n_tokens = 0.0
+    for group in dataset.validation(config, 8):
+        for k in range(len(group["tokens"])):
+            batch = {name: leaf[k : k + 1] for name, leaf in group.items()}
+            yield batch
+            n_tokens += batch["loss_weights"].sum()
+            if n_tokens >= LOSS_TOKENS:
+                return
 
 
 def _examples(dataset: TextData | PairData | SpeechData, config: Config) -> dict[str, Any]:
