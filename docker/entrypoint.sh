@@ -10,7 +10,7 @@ command="${1:---help}"
 [ $# -eq 0 ] || shift
 
 case "$command" in
-  train | quantize | export | import)
+  train | quantize | export | import | page)
     # Docker makes a missing mount point as root.
     runs="${RUNS:-/runs}"
     if [ ! -w "$runs" ]; then
@@ -27,7 +27,7 @@ case "$command" in
     echo "$usage"
     exec gptjax --help
     ;;
-  train | sample | evaluate | quantize | export | import | prepare | plot | doctor)
+  train | sample | evaluate | quantize | export | import | prepare | plot | page | doctor)
     exec gptjax "$command" "$@"
     ;;
 esac
