@@ -254,6 +254,27 @@ def test_bad_input(tmp_path: Path, refused: Refused) -> None:
     assert not out.exists()
 
 
+def test_what_a_run_holds_is_text(
+    tmp_path: Path,
+    open_page: OpenPage,  # noqa: F811
+) -> None:
+    """Names, samples and tokens of a stranger's run start no program in the page."""
+    attack = "</script><img src=x onerror=alert(1)><script>alert(2)</script>"
+    run = tmp_path / "<img src=x onerror=alert(1)>"
+    make_run(run, TINY, tokenizer.WordTokenizer(sorted({attack, "<b>", "a"})))
+    (run / "samples").mkdir()
+    (run / "samples" / "0.txt").write_text(attack)
+    page_command.main([str(run), "--out", str(tmp_path / "a.html")])
+    page, dialogs = open_page(tmp_path / "a.html"), []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    for view in page.evaluate("gptjax.views.map((view) => view.id)"):
+        page.click(f"#tab-{view}")
+    assert page.inner_text("h1") == run.name
+    assert attack in page.evaluate("Object.values(gptjax.run.contents.samples)")
+    assert page.locator("img").count() == 0
+    assert dialogs == []
+
+
 def test_a_page_holds_its_programs_once() -> None:
     """One scope, so no name twice; and nothing is left of imports."""
     text = program()
