@@ -166,7 +166,7 @@ def test_processes_that_differ_are_refused(what: str, config: Path, tmp_path: Pa
     printed = pair.printed(0) + pair.printed(1)
     assert 2 in codes, printed
     assert 0 not in codes, printed
-    differs = rf"error: process . has {what} .*, process . has .*; start all of them with the same"
+    differs = rf"error: process . has {what} .*, process . has .*; start all with the same options"
     assert re.search(differs, printed), printed
 
 
