@@ -28,7 +28,7 @@ from typing import Any
 from gptjax import cli, train
 from gptjax.commands import sample as sample_command
 from gptjax.runs import run_directory
-from gptjax.runs.plots import read_metrics
+from gptjax.runs.metrics import read_metrics
 from gptjax.scale import processes
 
 REPO = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.config_files import load_file
 from gptjax.data import speech
 from gptjax.data.audio import SAMPLE_RATE
-from gptjax.runs.plots import read_metrics
+from gptjax.runs.metrics import read_metrics
 from gptjax.runs.run_directory import read_config
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))

@@ -26,7 +26,7 @@ from gptjax.commands import plot, prepare, sample
 from gptjax.config import BigramConfig, Config
 from gptjax.data.tokenizer import CharTokenizer
 from gptjax.errors import Interrupted, SaveError, UserError, exit_codes
-from gptjax.runs import checkpoints, manifest, plots, run_directory
+from gptjax.runs import checkpoints, manifest, metrics, run_directory
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.report import Reporter
 from gptjax.training import TrainState
@@ -275,7 +275,7 @@ def test_training_continues_from_the_newest_intact_checkpoint(
     assert {"2", "4", "4.damaged"} <= {p.name for p in (copied / "checkpoints").iterdir()}
     kept = (copied / "metrics.jsonl").read_bytes().splitlines()
     assert kept[2:5] == [b'{"step": 2, "sec', b"\xff\x00", b'{"step": true}']
-    assert [row["step"] for row in plots.read_metrics(copied)][-1] == MAX_STEPS
+    assert [row["step"] for row in metrics.read_metrics(copied)][-1] == MAX_STEPS
 
 
 def test_plots_name_damaged_lines(
@@ -283,7 +283,7 @@ def test_plots_name_damaged_lines(
 ) -> None:
     with open(copied / "metrics.jsonl", "a") as file:
         file.write("[" * 100_000 + '\n{"step": 9, "seconds": 1, "val_loss": NaN}\n[1]\n{"step"')
-    n = len(plots.metrics_lines(copied))
+    n = len(metrics.metrics_lines(copied))
     plot.main([str(copied), "--out", str(tmp_path / "a.png")])
     assert f"damaged line {n - 2}, {n - 1}, {n};" in capsys.readouterr().err
 
@@ -379,8 +379,8 @@ def test_a_row_that_still_parses_is_checked(tmp_path: Path, old: str, new: str) 
     first, second = path.read_text().splitlines()
     path.write_text(f"{first}\n{second.replace(old, new)}\n")
     is_same = json.loads(second) == json.loads(second.replace(old, new))
-    assert [row["step"] for row in plots.read_metrics(tmp_path)] == [1, 2][: 1 + is_same]
-    assert ("damaged line 2" in plots.damaged_lines(tmp_path)) != is_same
+    assert [row["step"] for row in metrics.read_metrics(tmp_path)] == [1, 2][: 1 + is_same]
+    assert ("damaged line 2" in metrics.damaged_lines(tmp_path)) != is_same
 
 
 # --- failures of the disk and the file system

@@ -26,7 +26,7 @@ from gptjax.commands import sample
 from gptjax.errors import exit_codes
 from gptjax.runs import run_directory
 from gptjax.runs.checkpoints import Checkpoints
-from gptjax.runs.plots import read_metrics
+from gptjax.runs.metrics import read_metrics
 from gptjax.runs.report import Reporter
 from gptjax.runs.stop_signal import StopSignal
 from gptjax.scale.sharding import with_sharding

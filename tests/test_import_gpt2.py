@@ -35,7 +35,7 @@ from gptjax.interop import gpt2
 from gptjax.quantization.quant_array import Format, quantize_params
 from gptjax.runs import init_from as finetune
 from gptjax.runs import run_directory
-from gptjax.runs.plots import read_metrics
+from gptjax.runs.metrics import read_metrics
 from gptjax.scale.sharding import with_sharding
 
 tokenizers = pytest.importorskip("tokenizers", reason=EXTRA)

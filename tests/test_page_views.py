@@ -18,7 +18,7 @@ from gptjax.commands import page as page_command
 from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
 from gptjax.data import tokenizer
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
-from gptjax.runs.plots import read_metrics
+from gptjax.runs.metrics import read_metrics
 
 OPTIONS = {
     "original": TINY,

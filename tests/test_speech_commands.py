@@ -22,7 +22,7 @@ from gptjax.commands import evaluate, sample
 from gptjax.data import audio, batches, recording_checks, recordings
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.decoding import transcription
-from gptjax.runs import plots
+from gptjax.runs import metrics
 
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
 pytest.importorskip("jiwer", reason="an extra: pip install -e '.[evaluate]'")
@@ -100,7 +100,7 @@ def refuses(capsys: pytest.CaptureFixture[str], run: Path, *arguments: object) -
 
 
 def test_four_clips_are_memorised(run: Path) -> None:
-    losses = [row["val_loss"] for row in plots.read_metrics(run) if "val_loss" in row]
+    losses = [row["val_loss"] for row in metrics.read_metrics(run) if "val_loss" in row]
     assert losses[-1] < 0.02  # 0.002 to 0.003 with the seeds that were tried
     found = evaluate.evaluate(evaluate.Evaluate(run))
     assert found["accuracy"] == 1.0, found["worst"]
@@ -379,7 +379,9 @@ def test_a_recording_that_breaks_does_not_end_the_training(
         run_train(*line)
     said = capsys.readouterr().err
     assert said.count("skipped from now on") == 2
-    losses = [row["val_loss"] for row in plots.read_metrics(tmp_path / "run") if "val_loss" in row]
+    losses = [
+        row["val_loss"] for row in metrics.read_metrics(tmp_path / "run") if "val_loss" in row
+    ]
     assert len(losses) == 3
     assert np.isfinite(losses).all()
 

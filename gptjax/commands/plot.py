@@ -12,7 +12,7 @@ from gptjax import json_files
 from gptjax.command_line import parse_command
 from gptjax.data import tokenizer
 from gptjax.errors import UserError, exit_codes
-from gptjax.runs import plots, run_directory
+from gptjax.runs import metrics, plots, run_directory
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def plot(command: Plot) -> None:
     for folder in command.runs:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; name a run directory, such as runs/gpt_cpu")
-        if damaged := plots.damaged_lines(folder):
+        if damaged := metrics.damaged_lines(folder):
             print(f"warning: {damaged}", file=sys.stderr)
-        rows = plots.read_metrics(folder)
+        rows = metrics.read_metrics(folder)
         if any({"train_loss", "val_loss"} & row.keys() for row in rows):
             runs[folder] = rows
         else:

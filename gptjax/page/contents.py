@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gptjax.page.tokens import for_page
 from gptjax.page.weights import WeightFormat, pack, pack_difference
 from gptjax.quantization.quant_array import FLOAT32, dequantize_params
 from gptjax.runs import checkpoints, init_from, resuming, run_directory
-from gptjax.runs.plots import read_metrics
+from gptjax.runs.metrics import read_metrics
 from gptjax.training import Batch
 
 EXAMPLE_TOKENS = 48
@@ -55,8 +56,8 @@ def contents(
         params = dequantize_params(params)
     params = jax.device_get(params)
     _check_size(run, models.count(params), weights, most_bytes)
-    packed, shown = pack(params, weights)
-    others = _others(run, model, found, shown, n_checkpoints)
+    pool = ThreadPoolExecutor(1)
+    packing = pool.submit(pack, params, weights)  # compiles beside the evaluation
     examples: dict[str, Any] = {}
     loss: dict[str, Any] = {}
     try:
@@ -67,8 +68,10 @@ def contents(
         examples = _examples(dataset, config)
         batches = list(_some_batches(dataset, config))
         evaluate = make_evaluate(model)
-        loss = {"float32": evaluate(params, batches), "shown": evaluate(shown, batches)}
+        loss = {"float32": evaluate(params, batches)}
+        loss["shown"] = evaluate(packing.result()[1], batches)
         loss["tokens"] = int(sum(batch["loss_weights"].sum() for batch in batches))
+    packed, shown = packing.result()
     return {
         "name": run.resolve().name,
         "kind": type(config.model).__name__,
@@ -78,7 +81,7 @@ def contents(
         "step": found,
         "parameters": models.count(params),
         "weights": {"format": weights, "loss": loss, **packed},
-        "checkpoints": others,
+        "checkpoints": _others(run, model, found, shown, n_checkpoints),
         "metrics": _curve(run),
         "samples": _samples(run),
         **examples,

@@ -44,7 +44,7 @@ class Packed:
             return
         axis = 1 if path.rpartition(".")[2] == "table" else 0
         most = np.maximum(*(np.abs(x).max(axis, keepdims=True) for x in (base, array)))
-        step = np.maximum(most / 127, 1e-30).astype(np.float32)
+        step = np.maximum(most / 63, 1e-30).astype(np.float32)
         self._add_integers(path, np.round(array / step).astype(np.int8), step)
 
     def _add_floats(self, path: str, array: np.ndarray) -> None:
@@ -87,7 +87,7 @@ def pack(params: Any, form: WeightFormat) -> tuple[dict[str, Any], Any]:
 def pack_difference(params: Any, shown: Any) -> dict[str, Any]:
     """Parameters as their difference from those that the page shows, in int8.
 
-    A matrix is rounded to the steps that the weights themselves have as int8. Differences are
+    A matrix is rounded to twice the steps that the weights themselves have as int8. Differences are
     smaller than weights, so most of these integers are small, and compress well.
     """
     base, packed = by_path(shown), Packed()

@@ -26,7 +26,7 @@ from gptjax.errors import SaveError, UserError
 from gptjax.models import Model
 from gptjax.quantization.quant_array import quantize_params
 from gptjax.runs import manifest, run_directory
-from gptjax.runs.plots import read_metrics
+from gptjax.runs.metrics import read_metrics
 from gptjax.runs.stored_arrays import brief, opened, read_back, restore_item
 from gptjax.scale import processes
 from gptjax.scale.sharding import by_path, with_sharding

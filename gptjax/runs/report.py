@@ -18,7 +18,8 @@ from gptjax.command_line import program
 from gptjax.config import Config
 from gptjax.errors import import_extra, naming
 from gptjax.runs import progress
-from gptjax.runs.plots import Row, damaged_lines, metrics_lines, plot, read_metrics
+from gptjax.runs.metrics import Row, damaged_lines, metrics_lines, read_metrics
+from gptjax.runs.plots import plot
 from gptjax.runs.progress import MOST_BAR, NotebookBar, Speed, bar_width
 
 # Seconds between lines when the output is not a terminal. An evaluation always prints.
