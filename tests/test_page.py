@@ -66,6 +66,11 @@ def make_run(folder: Path, config: ModelConfig, tok: Any, **settings: Any) -> tu
     return model, params
 
 
+def make_page(run: Path, *options: str) -> Path:
+    page_command.main([str(run), "--out", str(run.parent / "a.html"), *options])
+    return run.parent / "a.html"
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_page_computes_what_gptjax_computes(
     name: str,
@@ -74,9 +79,7 @@ def test_the_page_computes_what_gptjax_computes(
 ) -> None:
     config, tok = OPTIONS[name], tokenizer.train("char", TEXT, 0)
     model, params = make_run(tmp_path / "run", config, tok)
-    arguments = [str(tmp_path / "run"), "--weights", "float32", "--out", str(tmp_path / "a.html")]
-    page_command.main(arguments)
-    page = open_page(tmp_path / "a.html")
+    page = open_page(make_page(tmp_path / "run", "--weights", "float32"))
 
     text = TEXT[: config.block_size]
     found, ids = page.evaluate(READ, text), tok.encode(text)
@@ -103,13 +106,12 @@ def test_smaller_weights(
     """int8 is what `gptjax quantize` makes of the run."""
     tok = tokenizer.train("char", TEXT, 0)
     model, params = make_run(tmp_path / "run", MODERN, tok)
-    arguments = [str(tmp_path / "run"), "--weights", weights, "--out", str(tmp_path / "a.html")]
-    page_command.main(arguments)
+    path = make_page(tmp_path / "run", "--weights", weights)
     if weights == "int8":
         params = quantize_params(params, Format(bits=8))
     else:
         params = jax.tree.map(lambda p: p.astype(np.float16).astype(np.float32), params)
-    page, ids = open_page(tmp_path / "a.html"), tok.encode(TEXT[:16])
+    page, ids = open_page(path), tok.encode(TEXT[:16])
     logits_BTV, _ = model.apply({"params": params}, ids[None])
     found = page.evaluate(READ, TEXT[:16])["logits"]
     np.testing.assert_allclose(found, np.ravel(logits_BTV), atol=1e-4)
@@ -127,8 +129,7 @@ def test_tokenizers(
     """Those in a page give the same ids, and the text back."""
     tok = tokenizer.train(kind, 20 * TEXT + " it's 12 o'clock, señor 東京\n\n  fox", 300)
     make_run(tmp_path / "run", TINY, tok)
-    page_command.main([str(tmp_path / "run"), "--out", str(tmp_path / "a.html")])
-    page = open_page(tmp_path / "a.html")
+    page = open_page(make_page(tmp_path / "run"))
     for text in ["the lazy fox", "the  fox\n\njumps", "señor 東京 🙂 it's 123\t!", " fox   dog "]:
         if kind == "word":
             text = " ".join(word for word in text.split() if word in tok.to_dict()["words"])
@@ -143,8 +144,7 @@ def test_tokenizers(
 def page(tmp_path: Path, open_page: OpenPage) -> Any:  # noqa: F811
     tok = tokenizer.train("char", TEXT + TEXT.upper(), 0)
     make_run(tmp_path / "run", dataclasses.replace(MODERN, block_size=64), tok)
-    page_command.main([str(tmp_path / "run"), "--out", str(tmp_path / "a.html")])
-    return open_page(tmp_path / "a.html")
+    return open_page(make_page(tmp_path / "run"))
 
 
 def test_write(page: Any) -> None:
@@ -229,8 +229,7 @@ def test_no_view_is_wider_than_the_window(
 ) -> None:
     tok = tokenizer.train("char", TEXT, 0)
     make_run(tmp_path / "run", TINY, tok)
-    page_command.main([str(tmp_path / "run"), "--out", str(tmp_path / "a.html")])
-    page = open_page(tmp_path / "a.html", width)
+    page = open_page(make_page(tmp_path / "run"), width)
     for view in page.evaluate("gptjax.views.map((view) => view.id)"):
         page.click(f"#tab-{view}")
         assert page.evaluate("document.documentElement.scrollWidth") == width

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from chromium import OpenPage, browser, open_page, until  # noqa: F401 - fixtures
 from conftest import MODERN, TINY
-from test_page import TEXT, make_run
+from test_page import TEXT, make_page, make_run
 
 from gptjax.commands import page as page_command
 from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
@@ -40,11 +40,6 @@ def trained_page(text_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("page") / "run.html"
     page_command.main([str(text_run), "--out", str(out)])
     return out
-
-
-def make_page(run: Path, *options: str) -> Path:
-    page_command.main([str(run), "--out", str(run.parent / "a.html"), *options])
-    return run.parent / "a.html"
 
 
 def test_the_slider_shows_the_loss_and_the_sample_of_each_evaluation(

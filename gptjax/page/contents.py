@@ -56,25 +56,24 @@ def contents(
         params = dequantize_params(params)
     params = jax.device_get(params)
     _check_size(run, models.count(params), weights, most_bytes)
-    pool = ThreadPoolExecutor(1)
-    packing = pool.submit(pack, params, weights)  # compiles beside the evaluation
     examples: dict[str, Any] = {}
     loss: dict[str, Any] = {}
-    try:
-        dataset = _dataset(run, config)
-    except UserError as error:  # the data is elsewhere: the page goes without
-        loss["unknown"] = str(error)
-    else:
-        examples = _examples(dataset, config)
-        batches = list(_some_batches(dataset, config))
-        evaluate = make_evaluate(model)
-        loss = {"float32": evaluate(params, batches)}
-        loss["shown"] = evaluate(packing.result()[1], batches)
-        loss["tokens"] = int(sum(batch["loss_weights"].sum() for batch in batches))
+    with ThreadPoolExecutor(1) as pool:
+        packing = pool.submit(pack, params, weights)  # compiles beside the evaluation
+        try:
+            dataset = _dataset(run, config)
+        except UserError as error:  # the data is elsewhere: the page goes without
+            loss["unknown"] = str(error)
+        else:
+            examples = _examples(dataset, config)
+            batches = list(_some_batches(dataset, config))
+            evaluate = make_evaluate(model)
+            loss = {"float32": evaluate(params, batches)}
+            loss["shown"] = evaluate(packing.result()[1], batches)
+            loss["tokens"] = int(sum(batch["loss_weights"].sum() for batch in batches))
     packed, shown = packing.result()
     return {
         "name": run.resolve().name,
-        "kind": type(config.model).__name__,
         "config": {"type": type(config.model).__name__} | dataclasses.asdict(config.model),
         "hidden_width": getattr(config.model, "hidden_width", None),
         "tokenizer": page_tokenizer,

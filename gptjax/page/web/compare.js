@@ -1,6 +1,6 @@
 // Checkpoints side by side: the same prompt, continued by each of them.
 
-import { count, el, slider, visible } from "./drawing.js";
+import { count, el, leftOut, slider } from "./drawing.js";
 import { choose, probabilities, random, Writer } from "./sampling.js";
 import { firstPrompt } from "./write.js";
 
@@ -52,8 +52,7 @@ class Comparing {
     const round = ++this.round;
     const { config, tokenizer } = this.run;
     const { ids, unknown } = tokenizer.encode(this.prompt.value);
-    const list = unknown.map((part) => `“${visible(part)}”`).join(", ");
-    this.warning.textContent = unknown.length ? `The model never saw ${list}: left out.` : "";
+    this.warning.textContent = leftOut(unknown);
     const prompt = ids.length ? ids : [tokenizer.start];
     const writing = await Promise.all(
       this.kept.map(async ({ step }, i) => {

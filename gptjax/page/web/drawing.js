@@ -38,6 +38,12 @@ export function visible(text) {
   return text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣") || "∅";
 }
 
+/** A sentence on parts of a text that the model does not know. @param {string[]} unknown */
+export function leftOut(unknown) {
+  const list = unknown.map((part) => `“${visible(part)}”`).join(", ");
+  return unknown.length ? `The model never saw ${list}: left out.` : "";
+}
+
 /** A share as a percentage: 12 %, 0.3 %. @param {number} p */
 export function percent(p) {
   if (p > 0 && p < 0.0005) return "< 0.1\u00a0%";

@@ -1,10 +1,21 @@
 // Look: what the model computes inside for a text, and what happens without a part of it.
 
-import { bars, count, el, heatmap, partName, percent, shade, svg, visible } from "./drawing.js";
+import {
+  bars,
+  count,
+  el,
+  heatmap,
+  leftOut,
+  partName,
+  percent,
+  shade,
+  svg,
+  visible,
+} from "./drawing.js";
 import { dot, logSoftmax, Matrix } from "./layers.js";
 import { logitAttribution, Probe, readOut } from "./model.js";
 import { mostLikely, readText, Writer } from "./sampling.js";
-import { leftOut, likeliest } from "./write.js";
+import { likeliest } from "./write.js";
 
 const CONTINUATION = 60;
 /** Milliseconds without a key before a text is read. */

@@ -2,7 +2,7 @@
 
 import { meanOfHeads } from "./alignment.js";
 import { crossMap } from "./cross_map.js";
-import { el, percent, shade, visible } from "./drawing.js";
+import { el, leftOut, percent, shade, visible } from "./drawing.js";
 import { headChoices, headGrid } from "./heads.js";
 import { encoder } from "./model.js";
 import { crossWeights, transduce } from "./sampling.js";
@@ -62,10 +62,7 @@ class Transducing {
       ({ ids, unknown } = source.encode(small));
       notes.push("The model knows no capital letters: they are read as small ones.");
     }
-    if (unknown.length) {
-      const list = unknown.map((part) => `“${visible(part)}”`).join(", ");
-      notes.push(`The model never saw ${list}: left out.`);
-    }
+    if (unknown.length) notes.push(leftOut(unknown));
     const most = this.run.config.source_block_size;
     if (ids.length > most) notes.push(`Only the first ${most} tokens are read.`);
     if (!ids.length) notes.push("Type something that the model can read.");

@@ -1,6 +1,6 @@
 // Write: the model continues a prompt, and shows what else it might have written.
 
-import { count, el, percent, shade, slider, visible } from "./drawing.js";
+import { count, el, leftOut, percent, shade, slider, visible } from "./drawing.js";
 import { logSoftmax } from "./layers.js";
 import { Probe } from "./model.js";
 import { choose, probabilities, random, readText, Writer } from "./sampling.js";
@@ -34,14 +34,8 @@ export function firstPrompt(contents) {
   return text.match(/[A-Z][A-Za-z ]+:\n/)?.[0] ?? text.slice(0, 24);
 }
 
-/** A sentence on parts of a text that the model does not know. @param {string[]} unknown */
-export function leftOut(unknown) {
-  const list = unknown.map((part) => `“${visible(part)}”`).join(", ");
-  return unknown.length ? `The model never saw ${list}: left out.` : "";
-}
-
 /** What a token is in this model, in a sentence. @param {import("./page.js").Run} run */
-export function tokenIs({ contents, tokenizer }) {
+function tokenIs({ contents, tokenizer }) {
   const kinds = {
     char: "one character",
     word: "one word",
