@@ -29,7 +29,7 @@ EXTRAS = $(if $(ACCELERATOR),[$(ACCELERATOR)])
 train: $(VENV)/installed
 	@backend=$$($(BIN)/python -c 'import jax; print(jax.default_backend())') || exit 1; \
 	if [ -n "$(DRIVER)" ] && [ "$$backend" = cpu ]; then \
-	  echo "warning: there is an NVIDIA GPU, but JAX runs on the CPU; see Troubleshooting in README.md" >&2; \
+	  echo "warning: there is an NVIDIA GPU, but JAX runs on the CPU; see docs/troubleshooting.md" >&2; \
 	fi; \
 	config="$(CONFIG)"; \
 	if [ -z "$$config" ]; then \

@@ -274,6 +274,26 @@ def test_what_a_run_holds_is_text(
     assert dialogs == []
 
 
+def test_a_page_that_fails_says_so(
+    tmp_path: Path,
+    browser: Any,  # noqa: F811
+) -> None:
+    """A model may have an activation that only its own gptjax knows: CONTRIBUTING.md adds one."""
+    make_run(tmp_path / "run", TINY, tokenizer.train("char", TEXT, 0))
+    path = make_page(tmp_path / "run")
+    text = path.read_text("utf-8")
+    assert text.count('"activation": "relu"') == 1
+    path.write_text(text.replace('"activation": "relu"', '"activation": "silu"'), "utf-8")
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    until(lambda: page.evaluate("!!globalThis.gptjax"))
+    assert page.inner_text("#failure") == ""
+    page.click("text=Write >> nth=1")
+    until(lambda: page.inner_text("#failure"))
+    assert page.inner_text("#failure") == "This page failed: unknown activation silu"
+    page.close()
+
+
 def test_a_page_holds_its_programs_once() -> None:
     """One scope, so no name twice; and nothing is left of imports."""
     text = program()

@@ -10,17 +10,17 @@ An HTML comment above a block keeps its commands from running, all or those that
 
     <!-- walk: MARK [TEXT] -->
 
-gpu, docker, cluster: run only where `nvidia-smi`, `docker`, `sbatch` is there. network: fetches
-recordings; with --offline it trains on some that are made here. long: takes many minutes, so only
-with --long. output: no command, but what one prints.
+gpu, docker, cluster: run only where `nvidia-smi`, `docker info`, `sbatch --version` succeeds.
+network: fetches recordings; with --offline it trains on some that are made here. long: takes many
+minutes, so only with --long. output: no command, but what one prints.
 """
 
 import argparse
+import functools
 import itertools
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +34,8 @@ ROOT = Path(__file__).parents[1]
 # In the order of the doors of README.md. Those at the end need runs that earlier ones make.
 FIRST = ("README", "CONTRIBUTING", "docs/training", "docs/pairs", "docs/speech", "docs/python")
 SHELL, PYTHON, DATA = ("", "bash", "sh", "console"), ("python",), ("json", "text")
-TOOLS = {"gpu": "nvidia-smi", "docker": "docker", "cluster": "sbatch"}
+# What must succeed for the commands of a mark to run. Docker's client alone is not enough.
+TOOLS = {"gpu": "nvidia-smi", "docker": "docker info", "cluster": "sbatch --version"}
 MARKS = (*TOOLS, "network", "long", "output")
 BLOCK = re.compile(r"((?:^<!--[^\n]*-->\n)*)^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"^<!-- walk: (\w+) ?(.*?) *-->$", re.MULTILINE)
@@ -181,10 +182,18 @@ class Shell:
         self._bash.wait()
 
 
+@functools.cache
+def succeeds(command: str) -> bool:
+    try:
+        return not subprocess.run(command.split(), capture_output=True).returncode
+    except FileNotFoundError:
+        return False
+
+
 def reason_to_skip(command: Command, arguments: argparse.Namespace) -> str:
     for mark in command.marks:
-        if mark in TOOLS and not shutil.which(TOOLS[mark]):
-            return f"no {TOOLS[mark]}"
+        if mark in TOOLS and not succeeds(TOOLS[mark]):
+            return f"{TOOLS[mark]} fails here"
         if mark == "long" and not arguments.long:
             return mark
     return ""

@@ -131,6 +131,15 @@ function describe({ contents, config }) {
     `Made by gptjax. The model runs in this page; nothing is sent anywhere. ${cost}`;
 }
 
+/** A page that failed says so, and not only in the browser's console. @param {unknown} error */
+function tellFailure(error) {
+  const why = error instanceof Error ? error.message : error;
+  /** @type {HTMLElement} */ (document.getElementById("failure")).textContent =
+    `This page failed: ${why}`;
+}
+
+addEventListener("error", (event) => tellFailure(event.error ?? event.message));
+addEventListener("unhandledrejection", (event) => tellFailure(event.reason));
 const run = await load();
 const views = makeViews(run);
 describe(run);
