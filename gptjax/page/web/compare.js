@@ -1,12 +1,11 @@
 // Checkpoints side by side: the same prompt, continued by each of them.
 
-import { count, el, leftOut, slider } from "./drawing.js";
+import { count, el, FRAME, leftOut } from "./drawing.js";
+import { newSampler, SeedField, temperatureSlider } from "./sampler_controls.js";
 import { choose, probabilities, random, Writer } from "./sampling.js";
 import { firstPrompt } from "./write.js";
 
 const COMPARED_TOKENS = 200;
-/** Milliseconds of computing before the page is drawn again. */
-const PAUSE = 14;
 
 /** A checkpoint with the size of its weights in the page. @typedef {{step: number, bytes: number, base: boolean}} Kept */
 
@@ -26,16 +25,14 @@ class Comparing {
   constructor(run) {
     this.run = run;
     this.kept = keptCheckpoints(run.contents);
-    this.temperature = 0.8;
+    this.sampler = newSampler();
     /** Which start the text that is being written belongs to: a later one ends it. */
     this.round = 0;
     this.prompt = /** @type {HTMLTextAreaElement} */ (
       el("textarea", { "aria-label": "Prompt for every checkpoint", rows: 2, spellcheck: "false" })
     );
     this.prompt.value = firstPrompt(run.contents);
-    this.seed = /** @type {HTMLInputElement} */ (
-      el("input", { type: "number", min: 0, step: 1, value: "1337" })
-    );
+    this.seed = new SeedField();
     this.warning = el("p", { class: "warning", role: "status" });
     this.texts = this.kept.map(({ step }) =>
       el("div", {
@@ -62,13 +59,13 @@ class Comparing {
           el("span", { class: "token prompt" }, tokenizer.pieces(ids).join("")),
           written,
         );
-        return { writer, written, draw: random(Number(this.seed.value) >>> 0), done: false };
+        return { writer, written, draw: random(this.seed.value), done: false };
       }),
     );
-    const sampler = { temperature: this.temperature, topK: 0, topP: 1 };
+    const sampler = { ...this.sampler };
     const frame = () => {
       if (round !== this.round) return;
-      const end = performance.now() + PAUSE;
+      const end = performance.now() + FRAME;
       while (performance.now() < end && writing.some((one) => !one.done)) {
         for (const one of writing) {
           if (one.done) continue;
@@ -107,14 +104,7 @@ class Comparing {
   }
 
   elements() {
-    const temperature = slider(
-      "temperature",
-      { min: 0, max: 2, step: 0.05, value: this.temperature },
-      (value) => {
-        this.temperature = value;
-      },
-      (t) => t.toFixed(2),
-    );
+    const temperature = temperatureSlider(this.sampler);
     const button = el("button", { class: "main", onclick: () => this.start() }, "Write with each");
     const cards = this.kept.map((kept, i) =>
       el("div", { class: "panel" }, this.facts(kept), this.texts[i]),
@@ -127,7 +117,7 @@ class Comparing {
       ),
       this.prompt,
       this.warning,
-      el("div", { class: "controls" }, button, temperature, el("label", {}, "seed", this.seed)),
+      el("div", { class: "controls" }, button, temperature, this.seed.element),
       el("div", { class: "cards" }, ...cards),
     ];
   }

@@ -1,5 +1,8 @@
 // Elements, pictures and numbers, as all views draw them.
 
+/** Milliseconds of computing before the page is drawn again. */
+export const FRAME = 14;
+
 /**
  * An element with attributes and children. onclick and other properties are set as they are.
  * @param {string} tag

@@ -2,40 +2,17 @@
 
 import { el, visible } from "./drawing.js";
 import { addStep, attentionStep, hiddenStep, normStep, queryStep } from "./layer_steps.js";
-import { Matrix } from "./layers.js";
-import { Probe } from "./model.js";
-import { readText } from "./sampling.js";
+import { MOST_LOOKED_AT, newPass, runPass } from "./pass.js";
 import { embeddingStep, logitStep, probabilityStep, streamStep, tokenStep } from "./steps.js";
-
-/** Tokens of the text that are read, as many as the view Look takes. */
-const MOST_TOKENS = 64;
+import { TokenText } from "./token_text.js";
 
 class Forward {
   /** @param {import("./page.js").Run} run */
   constructor(run) {
     this.run = run;
-    /** @type {import("./steps.js").Pass} */
-    this.pass = {
-      run,
-      ids: [],
-      t: 0,
-      layer: 0,
-      head: 0,
-      probe: new Probe(),
-      logits: new Matrix(0, 0),
-    };
-    this.tokens = el("div", {
-      class: "text",
-      tabindex: 0,
-      role: "group",
-      "aria-label": "Tokens; arrow keys move the position",
-    });
-    this.tokens.onkeydown = (event) =>
-      this.moveBy({ ArrowRight: 1, ArrowLeft: -1 }[event.key], event);
-    this.tokens.onclick = (event) =>
-      this.lookAt(this.spans.indexOf(/** @type {HTMLElement} */ (event.target)));
-    /** @type {HTMLElement[]} */
-    this.spans = [];
+    this.pass = newPass(run);
+    const label = "Tokens; arrow keys move the position";
+    this.text = new TokenText(label, (t) => this.look(t), { follows: false });
     this.note = el("p", { class: "warning note", role: "status" });
     this.spoken = el("p", { class: "visually-hidden", role: "status" });
     this.first = el("div");
@@ -44,7 +21,9 @@ class Forward {
     this.layers = this.choice("layer", run.config.n_layer);
     this.heads = this.choice("head", run.config.n_head);
     // Pictures keep the colours that they were drawn with.
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+      this.look(this.pass.t),
+    );
   }
 
   /** A list to choose a layer or a head from. @param {"layer" | "head"} name @param {number} n */
@@ -63,46 +42,29 @@ class Forward {
   /** The view is shown: reads the text that was written, with the parts that are on. */
   show() {
     const { run } = this;
-    const ids = run.tokens.slice(0, Math.min(run.config.block_size, MOST_TOKENS));
+    const ids = run.tokens.slice(0, Math.min(run.config.block_size, MOST_LOOKED_AT));
     if (!ids.length) ids.push(run.tokenizer.start);
-    const probe = new Probe(run.off);
-    const { logits } = readText(run.config, run.params, ids, probe);
     const isSame =
       ids.length === this.pass.ids.length && ids.every((id, i) => id === this.pass.ids[i]);
-    // The second last: a token follows, so that the answer can be compared with it.
-    const t = isSame ? this.pass.t : Math.max(0, ids.length - 2);
-    Object.assign(this.pass, { ids, probe, logits, t });
+    runPass(this.pass, ids);
     this.note.textContent = run.off.size
       ? `In the tab Look, ${run.off.size} of the model's parts are switched off: they add nothing here.`
       : "";
-    this.spans = ids.map((id) => el("span", { class: "token" }, visible(run.tokenizer.name(id))));
-    this.tokens.replaceChildren(...this.spans);
-    this.draw();
+    this.text.set(ids.map((id) => visible(run.tokenizer.name(id))));
+    // The second last: a token follows, so that the answer can be compared with it.
+    this.text.select(isSame ? this.pass.t : Math.max(0, ids.length - 2));
   }
 
-  /** @param {number | undefined} step @param {KeyboardEvent} event */
-  moveBy(step, event) {
-    if (!step) return;
-    event.preventDefault();
-    this.lookAt(this.pass.t + step);
-  }
-
-  /** Another position. @param {number} t */
-  lookAt(t) {
-    if (!(t in this.pass.ids)) return;
-    this.pass.t = t;
-    this.draw();
-  }
-
-  draw() {
+  /** Draws everything that depends on the position. @param {number} t */
+  look(t) {
     const { pass } = this;
     if (!pass.ids.length) return;
-    this.spans.forEach((span, t) => {
-      span.classList.toggle("chosen", t === pass.t);
-      span.classList.toggle("prompt", t > pass.t);
+    pass.t = t;
+    this.text.spans.forEach((span, s) => {
+      span.classList.toggle("prompt", s > t);
     });
-    const name = visible(this.run.tokenizer.name(pass.ids[pass.t]));
-    this.spoken.textContent = `position ${pass.t}, ${name}`;
+    const name = visible(this.run.tokenizer.name(pass.ids[t]));
+    this.spoken.textContent = `position ${t}, ${name}`;
     this.first.replaceChildren(tokenStep(pass), embeddingStep(pass));
     this.drawLayer();
     this.last.replaceChildren(streamStep(pass), logitStep(pass), probabilityStep(pass));
@@ -148,7 +110,7 @@ class Forward {
         "How one token becomes a guess at the next one. The text is the one in the tab Write. Choose a token of it: everything below is computed at its position, from it and the tokens before it. Squares are numbers, blue above zero, orange below. Everything is counted from 0, except layers and heads.",
       ),
       this.note,
-      el("div", { class: "sticky" }, this.tokens, this.spoken, controls),
+      el("div", { class: "sticky" }, this.text.element, this.spoken, controls),
       el(
         "div",
         { class: "stream" },

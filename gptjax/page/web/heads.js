@@ -2,7 +2,7 @@
 
 import { el, heatmap, largest } from "./drawing.js";
 /** @typedef {import("./layers.js").Matrix} Matrix */
-/** @typedef {{name: string, short: string, matrix: Matrix}} Choice */
+/** alone: it has a row of its own. @typedef {{name: string, short: string, matrix: Matrix, alone?: boolean}} Choice */
 
 /**
  * The heads of every layer as choices. @param {Matrix[]} heads  layer by layer @param {number} nHead
@@ -16,24 +16,23 @@ export function headChoices(heads, nHead) {
 }
 
 /**
- * A button with a picture for each choice: first a mean, then the heads of every layer.
+ * A button with a picture for each choice: the heads of every layer, after a mean of them if there is one.
  * @param {Choice[]} choices
  * @param {number} nHead
  * @param {number} chosen
  * @param {(i: number) => void} select
  */
 export function headGrid(choices, nHead, chosen, select) {
-  const buttons = choices.map(({ name, short, matrix }, i) => {
+  const buttons = choices.map(({ name, short, matrix, alone }, i) => {
     const choose = () => {
       for (const other of buttons) other.setAttribute("aria-pressed", String(other === buttons[i]));
       select(i);
     };
     const pressed = String(i === chosen);
-    // The first choice, a mean, has a row of its own.
-    const style = i === 1 ? "grid-column: 1" : "";
+    const words = { "aria-pressed": pressed, "aria-label": name, title: name };
     return el(
       "button",
-      { onclick: choose, "aria-pressed": pressed, "aria-label": name, title: name, style },
+      { onclick: choose, class: alone ? "alone" : "", ...words },
       heatmap(matrix, `attention of ${name}`, largest(matrix.data)),
       el("span", { "aria-hidden": "true" }, short),
     );

@@ -1,7 +1,8 @@
 // The steps of one layer in a forward pass, with the numbers that one position has in them.
 
 import { el, largest, percent, shade, visible } from "./drawing.js";
-import { dot } from "./layers.js";
+import { dot, topPlaces } from "./layers.js";
+import { attentionHeads } from "./pass.js";
 import {
   decimals,
   normEquation,
@@ -11,7 +12,7 @@ import {
   vectorRow,
 } from "./steps.js";
 
-/** @typedef {import("./steps.js").Pass} Pass */
+/** @typedef {import("./pass.js").Pass} Pass */
 
 /** A norm, and the short convolution after it. @param {Pass} pass @param {"attention" | "mlp"} part */
 export function normStep({ run, t, layer, probe }, part) {
@@ -98,10 +99,10 @@ export function attentionStep(pass, choose) {
   const [T, D, H] = [ids.length, config.n_embd, config.n_head];
   const K = D / H;
   const name = `block_${layer}.attention`;
-  const weights = /** @type {import("./layers.js").Matrix[]} */ (probe.weights.get(name));
+  const weights = attentionHeads(pass, layer);
   const rows = weights.map((matrix, h) => {
     const row = matrix.row(t);
-    const best = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, Math.min(3, t + 1));
+    const best = topPlaces(row, Math.min(3, t + 1));
     const words = best.map((s) => `${quotedToken(pass, ids[s])} ${percent(row[s])}`).join(", ");
     const button = el(
       "button",

@@ -248,3 +248,8 @@ export function logSoftmax(logits) {
   const log = most + Math.log(sum);
   return Float64Array.from(logits, (logit) => logit - log);
 }
+
+/** The places of the n largest numbers, the largest first. @param {Float32Array | Float64Array} numbers @param {number} n */
+export function topPlaces(numbers, n) {
+  return [...numbers.keys()].sort((a, b) => numbers[b] - numbers[a]).slice(0, n);
+}

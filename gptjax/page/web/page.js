@@ -1,11 +1,13 @@
 // The page: reads its contents, makes the views that fit the model, and switches between them.
 
+import { Probe } from "./attention.js";
+import { logitAttribution } from "./attribution.js";
 import { features } from "./audio.js";
 import { count, el } from "./drawing.js";
 import { forwardView } from "./forward.js";
 import { learnView } from "./learn.js";
 import { lookView } from "./look.js";
-import { encoder, gpt, logitAttribution, Probe, speechEncoder } from "./model.js";
+import { encoder, gpt, speechEncoder } from "./model.js";
 import { pairsView } from "./pairs.js";
 import {
   choose,

@@ -4,9 +4,9 @@ import { meanOfHeads } from "./alignment.js";
 import { crossMap } from "./cross_map.js";
 import { el, leftOut, percent, shade, visible } from "./drawing.js";
 import { headChoices, headGrid } from "./heads.js";
+import { topPlaces } from "./layers.js";
 import { encoder } from "./model.js";
-import { crossWeights, transduce } from "./sampling.js";
-import { likeliest } from "./write.js";
+import { crossWeights, likeliest, transduce } from "./sampling.js";
 
 /** Milliseconds from one token to the next: the model is faster than a reader. */
 const PACE = 70;
@@ -91,7 +91,8 @@ class Transducing {
     }
     const made = this.steps.map((step) => step.id);
     const heads = crossWeights(config, params.decoder, table, encoded, ends.start_ids, made);
-    const mean = { name: "mean of all heads", short: "mean", matrix: meanOfHeads(heads) };
+    const matrix = meanOfHeads(heads);
+    const mean = { name: "mean of all heads", short: "mean", matrix, alone: true };
     this.choices = [mean, ...headChoices(heads, config.n_head)];
     this.drawGrid();
     this.drawEquations();
@@ -149,8 +150,7 @@ class Transducing {
   strongest() {
     const row = this.choices[this.head].matrix.row(this.at);
     const source = /** @type {import("./tokenizer.js").Tokenizer} */ (this.run.source);
-    const order = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 3);
-    return order
+    return topPlaces(row, 3)
       .filter((s, i) => !i || row[s] > 0.02)
       .map((s) => `“${visible(source.name(this.ids[s]))}” ${percent(row[s])}`)
       .join(", ");

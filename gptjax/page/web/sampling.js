@@ -1,7 +1,8 @@
 // How the next token is drawn, and how a text goes on, as in decoding/sampling.py.
 
-import { embed, logSoftmax } from "./layers.js";
-import { emptyCache, gpt, Probe } from "./model.js";
+import { emptyCache, Probe } from "./attention.js";
+import { embed, logSoftmax, topPlaces } from "./layers.js";
+import { gpt } from "./model.js";
 
 /** @typedef {{temperature: number, topK: number, topP: number}} Sampler */
 
@@ -55,6 +56,11 @@ export function mostLikely(logits) {
   let best = 0;
   for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
   return best;
+}
+
+/** The n likeliest tokens. @param {Float64Array} logP @param {number} n */
+export function likeliest(logP, n) {
+  return topPlaces(logP, n).map((id) => ({ id, p: Math.exp(logP[id]) }));
 }
 
 /** @param {Float64Array} p @param {number} draw  in [0, 1) */
@@ -125,7 +131,7 @@ export class Writer {
  * @param {any} config
  * @param {import("./layers.js").Params} params
  * @param {number[]} tokens  at most block_size
- * @param {import("./model.js").Probe | null} [probe]
+ * @param {import("./attention.js").Probe | null} [probe]
  */
 export function readText(config, params, tokens, probe = null) {
   const logits =

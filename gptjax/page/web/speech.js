@@ -97,7 +97,7 @@ class Listening {
     this.timeline = new Timeline(heard, SAMPLE_RATE, names, select, play);
     this.panels.time.replaceChildren(this.timeline.element);
     if (!heard.onPath) return;
-    const mean = { name: "the two heads that follow the sound best", short: "timing" };
+    const mean = { name: "the two heads that follow the sound best", short: "timing", alone: true };
     const choices = [{ ...mean, matrix: heard.onPath }, ...headChoices(heard.heads, config.n_head)];
     const show = (/** @type {number} */ i) => {
       this.timeline?.showAttention(choices[i].matrix, choices[i].name);

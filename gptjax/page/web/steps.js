@@ -2,13 +2,10 @@
 
 import { bars, count, el, largest, percent, strip, visible } from "./drawing.js";
 import { dot, linear, logSoftmax, norm, statistics } from "./layers.js";
-import { likeliest } from "./write.js";
+import { residualStreams } from "./pass.js";
+import { likeliest } from "./sampling.js";
 
-/**
- * A forward pass and what is looked at in it. t: the position, counted from 0.
- * @typedef {{run: import("./page.js").Run, ids: number[], t: number, layer: number, head: number,
- *   probe: import("./model.js").Probe, logits: import("./layers.js").Matrix}} Pass
- */
+/** @typedef {import("./pass.js").Pass} Pass */
 
 /** Logits that a strip can show: a larger vocabulary would be a page of squares. */
 const MOST_LOGITS = 1024;
@@ -121,10 +118,9 @@ export function normEquation(config, p, x) {
 }
 
 /** The residual stream of the position through all layers. @param {Pass} pass */
-export function streamStep({ run, t, probe }) {
-  const { n_layer } = run.config;
-  const rows = Array.from({ length: n_layer + 1 }, (_, i) => {
-    const x = probe.get(i < n_layer ? `block_${i}.input` : "stream").row(t);
+export function streamStep(pass) {
+  const rows = residualStreams(pass).map((stream, i) => {
+    const x = stream.row(0);
     const length = decimals(Math.sqrt(dot(x, x)));
     return vectorRow("x", `${i ? `after layer ${i}` : "embedding"}, length ${length}`, x);
   });
