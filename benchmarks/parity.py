@@ -243,6 +243,14 @@ def table(record: dict[str, Any]) -> str:
             f"| {row['twin']} | {row['logits']:.1e} | {row['gradients']:.1e} "
             f"({row['n_leaves']} leaves) | {row['losses']:.1e} |"
         )
+    curves = record["curve_model"]
+    if curves != record["model"]:
+        layers, width, context = (curves[key] for key in ("n_layer", "n_embd", "block_size"))
+        lines += [
+            "",
+            f"The losses are of a small model with the same options: {layers} layers, width "
+            f"{width}, context {context}. Logits and gradients are of the whole model.",
+        ]
     if "same_greedy_text" in record:
         same = "the same" if record["same_greedy_text"] else "ANOTHER"
         lines += [

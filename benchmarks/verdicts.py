@@ -20,7 +20,7 @@ def verdicts() -> str:
     rows = [
         [
             "Are the results equal?",
-            "Yes, within rounding: logits, gradients and 100 losses from equal weights and batches",
+            "Yes, within rounding: logits and gradients, and 100 losses of a smaller model",
             f"[parity]({PAGE}#does-it-compute-the-same-as-pytorch)",
         ],
         [

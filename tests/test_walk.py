@@ -43,7 +43,7 @@ def test_the_comparisons_have_these_options(monkeypatch):
     monkeypatch.setattr(compare.importlib, "import_module", stop)
     found = [c.text.split() for c in walk_docs.commands("docs/benchmarks.md")]
     found = [words[3:] for words in found if words[:3] == ["python", "-m", "benchmarks.compare"]]
-    assert len(found) == 4
+    assert len(found) == 5
     for words in found:
         with pytest.raises(Checked):
             compare.main(words)
