@@ -83,7 +83,7 @@ def benchmarks_md() -> str:
         "",
         "```",
         "pip install -e '.[torch]'",
-        "python -m benchmarks.compare parity --config configs/debug.py # less than a minute",
+        "python -m benchmarks.compare parity --config configs/debug.py # a minute or two",
         "```",
         "",
         "At full size each takes much longer on a CPU:",
