@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import io
 import math
 import wave
 from collections.abc import Callable
@@ -201,11 +202,46 @@ def test_a_page_of_speech_hears_what_jax_does(
     (tmp_path / "no.wav").write_text("no sound")
     page.set_input_files("input[type=file]", str(tmp_path / "no.wav"))
     wait(page, "document.querySelector('.warning').textContent.includes('cannot be read')")
-    with wave.open(str(tmp_path / "long.wav"), "wb") as file:
-        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        file.writeframes((speech(3.0, 0) * 32767).astype("<i2").tobytes())
+    (tmp_path / "long.wav").write_bytes(as_wav(speech(3.0, 0)))
     page.set_input_files("input[type=file]", str(tmp_path / "long.wav"))
     wait(page, "document.querySelector('.warning').textContent.includes('1.6 seconds at a time')")
+
+
+DROP = """([name, bytes]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([Uint8Array.from(bytes)], name));
+  const given = { dataTransfer: data, bubbles: true, cancelable: true };
+  const over = new DragEvent("dragover", given), drop = new DragEvent("drop", given);
+  for (const event of [over, drop]) document.querySelector("#view-speech").dispatchEvent(event);
+  return [over.defaultPrevented, drop.defaultPrevented];
+}"""
+
+
+def as_wav(samples_N: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes(np.round(samples_N * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def test_a_file_that_is_dropped_on_the_page_is_heard(opened: Callable[..., Any]) -> None:
+    page, *_ = opened("speech-plain")
+    wait(page, "document.querySelector('.warning').textContent.includes('drop one here')")
+    # The browser does not leave the page for the file.
+    assert page.evaluate(DROP, ["voice.wav", list(as_wav(SAMPLES))]) == [True, True]
+    wait(page, "!!document.querySelector('.heard').textContent")
+    heard = "gptjax.models.transcribe(gptjax.run, Float32Array.from(x)).text || 'no words'"
+    expected = page.evaluate(f"(x) => {heard}", SAMPLES.tolist())
+    assert page.locator(".heard").inner_text() == expected
+    assert page.locator(".warning").inner_text() == ""
+    assert page.locator(".timeline").count() == 1
+
+    page.evaluate(DROP, ["note.wav", list(b"no sound")])
+    wait(page, "!!document.querySelector('.warning').textContent")
+    said = page.locator(".warning").inner_text()
+    assert said == "note.wav cannot be read as sound: choose a WAV, FLAC, OGG or MP3 file."
+    assert page.locator(".heard").inner_text() == expected
 
 
 def test_pages_go_without_examples(opened: Callable[..., Any]) -> None:

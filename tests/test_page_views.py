@@ -60,6 +60,10 @@ def test_the_slider_shows_the_loss_and_the_sample_of_each_evaluation(
         sample = (text_run / "samples" / f"{step}.txt").read_text().rstrip("\n")
         assert page.text_content("#view-learn .text") == sample
         assert f"At step {step} " in page.get_attribute("#view-learn svg", "aria-label")
+    until(lambda: page.locator("#view-learn svg").count())
+    assert page.inner_text("#failure") == ""
+    names = page.locator("#view-learn svg text").all_text_contents()
+    assert {"loss, nats per token (log scale)", "step"} <= set(names)
     # Pointing at the curve and keys do the same.
     box = page.locator("#view-learn svg").bounding_box()
     page.mouse.click(box["x"] + 60, box["y"] + 100)

@@ -8,7 +8,7 @@ import { count, svg } from "./drawing.js";
  */
 
 const CURVE_HEIGHT = 300;
-const BORDER = { left: 46, right: 14, top: 14, bottom: 42 };
+const BORDER = { left: 46, right: 14, top: 30, bottom: 42 };
 
 /**
  * Nice numbers in a range, about n of them: multiples of 1, 2 or 5 times a power of ten.
@@ -41,7 +41,7 @@ function logTicks(least, most) {
  * @param {Row[]} rows
  * @param {{width: number, at: number, checkpoints: number[], shown: number, guess: number | null,
  *   guessName: string}} options
- *   width: in pixels. at: the step that is looked at. checkpoints: steps whose weights the page
+ *   width: in pixels at a letter size of 16. at: the step that is looked at. checkpoints: steps whose weights the page
  *   has. shown: that of the page's model. guess: the loss of a model that knows nothing.
  */
 export function lossCurve(rows, { width, at, checkpoints, shown, guess, guessName }) {
@@ -101,6 +101,7 @@ export function lossCurve(rows, { width, at, checkpoints, shown, guess, guessNam
     { x: BORDER.left + w / 2, y: CURVE_HEIGHT - 3, "text-anchor": "middle", class: "faint" },
     "step",
   );
+  add("text", { x: 0, y: 12, class: "faint" }, "loss, nats per token (log scale)");
   if (guess && guess < most) {
     const attributes = { stroke: "var(--faint)", "stroke-dasharray": "2 5" };
     add("line", { x1: x(0), x2: x(end), y1: y(guess), y2: y(guess), ...attributes });

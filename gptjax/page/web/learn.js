@@ -65,8 +65,10 @@ class Learning {
     /** @type {((clientX: number) => number) | null} */
     this.stepAt = null;
     this.curve.onclick = (event) => this.point(event.clientX);
-    // Drawn for the width that there is, so that its letters are as large as all others.
-    new ResizeObserver(() => this.drawCurve()).observe(this.curve);
+    // Drawn for the width that there is, so that its letters are as large as all others. In the next
+    // frame: a picture that changes its size at once is an error for the observer.
+    const resized = () => requestAnimationFrame(() => this.drawCurve());
+    new ResizeObserver(resized).observe(this.curve);
   }
 
   makeScrubber() {
@@ -102,7 +104,9 @@ class Learning {
 
   drawCurve() {
     const { contents, tokenizer } = this.run;
-    const width = this.curve.clientWidth;
+    // In units that grow with the letters of the page.
+    const unit = Number.parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
+    const width = this.curve.clientWidth / unit;
     if (!width || !this.rows.length) return;
     const size = tokenizer.size;
     const { picture, stepAt } = lossCurve(this.rows, {
