@@ -194,6 +194,17 @@ def test_a_missing_part_of_a_checkpoint_is_found(tmp_path: Path, item: str) -> N
         checkpoints.restore_newest(tmp_path, some_state(0))
 
 
+def test_a_renamed_checkpoint_is_not_believed(tmp_path: Path) -> None:
+    """Training would go on at a step with another learning rate, and other batches."""
+    made = saved(tmp_path, {10: 2.0, 20: 1.0})
+    (tmp_path / "checkpoints" / "20").rename(tmp_path / "checkpoints" / "25")
+    with pytest.raises(checkpoints.Damaged, match="the checkpoint of step 20, renamed"):
+        made.restore(25, some_state(25))
+    step, _, said = checkpoints.restore_newest(tmp_path, some_state(10))
+    assert step == 10
+    assert "checkpoint 25 is damaged" in said
+
+
 def test_checkpoints_without_checksums_are_read(tmp_path: Path) -> None:
     """As they were written before 2026-11-26. What orbax refuses is one line then, too."""
     made = saved(tmp_path, {1: 2.0, 2: 1.0})

@@ -319,7 +319,9 @@ class Config_(dict):  # noqa: N801 - Config is ours
     """A config.json of Hugging Face, as far as gpt2_tokenizer reads it."""
 
 
-def test_added_and_special_tokens_are_those_of_hugging_face(tmp_path: Path) -> None:
+def test_added_and_special_tokens_are_those_of_hugging_face(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, n = old_tokenizer(tmp_path / "plain")
     start, pad, user = "<|startoftext|>", "<|pad|>", "<user>"
     end: Any = {"content": "<|endoftext|>", "lstrip": False, "normalized": True}
@@ -346,6 +348,11 @@ def test_added_and_special_tokens_are_those_of_hugging_face(tmp_path: Path) -> N
     options = tmp_path / "hf/generation_config.json"
     options.write_text(json.dumps({"eos_token_id": [n, n + 2]}))
     assert gpt2.gpt2_tokenizer(tmp_path / "hf", config, n + 4).ends == (n, n + 2)
+    capsys.readouterr()
+    options.write_text(json.dumps({"eos_token_id": [n, 99_999, -1]}))
+    assert gpt2.gpt2_tokenizer(tmp_path / "hf", config, n + 4).ends == (n,)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split("eos_token_id ")[1].split()[0] for line in said] == ["99999", "-1"]
     options.write_text(json.dumps({"eos_token_id": "end"}))
     with pytest.raises(UserError, match="eos_token_id is 'end', but must be a whole number or a"):
         gpt2.gpt2_tokenizer(tmp_path / "hf", config, n + 4)

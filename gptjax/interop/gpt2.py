@@ -1,6 +1,7 @@
 """Reads GPT-2 (Radford et al. 2019), or a model of its architecture, from Hugging Face's files."""
 
 import re
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -138,8 +139,15 @@ def gpt2_tokenizer(folder: Path, theirs: TheirConfig, vocab_size: int) -> BPETok
     generation: _Generation = read_json(options, _Generation) if options.is_file() else {}
     end = generation.get("eos_token_id", theirs.get("eos_token_id", None))
     ends = end if isinstance(end, list) else [end]
-    ends = [i for i in ends if isinstance(i, int) and 0 <= i <= largest]
-    return BPETokenizer(made.to_str(), vocab_size, start, ends or None)
+    ends = [i for i in ends if i is not None]
+    known = [i for i in ends if isinstance(i, int) and 0 <= i <= largest]
+    for unknown in (i for i in ends if i not in known):
+        print(
+            f"warning: {folder}: eos_token_id {unknown!r} is none of the {largest + 1} tokens, so "
+            "generation will not stop there",
+            file=sys.stderr,
+        )
+    return BPETokenizer(made.to_str(), vocab_size, start, known or None)
 
 
 class _Generation(TypedDict):

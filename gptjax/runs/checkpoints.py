@@ -151,7 +151,7 @@ class Checkpoints:
         (part,) = Path(self._path).glob(f"{step}.orbax-checkpoint-tmp*")
         for item, shapes_by_path in shapes.items():
             read_back(part / item, shapes_by_path)
-        manifest.write(part, val_loss)
+        manifest.write(part, step, val_loss)
 
     def wait(self) -> None:
         """Returns when every save is complete. Raises SaveError if one failed."""

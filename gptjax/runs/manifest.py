@@ -6,7 +6,7 @@ Checkpoints from before 2026-11-26 have none; they are read without a check.
 
 import os
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from gptjax import checksums, json_files
 from gptjax.atomic import write_json
@@ -21,16 +21,17 @@ class _Manifest(TypedDict):
 
     val_loss: float | None
     files: dict[str, list[int]]
+    step: NotRequired[int]  # absent before 2026-11-27
 
 
-def write(folder: Path, val_loss: float | None) -> None:
-    """Writes manifest.json of the finished checkpoint in `folder`."""
+def write(folder: Path, step: int, val_loss: float | None) -> None:
+    """Writes manifest.json of the finished checkpoint of a step in `folder`."""
     files = {
         f"{item}/{name}": listed
         for item in ITEMS
         for name, listed in checksums.list_files(folder / item).items()
     }
-    _write(folder, {"val_loss": val_loss, "files": files})
+    _write(folder, {"step": step, "val_loss": val_loss, "files": files})
 
 
 def add_val_loss(folder: Path, val_loss: float) -> None:
@@ -71,6 +72,9 @@ def damage(folder: Path, items: tuple[str, ...] = ITEMS) -> str:
         return "manifest.json is damaged"
     if not content:
         return ""
+    # A renamed checkpoint would continue a run at a wrong step, with a wrong learning rate.
+    if (step := str(content.get("step", folder.name))) != folder.name:
+        return f"it is the checkpoint of step {step}, renamed"
     listed = content["files"]
     return checksums.first_difference(
         folder, {name: listed[name] for name in listed if name.startswith(items)}
