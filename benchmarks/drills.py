@@ -215,15 +215,16 @@ def disk(bench: Bench, n: int) -> Record:
     ]
     lines = {"train": bench.train(run, "--train.sample-tokens", 8)}
     lines |= {str(line[0]): list(map(str, line)) for line in others}
+    # One in five is not training.
+    names = [list(lines)[1 + i // 5 % len(others)] if i % 5 == 4 else "train" for i in range(n)]
     try:
         n_writes = {}
-        for name, line in lines.items():
+        for name in dict.fromkeys(names):
             children.clear(mount)
-            child = Child(line, log, children.CountWrites(mount, count))
+            child = Child(lines[name], log, children.CountWrites(mount, count))
             assert child.wait(120) == 0, child.log()
             n_writes[name] = int(count.read_text())
-        for i in range(n):  # one in five is not training
-            name = list(lines)[1 + i // 5 % len(others)] if i % 5 == 4 else "train"
+        for i, name in enumerate(names):
             left = (0, 1 << 10, 1 << 14, 1 << 16)[i % 4]
             at = 1 + int(n_writes[name] * (i + bench.rng.random()) / n)
             children.clear(mount)

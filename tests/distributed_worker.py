@@ -1,6 +1,6 @@
 """What test_layouts.py and test_processes.py have other processes do, with simulated devices.
 
-python tests/distributed_worker.py layouts gpt|modern|pairs|speech
+python tests/distributed_worker.py layouts gpt|modern|pairs|speech [LAYOUT ...]
 python tests/distributed_worker.py save|restore FOLDER [PROCESS HOST:PORT]
 """
 
@@ -173,11 +173,12 @@ def masks(mesh: Mesh) -> list[np.ndarray]:
     return made
 
 
-def layouts(name: str) -> None:
-    """How far each layout is from one device, as JSON: {layout: {what: number}}."""
+def layouts(name: str, *chosen: str) -> None:
+    """How far layouts are from one device, as JSON: {layout: {what: number}}. Default: all five."""
     alone = mesh_of(MeshConfig(data=1))
     want, want_masks, found = observe(name, alone), masks(alone), {}
-    for layout, config in LAYOUTS.items():
+    for layout in chosen or LAYOUTS:
+        config = LAYOUTS[layout]
         mesh = mesh_of(config)
         have = observe(name, mesh)
         far = {
@@ -254,6 +255,6 @@ def move(folder: Path, verb: str, *address: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "layouts":
-        layouts(sys.argv[2])
+        layouts(*sys.argv[2:])
     else:
         move(Path(sys.argv[2]), sys.argv[1], *sys.argv[3:])

@@ -29,11 +29,18 @@ from gptjax.scale.mesh import AXES, make_mesh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["gpt", "modern", "pairs", "speech"])
-def test_no_layout_changes_what_is_computed(model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "chosen"),
+    [
+        ("gpt", {"8x1x1", "1x8x1", "2x2x2", "4x1x2", "1x4x2"}),
+        # Every axis splits something in this one. The worker alone, by hand, does all five.
+        *((model, {"2x2x2"}) for model in ("modern", "pairs", "speech")),
+    ],
+)
+def test_no_layout_changes_what_is_computed(model: str, chosen: set[str]) -> None:
     """Gradients to 1e-5 of the largest number of each array, losses of twenty small steps."""
-    found = json.loads(run(WORKER, "layouts", model, n_devices=8))
-    assert set(found) == {"8x1x1", "1x8x1", "2x2x2", "4x1x2", "1x4x2"}
+    found = json.loads(run(WORKER, "layouts", model, *sorted(chosen), n_devices=8))
+    assert set(found) == chosen
     for layout, of in found.items():
         assert of["parameters_differ"] == [], layout
         assert of["masks_differ"] == 0, layout

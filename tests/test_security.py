@@ -17,6 +17,7 @@ from conftest import TINY_RUN, Refused
 from benchmarks import fuzz
 from gptjax import train
 from gptjax.commands import evaluate, export, import_model, plot, quantize, sample
+from gptjax.quantization import card
 
 REPO = Path(__file__).parents[1]
 MODULES = sorted(REPO.glob("gptjax/**/*.py"))
@@ -61,8 +62,9 @@ def test_a_bomb_works(canary: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_in_a_run_directory_is_executed(
-    run: Path, canary: Path, tmp_path: Path, text_file: Path
+    run: Path, canary: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(card, "SECONDS_PER_ROUND", 0)  # no speed is looked at here
     sample.main([str(run), "--max-new-tokens", "4", "--greedy"])
     evaluate.main([str(run)])
     plot.main([str(run), "--out", str(tmp_path / "a.png")])
