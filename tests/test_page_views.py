@@ -222,3 +222,23 @@ def test_keys_move_the_position_and_switches_of_look_are_named(
     assert "1 of the model's parts" in view.inner_text()
     assert "The MLP adds a vector 0.00 times as long" in view.inner_text()
     assert f"position {n - 3} of" in view.inner_text()
+
+
+def test_a_short_text_is_written_along_the_picture_of_attention(
+    trained_page: Path,
+    open_page: OpenPage,  # noqa: F811
+) -> None:
+    """As high as the picture, on a phone too."""
+    page = open_page(trained_page, 360)
+    page.click("#tab-look")
+    page.fill("#view-look textarea", "abcdef")
+    until(lambda: page.evaluate("gptjax.run.tokens.length") == 6)
+    for side in (".tokens-above", ".tokens-beside"):
+        assert page.locator(f"#view-look {side} span").all_text_contents() == list("abcdef")
+    heights = [
+        page.locator(f"#view-look .axes > {part}").bounding_box()["height"]
+        for part in ("canvas", ".tokens-beside")
+    ]
+    assert abs(heights[0] - heights[1]) < 2
+    page.click("#glossary summary")
+    assert "score for a token" in page.inner_text("#glossary")

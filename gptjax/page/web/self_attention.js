@@ -11,6 +11,8 @@ const N_SOURCES = 5;
 const LEAST_ARC = 0.02;
 /** A longer text has no room for its tokens under the arcs. */
 const MOST_ARC_NAMES = 100;
+/** Nor along the axes of the picture. */
+const MOST_AXIS_NAMES = 40;
 
 export class SelfAttention {
   /**
@@ -101,7 +103,7 @@ export class SelfAttention {
     return el(
       "div",
       { class: "map" },
-      picture,
+      this.withAxes(picture),
       words,
       el(
         "p",
@@ -109,6 +111,22 @@ export class SelfAttention {
         "Each row is a position that looks, each column one that it looks at. No position looks ahead, so the upper half is empty. Small weights are drawn stronger than they are: the colour is their square root.",
       ),
     );
+  }
+
+  /** A picture with the tokens along its top and its left side, if there is room. @param {HTMLElement} picture */
+  withAxes(picture) {
+    const names = this.pass.ids.map((_, s) => this.name(s));
+    if (names.length > MOST_AXIS_NAMES || names.some((name) => name.length > 2)) return picture;
+    // Screen readers hear the picture's label instead of single letters.
+    const axis = (/** @type {string} */ side) =>
+      el(
+        "div",
+        { class: side, "aria-hidden": "true" },
+        ...names.map((name, s) =>
+          el("span", { class: s === this.pass.t ? "chosen" : "" }, name.replace("␣", "")),
+        ),
+      );
+    return el("div", { class: "axes" }, axis("tokens-above"), axis("tokens-beside"), picture);
   }
 
   /** The token at a position. @param {number} t */
