@@ -11,7 +11,7 @@ import { readText } from "./sampling.js";
  *   probe: Probe, logits: Matrix, loss: number}} Pass
  */
 
-/** Tokens of a text that was written that are looked at. */
+/** How many tokens of a written text the other views take over. */
 export const MOST_LOOKED_AT = 64;
 
 /** A pass over nothing yet. @param {import("./page.js").Run} run @returns {Pass} */

@@ -6,7 +6,7 @@ import { el, slider } from "./drawing.js";
 const MOST_K = 99;
 
 /**
- * A sampler that takes tokens as the model says them, with a little caution.
+ * The settings that a view starts with: temperature 0.8, any token.
  * @returns {import("./sampling.js").Sampler}
  */
 export const newSampler = () => ({ temperature: 0.8, topK: 0, topP: 1 });
