@@ -62,7 +62,8 @@ export function queryStep({ run, ids, t, layer, head, probe }) {
     `Query, key, value (head ${head + 1} of ${H})`,
     `A query says what this position looks for, a key what it can be found by, a value what it passes on. Every head has its own ${K} numbers of each.${how}`,
     [
-      `q = y W_q${b[0]},  k = y W_k${b[1]},  v = y W_v${b[2]}      each ${productShapes(T, D, D)}, cut into ${H} heads of ${K}`,
+      `q = y W_q${b[0]},  k = y W_k${b[1]},  v = y W_v${b[2]}`,
+      `each ${productShapes(T, D, D)}, cut into ${H} heads of ${K}`,
       config.qk_norm ? "q = q / rms(q),  k = k / rms(k)      for every head" : "",
       rotary
         ? `(q_i, q_(i+${K / 2})) rotated by ${t} * 10000^(−i/${K / 2}), i = 0 ... ${K / 2 - 1}; k likewise`

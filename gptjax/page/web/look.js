@@ -103,35 +103,52 @@ class Looking {
       ? ` The soft-cap of ${config.logit_softcap} comes after this sum.`
       : "";
     const words = (/** @type {string} */ text) => el("p", {}, text);
+    const part = (/** @type {string} */ title, /** @type {(Node | string)[]} */ ...content) =>
+      el("section", { class: "part" }, el("h2", {}, title), ...content);
     this.body.append(
-      el("h2", {}, "Attention"),
-      words(
-        `Every layer has ${config.n_head} heads. Each decides for every position which earlier ones to read from: the bluer, the more. Choose one: 2.3 is head 3 of layer 2.`,
+      el(
+        "section",
+        {},
+        el("h2", {}, "Attention"),
+        words(
+          `Every layer has ${config.n_head} heads. Each decides for every position which earlier ones to read from: the bluer, the more. Choose one: 2.3 is head 3 of layer 2.`,
+        ),
+        el("div", { class: "attention" }, this.attention.grid, this.attention.large),
       ),
-      this.attention.grid,
-      this.attention.large,
-      el("h2", {}, "Logit lens"),
-      words(
-        "We skip the remaining layers, and let the final norm and the output matrix read what is there (nostalgebraist 2020). The model was not trained for that: early rows can be confident and wrong. The last row is its real answer.",
+      el(
+        "div",
+        { class: "parts" },
+        part(
+          "Logit lens",
+          words(
+            "We skip the remaining layers, and let the final norm and the output matrix read what is there (nostalgebraist 2020). The model was not trained for that: early rows can be confident and wrong. The last row is its real answer.",
+          ),
+          this.lens,
+        ),
+        part(
+          "Residual stream",
+          words(
+            "A vector runs through the model, and each layer adds one to it. Blue: how long the vector is. Grey: how long the one is that the layer added. What layers add may cancel.",
+          ),
+          el("code", { class: "equation" }, `|x| = sqrt(x_1^2 + ... + x_${config.n_embd}^2)`),
+          this.lengths,
+        ),
+        part(
+          "Who says so?",
+          words(
+            `What each part adds directly to the logit of a token, compared with the mean of all tokens (Elhage et al. 2021). Blue speaks for the token, orange against it. What a part does by way of later layers counts for those, so an early layer with a small bar can still be indispensable: switch it off in the next section. What the final norm divides by is held fixed.${cap}`,
+          ),
+          this.attribution.element,
+        ),
+        part(
+          "Switch parts off",
+          words(
+            "A part that is off adds nothing, in the other tabs too. If the loss of the text hardly rises, the model manages without this part here; another may do the same work. The loss may even fall.",
+          ),
+          this.switches.buttons,
+          this.switches.effect,
+        ),
       ),
-      this.lens,
-      el("h2", {}, "Residual stream"),
-      words(
-        "A vector runs through the model, and each layer adds one to it. Blue: how long the vector is. Grey: how long the one is that the layer added. What layers add may cancel.",
-      ),
-      el("code", { class: "equation" }, `|x| = sqrt(x_1^2 + ... + x_${config.n_embd}^2)`),
-      this.lengths,
-      el("h2", {}, "Who says so?"),
-      words(
-        `What each part adds directly to the logit of a token, compared with the mean of all tokens (Elhage et al. 2021). Blue speaks for the token, orange against it. What a part does by way of later layers counts for those, so an early layer with a small bar can still be indispensable: switch it off below. What the final norm divides by is held fixed.${cap}`,
-      ),
-      this.attribution.element,
-      el("h2", {}, "Switch parts off"),
-      words(
-        "A part that is off adds nothing, in the other tabs too. If the loss of the text hardly rises, the model manages without this part here; another may do the same work. The loss may even fall.",
-      ),
-      this.switches.buttons,
-      this.switches.effect,
     );
     return el(
       "section",

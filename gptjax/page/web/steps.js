@@ -28,10 +28,14 @@ export function passStep(title, sentences, equation, { branch = false, pictures 
   return el(
     "article",
     { class: branch ? "step branch" : "step" },
-    el("h3", {}, title),
-    el("p", {}, sentences),
-    lines ? el("code", { class: "equation" }, lines) : "",
-    ...pictures,
+    el(
+      "div",
+      {},
+      el("h3", {}, title),
+      el("p", {}, sentences),
+      lines ? el("code", { class: "equation" }, lines) : "",
+    ),
+    el("div", {}, ...pictures),
   );
 }
 
