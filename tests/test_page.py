@@ -254,6 +254,8 @@ def test_bad_input(tmp_path: Path, refused: Refused) -> None:
     assert "parameters" in said
     assert "--weights int8" in said
     assert "--max-mb" in refused(page_command.main, run, "--out", out, "--max-mb", "0.03")
+    make_page(run, "--max-mb", "inf")
+    out.unlink()
     assert ".html" in refused(page_command.main, run, "--out", tmp_path / "a.txt")
     assert "0 to 8" in refused(page_command.main, run, "--out", out, "--checkpoints", "9")
     assert "name another place" in refused(page_command.main, run, "--out", "/proc/a.html")

@@ -219,7 +219,7 @@ def test_keys_move_the_position_and_switches_of_look_are_named(
     page.evaluate("gptjax.run.off.add('block_0.mlp')")
     page.click("#tab-learn")
     page.click("#tab-forward")
-    assert "1 of the model's parts" in view.inner_text()
+    assert "1 part of the model is off" in view.inner_text()
     assert "The MLP adds a vector 0.00 times as long" in view.inner_text()
     assert f"position {n - 3} of" in view.inner_text()
 

@@ -56,14 +56,15 @@ def make(command: Page) -> None:
     out = command.out
     if out.suffix not in (".html", ".htm"):
         raise UserError(f"--out {out} must end in .html")
-    most_bytes = int(command.max_mb * 1e6)
+    most_bytes = command.max_mb * 1e6
     made = contents(command.run, command.step, command.weights, n, most_bytes)
     text = page(made)
     size = len(text.encode())
     if size > most_bytes:
-        fewer = "take fewer --checkpoints, or " if made["checkpoints"] else ""
+        advice = "take fewer --checkpoints, or " if made["checkpoints"] else ""
+        advice += "take --weights int8, or " if command.weights != "int8" else ""
         raise UserError(
-            f"the page has {size / 1e6:.1f} MB, more than --max-mb {command.max_mb:g}; {fewer}"
+            f"the page has {size / 1e6:.1f} MB, more than --max-mb {command.max_mb:g}; {advice}"
             "raise --max-mb"
         )
     try:

@@ -41,7 +41,7 @@ LOSS_TOKENS = 2000
 
 
 def contents(
-    run: Path, step: str, weights: WeightFormat, n_checkpoints: int, most_bytes: int
+    run: Path, step: str, weights: WeightFormat, n_checkpoints: int, most_bytes: float
 ) -> dict[str, Any]:
     """Everything that a page shows, as a dict for JSON.
 
@@ -87,7 +87,7 @@ def contents(
     }
 
 
-def _check_size(run: Path, n_parameters: int, weights: WeightFormat, most_bytes: int) -> None:
+def _check_size(run: Path, n_parameters: int, weights: WeightFormat, most_bytes: float) -> None:
     """Raises UserError if the weights alone are too large. Base64 adds a third."""
     size = {form: n_parameters * n * 4 // 3 for form, n in BYTES.items()}
     if size[weights] <= most_bytes:

@@ -2,7 +2,7 @@
 
 import { el, visible } from "./drawing.js";
 import { addStep, attentionStep, hiddenStep, normStep, queryStep } from "./layer_steps.js";
-import { MOST_LOOKED_AT, newPass, runPass } from "./pass.js";
+import { MOST_LOOKED_AT, newPass, runPass, switchedOff } from "./pass.js";
 import { embeddingStep, logitStep, probabilityStep, streamStep, tokenStep } from "./steps.js";
 import { TokenText } from "./token_text.js";
 
@@ -47,9 +47,7 @@ class Forward {
     const isSame =
       ids.length === this.pass.ids.length && ids.every((id, i) => id === this.pass.ids[i]);
     runPass(this.pass, ids);
-    this.note.textContent = run.off.size
-      ? `In the tab Look, ${run.off.size} of the model's parts are switched off: they add nothing here.`
-      : "";
+    this.note.textContent = switchedOff(run.off);
     this.text.set(ids.map((id) => visible(run.tokenizer.name(id))));
     // The second last: a token follows, so that the answer can be compared with it.
     this.text.select(isSame ? this.pass.t : Math.max(0, ids.length - 2));
@@ -107,7 +105,7 @@ class Forward {
       el(
         "p",
         {},
-        "How one token becomes a guess at the next one. The text is the one in the tab Write. Choose a token of it: everything below is computed at its position, from it and the tokens before it. Squares are numbers, blue above zero, orange below. Everything is counted from 0, except layers and heads.",
+        `How one token becomes a guess at the next one. The text is the last one that you wrote or looked at, its first ${MOST_LOOKED_AT} tokens. Choose a token of it: everything below is computed at its position, from it and the tokens before it. Squares are numbers, blue above zero, orange below. Everything is counted from 0, except layers and heads.`,
       ),
       this.note,
       el("div", { class: "sticky" }, this.text.element, this.spoken, controls),

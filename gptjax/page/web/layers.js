@@ -238,7 +238,7 @@ export function shortConv(config, causal, p, x, earlier, start) {
 }
 
 /**
- * Log-probabilities of logits, in place of them in float64. @param {Float32Array} logits
+ * Log-probabilities of logits, in float64. @param {Float32Array} logits
  */
 export function logSoftmax(logits) {
   let most = -Infinity;

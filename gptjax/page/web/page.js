@@ -26,7 +26,9 @@ import { readParams, unpack } from "./weights.js";
 import { writeView } from "./write.js";
 
 /**
- * What every view is given. changed: tells the other views that text or off are different.
+ * What every view is given. source: the tokenizer of sources, for an encoder-decoder. tokens: of
+ * the text that was written or looked at last. off: parts of the model that are switched off.
+ * checkpoint: the parameters of another step.
  * @typedef {{contents: any, config: any, params: import("./layers.js").Params,
  *   tokenizer: import("./tokenizer.js").Tokenizer, source: import("./tokenizer.js").Tokenizer | null,
  *   tokens: number[], off: Set<string>,

@@ -39,3 +39,15 @@ export function residualStreams({ run, t, probe }) {
     probe.get(i < n_layer ? `block_${i}.input` : "stream").slice(t, t + 1),
   );
 }
+
+/** The parts that are off; a head of a layer that is off is no further one. @param {Set<string>} off */
+export function partsOff(off) {
+  return [...off].filter((name) => !off.has(name.split(".")[0]) || !name.includes("."));
+}
+
+/** A sentence on the parts that are off, if there are any. @param {Set<string>} off */
+export function switchedOff(off) {
+  const n = partsOff(off).length;
+  if (!n) return "";
+  return `${n} ${n === 1 ? "part of the model is" : "parts of the model are"} off: see the tab Look.`;
+}

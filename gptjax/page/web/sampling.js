@@ -126,8 +126,8 @@ export class Writer {
 }
 
 /**
- * The logits of the next token after each token of a text of any length, window by window as a
- * Writer reads them, and the mean loss in nats per token.
+ * The logits of the next token after each token of a text, and its mean loss in nats per token: NaN
+ * if it has one token, which nothing predicts.
  * @param {any} config
  * @param {import("./layers.js").Params} params
  * @param {number[]} tokens  at most block_size

@@ -159,7 +159,7 @@ class Listening {
     });
   }
 
-  /** Plays the first bundled recording, or asks for one. */
+  /** Reads the first bundled recording, or asks for one. */
   begin() {
     if (this.heard) return;
     const clip = this.run.contents.clips?.[0];

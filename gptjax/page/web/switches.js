@@ -1,6 +1,7 @@
 // Parts of the model that are switched off, and what becomes of a text without them.
 
-import { count, el, partName } from "./drawing.js";
+import { el, partName } from "./drawing.js";
+import { partsOff } from "./pass.js";
 import { mostLikely, readText, Writer } from "./sampling.js";
 
 /** Tokens of the continuation that is shown. */
@@ -72,9 +73,8 @@ export class Switches {
     }
     const rows = [this.row("whole model", this.whole.loss, this.whole.continuation)];
     if (off.size) {
-      // A head of a layer that is off is no further part.
-      const parts = [...off].filter((name) => !off.has(name.split(".")[0]) || !name.includes("."));
-      const title = `without ${count(parts.length)} ${parts.length === 1 ? "part" : "parts"}`;
+      const n = partsOff(off).length;
+      const title = `without ${n} ${n === 1 ? "part" : "parts"}`;
       rows.push(this.row(title, loss, this.goOn(off)));
     }
     const names = ["", "loss of the text", "change", "likeliest continuation"];

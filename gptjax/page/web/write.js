@@ -4,6 +4,7 @@ import { Alternatives } from "./alternatives.js";
 import { Probe } from "./attention.js";
 import { count, el, FRAME, leftOut, shade, visible } from "./drawing.js";
 import { logSoftmax } from "./layers.js";
+import { switchedOff } from "./pass.js";
 import {
   newSampler,
   SeedField,
@@ -57,6 +58,12 @@ class Writing {
     /** @type {Writer | null} */
     this.writer = null;
     this.running = false;
+    /** The next call of frame(), of which there is one at a time. */
+    this.request = 0;
+    /** The parts that were off when the writer began. */
+    this.without = "";
+    /** What the writer should know about the prompt. */
+    this.remark = "";
     /** Tokens that are still to be written. */
     this.left = 0;
     this.prompt = /** @type {HTMLTextAreaElement} */ (
@@ -71,7 +78,7 @@ class Writing {
     this.text = new TokenText(label, () => this.explain());
     this.text.element.append(el("span", { class: "faint" }, "Press Write."));
     this.button = el("button", { class: "main", onclick: () => this.press() }, "Write");
-    this.more = el("button", { onclick: () => this.go(), disabled: true }, "Go on");
+    this.more = el("button", { onclick: () => this.goOn(), disabled: true }, "Go on");
     this.alternatives = new Alternatives(run.tokenizer, this.sampler, (at, id) =>
       this.take(at, id),
     );
@@ -86,7 +93,7 @@ class Writing {
   start() {
     const { tokenizer, config, params, off } = this.run;
     const { ids, unknown } = tokenizer.encode(this.prompt.value);
-    this.warning.textContent = this.remark(ids, unknown);
+    this.remark = this.remarkOn(ids, unknown);
     this.draw = random(this.seed.value);
     this.begin(ids, ids.length);
     const shown = ids.slice(-config.block_size);
@@ -100,8 +107,8 @@ class Writing {
   }
 
   /** What the writer should know about the prompt. @param {number[]} ids @param {string[]} unknown */
-  remark(ids, unknown) {
-    const { tokenizer, config, off } = this.run;
+  remarkOn(ids, unknown) {
+    const { tokenizer, config } = this.run;
     const notes = [leftOut(unknown)];
     if (!ids.length) notes.push(`Starts from “${visible(tokenizer.name(tokenizer.start))}”.`);
     const unseen = ids.length - config.block_size;
@@ -110,8 +117,15 @@ class Writing {
         `The model reads ${config.block_size} tokens: the first ${unseen} are out of its sight.`,
       );
     }
-    if (off.size) notes.push(`Without ${off.size} of its parts: see the tab Look.`);
     return notes.join(" ").trim();
+  }
+
+  /** Makes a writer that goes on after tokens. @param {number[]} ids */
+  read(ids) {
+    const { config, params, off } = this.run;
+    this.writer = new Writer(config, params, ids, off);
+    this.without = [...off].join();
+    this.warning.textContent = `${this.remark} ${switchedOff(off)}`.trim();
   }
 
   /**
@@ -120,15 +134,21 @@ class Writing {
    * @param {number} nPrompt
    */
   begin(ids, nPrompt) {
-    const { tokenizer, config, params, off } = this.run;
     this.text.set([]);
     this.written = [];
     this.alternatives.showNothing();
-    this.writer = new Writer(config, params, ids.length ? ids : [tokenizer.start], off);
+    this.read(ids.length ? ids : [this.run.tokenizer.start]);
     ids.forEach((id, i) => {
       this.add(id, i < nPrompt);
     });
     this.relabel();
+  }
+
+  /** Writes on after the text that is there, with the parts that are on by now. */
+  goOn() {
+    // The cache of the writer was computed with other parts.
+    if (this.writer && this.without !== [...this.run.off].join()) this.read(this.writer.tokens);
+    this.go();
   }
 
   /** Writes on until the end is reached or somebody stops it. */
@@ -137,7 +157,7 @@ class Writing {
     this.running = true;
     this.button.textContent = "Stop";
     this.more.setAttribute("disabled", "");
-    requestAnimationFrame(() => this.frame());
+    this.next();
   }
 
   stop() {
@@ -157,8 +177,14 @@ class Writing {
       else this.append(id);
     }
     this.relabel(first);
-    if (this.left > 0) requestAnimationFrame(() => this.frame());
+    if (this.left > 0) this.next();
     else this.stop();
+  }
+
+  /** Calls frame() once more. A text that was begun anew may wait for such a call already. */
+  next() {
+    cancelAnimationFrame(this.request);
+    this.request = requestAnimationFrame(() => this.frame());
   }
 
   /** Writes one token. @param {number} id */
@@ -190,13 +216,10 @@ class Writing {
     this.text.spans[at].style.background = surpriseColour(this.written[at].surprise);
   }
 
-  /** Sets the text of tokens. A character of several tokens is shown at its last one. */
+  /** Sets the text of the tokens from `first` on, which may depend on those before them. */
   relabel(first = 0) {
-    const from = Math.max(0, first - 4);
-    const pieces = this.run.tokenizer.pieces(this.written.slice(from).map((w) => w.id));
-    pieces.forEach((piece, i) => {
-      this.text.spans[from + i].textContent = piece;
-    });
+    const pieces = this.run.tokenizer.pieces(this.written.map((w) => w.id));
+    for (let i = first; i < pieces.length; i++) this.text.spans[i].textContent = pieces[i];
   }
 
   /** Shows what might have stood in the place of the chosen token. */
