@@ -271,3 +271,4 @@ def test_a_quantized_run_whose_data_is_elsewhere(
     page = open_page(tmp_path / "a.html", width=360)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert "was not measured" in page.inner_text("footer")
+    assert "had rounded them to 8 bits" in page.inner_text("footer")

@@ -216,6 +216,13 @@ def test_keys_move_the_position_and_switches_of_look_are_named(
     unnamed = "[...document.querySelectorAll('canvas, svg')].filter(c => !c.ariaLabel).length"
     assert page.evaluate(unnamed) == 0
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.evaluate(
+        """() => {
+            const numbers = document.querySelector("#view-forward figcaption code");
+            numbers.textContent = "[" + "-1234.56, ".repeat(4) + "...]";
+        }"""
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.evaluate("gptjax.run.off.add('block_0.mlp')")
     page.click("#tab-learn")
     page.click("#tab-forward")
@@ -242,3 +249,31 @@ def test_a_short_text_is_written_along_the_picture_of_attention(
     assert abs(heights[0] - heights[1]) < 2
     page.click("#glossary summary")
     assert "score for a token" in page.inner_text("#glossary")
+
+
+def test_every_panel_of_look_has_an_equation_with_the_numbers_of_the_model(
+    trained_page: Path,
+    open_page: OpenPage,  # noqa: F811
+) -> None:
+    page = open_page(trained_page)
+    page.click("#tab-look")
+    page.fill("#view-look textarea", "abcdef")
+    until(lambda: page.evaluate("gptjax.run.tokens.length") == 6)
+    D, V = page.evaluate("[gptjax.run.config.n_embd, gptjax.run.tokenizer.size]")
+    said = page.locator("#view-look .equation").all_inner_texts()
+    assert len(said) == page.locator("#view-look h2").count() == 5
+    shares = [f"({D}, {V})", f"({V}, {D})"]
+    assert "(6, 6)" in said[0]
+    assert any(share in said[1] for share in shares)
+    assert f"x_{D}^2" in said[2]
+    position = page.evaluate(
+        """() => {
+            const { run, readText, Probe } = gptjax, probe = new Probe();
+            readText(run.config, run.params, run.tokens, probe);
+            return [...probe.get("stream").row(5)];
+        }"""
+    )
+    mean = np.mean(position) if page.evaluate("gptjax.run.config.norm") == "layernorm" else 0
+    spread = np.sqrt(np.mean(np.square(np.array(position) - mean)) + 1e-5)
+    assert f"/ {spread:.2f}" in said[3]
+    assert "t = 1 ... 5" in said[4]

@@ -79,6 +79,7 @@ def contents(
         "tokenizer": page_tokenizer,
         "step": found,
         "parameters": models.count(params),
+        "run_bits": run_directory.read_format(run).bits,
         "weights": {"format": weights, "loss": loss, **packed},
         "checkpoints": _others(run, model, found, shown, n_checkpoints),
         "metrics": _curve(run),

@@ -42,7 +42,10 @@ export class Alternatives {
     const p = percent(Math.exp(-written.surprise));
     const nats = `-ln p = ${written.surprise.toFixed(2)} nats`;
     const freeing = held ? "Held: click it again to free it. " : "";
-    const note = `Left: what the model says. Right: after temperature, top-k and top-p. ${freeing}Click another token: the text goes on from there.`;
+    const sides = written.logits
+      ? "Left: what the model says. Right: after temperature, top-k and top-p. "
+      : "";
+    const note = `${sides}${freeing}Click another token: the text goes on from there.`;
     this.element.replaceChildren(
       el("p", { role: "status" }, `${own} had a probability of ${p}: a surprise of ${nats}.`),
       el("div", { class: "bars" }, ...this.rows(at, written)),

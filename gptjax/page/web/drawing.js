@@ -77,6 +77,11 @@ export function shade(colour, share) {
   return `rgba(var(--${colour}-rgb), ${Math.max(0, Math.min(1, share)).toFixed(3)})`;
 }
 
+/** Lines of an equation, empty ones left out. @param {...string} lines */
+export function formula(...lines) {
+  return el("code", { class: "equation" }, lines.filter(Boolean).join("\n"));
+}
+
 /**
  * A picture of a matrix, one small square for each number, darker for larger ones.
  * @param {import("./layers.js").Matrix} matrix

@@ -2,7 +2,7 @@
 
 import { comparison } from "./compare.js";
 import { lossCurve } from "./curve.js";
-import { count, el, slider } from "./drawing.js";
+import { count, el, formula, slider } from "./drawing.js";
 
 /** @typedef {import("./curve.js").Row} Row */
 
@@ -158,7 +158,7 @@ class Learning {
         el(
           "p",
           {},
-          "This run has no record of its training, because it was imported or its metrics.jsonl is missing. So there is no curve.",
+          "This run has no record of its training, because it was imported or quantized, or its metrics.jsonl is missing. So there is no curve.",
         ),
       ];
     }
@@ -197,11 +197,7 @@ class Learning {
         {},
         `${task}${this.evaluations.length > 1 ? " Move the slider, or click the curve, to see what the model could do at each evaluation." : ""}`,
       ),
-      el(
-        "code",
-        { class: "equation" },
-        `loss = mean of -log p(token_t | the tokens before it)      ${of}`,
-      ),
+      formula(`loss = mean of −log p(token_t | the tokens before it)      ${of}`),
       ...this.history(),
       this.isText ? comparison(this.run) : "",
     );

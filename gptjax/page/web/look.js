@@ -1,6 +1,6 @@
 // Look: what the model computes inside for a text, and what happens without a part of it.
 
-import { count, el, leftOut, shade } from "./drawing.js";
+import { count, el, formula, leftOut, shade } from "./drawing.js";
 import { MOST_LOOKED_AT, newPass, runPass } from "./pass.js";
 import { Attribution, logitLens, streamLengths } from "./residual.js";
 import { SelfAttention } from "./self_attention.js";
@@ -130,7 +130,7 @@ class Looking {
           words(
             "A vector runs through the model, and each layer adds one to it. Blue: how long the vector is. Grey: how long the one is that the layer added. What layers add may cancel.",
           ),
-          el("code", { class: "equation" }, `|x| = sqrt(x_1^2 + ... + x_${config.n_embd}^2)`),
+          formula(`|x| = sqrt(x_1^2 + ... + x_${config.n_embd}^2)`),
           this.lengths,
         ),
         part(

@@ -123,6 +123,8 @@ function describe({ contents, config }) {
     : "";
   const facts = `${size}context ${config.block_size}; ${count(contents.parameters)} parameters at step ${count(contents.step)}`;
   /** @type {HTMLElement} */ (document.getElementById("facts")).textContent = facts;
+  const bits = contents.run_bits;
+  const were = bits === 32 ? "" : ` gptjax quantize had rounded them to ${bits} bits before.`;
   let cost = "The weights are those of the run, float32.";
   if (format !== "float32") {
     cost = `The weights are rounded to ${format}. `;
@@ -132,7 +134,7 @@ function describe({ contents, config }) {
       : "What that costs was not measured, because the run's data is not here.";
   }
   /** @type {HTMLElement} */ (document.getElementById("footer")).textContent =
-    `Made by gptjax. The model runs in this page; nothing is sent anywhere. ${cost}`;
+    `Made by gptjax. The model runs in this page; nothing is sent anywhere. ${cost}${were}`;
 }
 
 /** A page that failed says so, and not only in the browser's console. @param {unknown} error */

@@ -2,7 +2,7 @@
 
 import { meanOfHeads } from "./alignment.js";
 import { crossMap } from "./cross_map.js";
-import { el, leftOut, percent, shade, visible } from "./drawing.js";
+import { el, formula, leftOut, percent, shade, visible } from "./drawing.js";
 import { headChoices, headGrid } from "./heads.js";
 import { topPlaces } from "./layers.js";
 import { encoder } from "./model.js";
@@ -206,13 +206,13 @@ class Transducing {
     const attention = [
       `softmax(q k^T / sqrt(${k})) v      the target, (${nTarget}, ${width}), reads the source, (${nSource}, ${width})`,
       `each of ${nHead} heads: q (${nTarget}, ${k}), k and v (${nSource}, ${k}), weights (${nTarget}, ${nSource})`,
-    ].join("\n");
+    ];
     const shares = this.steps.map(({ id, logP }) => Math.exp(logP[id]));
     const product = shares.reduce((a, b) => a * b, 1);
     const factors = shares.map((p) => p.toFixed(2)).join(" x ");
-    this.panels.equation.replaceChildren(el("code", { class: "equation" }, attention));
+    this.panels.equation.replaceChildren(formula(...attention));
     this.panels.product.replaceChildren(
-      el("code", { class: "equation" }, `p(target | source) = ${factors} = ${product.toFixed(3)}`),
+      formula(`p(target | source) = ${factors} = ${product.toFixed(3)}`),
     );
   }
 

@@ -1,8 +1,8 @@
 // What can be read from the residual stream at one position of a text.
 
 import { logitAttribution } from "./attribution.js";
-import { bars, el, partName, percent, shade, visible } from "./drawing.js";
-import { dot, logSoftmax } from "./layers.js";
+import { bars, el, formula, partName, percent, shade, visible } from "./drawing.js";
+import { dot, logSoftmax, statistics } from "./layers.js";
 import { readOut } from "./model.js";
 import { residualStreams } from "./pass.js";
 import { likeliest, mostLikely } from "./sampling.js";
@@ -39,7 +39,19 @@ export function logitLens(pass) {
     ...(isKnown ? [el("th", {}, truth)] : []),
     el("th", { colspan: N_ANSWERS }, "likeliest next tokens"),
   );
-  return el("div", { class: "scroll" }, el("table", {}, head, ...rows));
+  const { n_layer, n_embd, logit_softcap: cap, tie_embeddings: tied } = config;
+  const u = tied ? "norm(x_l) E^T" : `norm(x_l) W${params.head.bias ? " + b" : ""}`;
+  const size = tokenizer.size;
+  const shape = tied ? `E: (${size}, ${n_embd})` : `W: (${n_embd}, ${size})`;
+  return el(
+    "div",
+    {},
+    formula(
+      `p_l = softmax(${cap ? `${cap} * tanh((${u}) / ${cap})` : u})`,
+      `l = 0 ... ${n_layer} layers; x_l: (${n_embd}), ${shape}, p_l: (${size})`,
+    ),
+    el("div", { class: "scroll" }, el("table", {}, head, ...rows)),
+  );
 }
 
 /** The length of the residual stream after each layer, and of what the layer added. @param {Pass} pass */
@@ -72,7 +84,13 @@ export class Attribution {
     const parts = logitAttribution(run.config, run.params, probe, t, token, table);
     const sum = parts.reduce((total, part) => total + part.value, 0);
     const cap = run.config.logit_softcap ? "before the soft-cap " : "";
+    const { spread } = statistics(run.config, probe.get("stream").row(t));
+    const w = run.config.tie_embeddings ? "row of E" : "column of W";
     this.element.replaceChildren(
+      formula(
+        `sum over ${parts.length} parts of part · d,  d = g * (w − mean of all w) / ${spread.toFixed(2)}`,
+        `w: the token's ${w}, g: of the final norm; part, d, w, g: (${run.config.n_embd})`,
+      ),
       el("div", { class: "controls pick" }, "Next token:", ...this.targets(logits, token)),
       bars(strongestParts(parts)),
       el("p", {}, `Sum: ${signed(sum)}, the logit ${cap}minus the mean of all logits.`),

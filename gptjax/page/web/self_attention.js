@@ -1,6 +1,6 @@
 // The attention of every head over a text: all in small, and one in large.
 
-import { bars, el, heatmap, percent, svg, visible } from "./drawing.js";
+import { bars, el, formula, heatmap, percent, svg, visible } from "./drawing.js";
 import { headChoices, headGrid } from "./heads.js";
 import { topPlaces } from "./layers.js";
 import { attentionHeads } from "./pass.js";
@@ -68,10 +68,9 @@ export class SelfAttention {
           bars(sources),
         ),
       ),
-      el(
-        "code",
-        { class: "equation" },
-        `weights = softmax(q k^T / sqrt(${width}) + mask)      mask = -inf where the column is later than the row\nq, k: (${ids.length}, ${width}); weights: (${ids.length}, ${ids.length}). The tab Forward pass says where q and k come from.`,
+      formula(
+        `weights = softmax(q k^T / sqrt(${width}) + mask)      mask = -inf where the column is later than the row`,
+        `q, k: (${ids.length}, ${width}); weights: (${ids.length}, ${ids.length}). The tab Forward pass says where q and k come from.`,
       ),
     );
   }

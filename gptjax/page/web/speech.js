@@ -1,7 +1,7 @@
 // Transcribe: from a recording to words, and where in it each word was heard.
 
 import { decodeSound, SAMPLE_RATE, unpackClip, wavFile } from "./audio.js";
-import { count, el, visible } from "./drawing.js";
+import { count, el, formula, visible } from "./drawing.js";
 import { headChoices, headGrid } from "./heads.js";
 import { Timeline } from "./timeline.js";
 import { longestWindow, transcribe } from "./transcription.js";
@@ -117,7 +117,7 @@ class Listening {
       `encoder: (${nSource}, ${width})  positions of 20 ms, width`,
       `softmax(q k^T / sqrt(${k})) v  q: (${ids.length}, ${k}) of the text, k and v: (${nSource}, ${k}) of the sound, in each of ${config.n_head} heads`,
     ];
-    this.panels.equation.replaceChildren(el("code", { class: "equation" }, lines.join("\n")));
+    this.panels.equation.replaceChildren(formula(...lines));
   }
 
   /** Looks at a word. @param {number} i */

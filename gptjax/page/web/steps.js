@@ -1,6 +1,6 @@
 // The first and the last steps of a forward pass, with the numbers that one position has in them.
 
-import { bars, count, el, largest, percent, strip, visible } from "./drawing.js";
+import { bars, count, el, formula, largest, percent, strip, visible } from "./drawing.js";
 import { dot, linear, logSoftmax, norm, statistics } from "./layers.js";
 import { residualStreams } from "./pass.js";
 import { likeliest } from "./sampling.js";
@@ -24,7 +24,6 @@ export const quotedToken = ({ run }, id) => `“${visible(run.tokenizer.name(id)
  * @param {{branch?: boolean, pictures?: (Node | string)[]}} [options]
  */
 export function passStep(title, sentences, equation, { branch = false, pictures = [] } = {}) {
-  const lines = equation.filter(Boolean).join("\n");
   return el(
     "article",
     { class: branch ? "step branch" : "step" },
@@ -33,7 +32,7 @@ export function passStep(title, sentences, equation, { branch = false, pictures 
       {},
       el("h3", {}, title),
       el("p", {}, sentences),
-      lines ? el("code", { class: "equation" }, lines) : "",
+      equation.length ? formula(...equation) : "",
     ),
     el("div", {}, ...pictures),
   );

@@ -1,6 +1,6 @@
 // Parts of the model that are switched off, and what becomes of a text without them.
 
-import { el, partName } from "./drawing.js";
+import { el, formula, partName } from "./drawing.js";
 import { partsOff } from "./pass.js";
 import { mostLikely, readText, Writer } from "./sampling.js";
 
@@ -79,7 +79,13 @@ export class Switches {
     }
     const names = ["", "loss of the text", "change", "likeliest continuation"];
     const head = el("tr", {}, ...names.map((name) => el("th", {}, name)));
+    const width = config.n_embd / config.n_head;
+    const b = params.block_0.attention.output.bias ? " + b" : "";
     this.effect.replaceChildren(
+      formula(
+        `x = x + [head 1, ..., head ${config.n_head}] W_o${b},  x = x + MLP(x)      a head that is off: ${width} zeros`,
+        `loss = mean of −log p(token_t | the tokens before it)      t = 1 ... ${ids.length - 1}`,
+      ),
       el("div", { class: "scroll", "aria-live": "polite" }, el("table", {}, head, ...rows)),
     );
   }

@@ -2,7 +2,7 @@
 
 import { Alternatives } from "./alternatives.js";
 import { Probe } from "./attention.js";
-import { count, el, FRAME, leftOut, shade, visible } from "./drawing.js";
+import { count, el, FRAME, formula, leftOut, shade, visible } from "./drawing.js";
 import { logSoftmax } from "./layers.js";
 import { switchedOff } from "./pass.js";
 import {
@@ -294,9 +294,7 @@ class Writing {
         "details",
         {},
         el("summary", {}, "How a token is drawn"),
-        el(
-          "code",
-          { class: "equation" },
+        formula(
           `p_i = exp(logit_i / temperature) / sum_j exp(logit_j / temperature)      i, j = 0 ... ${size - 1}`,
         ),
         el(
