@@ -167,12 +167,17 @@ def test_a_page_of_pairs_computes_and_writes_what_jax_does(
     assert "never saw “7”" in note
 
     # Another token is taken, and the target goes on from there.
+    config = model.config
     page.locator(".chips button").first.focus()
     other = page.locator(".beside .bars button").nth(1)
     name = other.inner_text()
     other.click()
     wait(page, "!!document.querySelector('.beside .panel .bars')")
     assert page.locator(".chips b").first.inner_text() == name
+    assert page.evaluate("document.activeElement.matches('.chips button:first-child')")
+    product = page.locator(".equation", has_text="p(target | source)").inner_text()
+    assert "0.00 " not in product
+    assert f"{config.n_encoder_layer} encoder layers" in page.inner_text("#facts")
     assert page.locator(".grid button").count() == 1 + model.config.n_layer * model.config.n_head
 
 

@@ -118,9 +118,11 @@ function makeTabs(views) {
 /** The first lines: what model this is, and how exact its numbers are. @param {Run} run */
 function describe({ contents, config }) {
   const { format, loss } = contents.weights;
-  const size = config.n_layer
-    ? `${config.n_layer} layers, ${config.n_head} heads, width ${config.n_embd}, `
-    : "";
+  const { n_encoder_layer: before, n_layer } = config;
+  const layers = before
+    ? `${before} encoder layers, ${n_layer} decoder layers`
+    : `${n_layer} layers`;
+  const size = n_layer ? `${layers}, ${config.n_head} heads, width ${config.n_embd}, ` : "";
   const facts = `${size}context ${config.block_size}; ${count(contents.parameters)} parameters at step ${count(contents.step)}`;
   /** @type {HTMLElement} */ (document.getElementById("facts")).textContent = facts;
   const bits = contents.run_bits;
@@ -128,9 +130,10 @@ function describe({ contents, config }) {
   let cost = "The weights are those of the run, float32.";
   if (format !== "float32") {
     cost = `The weights are rounded to ${format}. `;
-    const change = (loss.shown - loss.float32).toFixed(4).replace("-", "−");
+    const change = loss.shown - loss.float32;
+    const by = Math.abs(change) < 5e-5 ? "less than 0.0001" : change.toFixed(4).replace("-", "−");
     cost += loss.shown
-      ? `That changes the loss by ${change} nats per token, measured on ${count(loss.tokens)} tokens of the validation split.`
+      ? `That changes the loss by ${by} nats per token, measured on ${count(loss.tokens)} tokens of the validation split.`
       : "What that costs was not measured, because the run's data is not here.";
   }
   /** @type {HTMLElement} */ (document.getElementById("footer")).textContent =

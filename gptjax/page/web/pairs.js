@@ -75,6 +75,8 @@ class Transducing {
   async write(first) {
     const { config, params, contents } = this.run;
     const turn = ++this.turn;
+    // The button that was pressed is gone once another target is written.
+    const wasPressed = this.panels.detail.contains(document.activeElement);
     this.steps = [];
     this.target.replaceChildren();
     for (const panel of Object.values(this.panels)) panel.replaceChildren();
@@ -96,7 +98,9 @@ class Transducing {
     this.choices = [mean, ...headChoices(heads, config.n_head)];
     this.drawGrid();
     this.drawEquations();
-    this.look(Math.max(0, Math.min(first.length - 1, made.length - 1)));
+    const at = Math.max(0, Math.min(first.length - 1, made.length - 1));
+    this.look(at);
+    if (wasPressed && document.activeElement === document.body) this.steps[at].chip.focus();
   }
 
   /** Shows one more token. @param {{id: number, logP: Float64Array}} made */
@@ -109,7 +113,7 @@ class Transducing {
         onclick: () => this.look(at),
         onfocus: () => this.look(at),
         onmouseenter: () => this.look(at),
-        style: `background: ${shade("orange", (-0.75 * logP[id]) / FULL_SURPRISE)}`,
+        style: `background: ${shade("orange", 0.5 * Math.min(1, -logP[id] / FULL_SURPRISE))}`,
       },
       el("b", {}, this.name(id)),
       el("span", { class: "faint" }, percent(p)),
@@ -209,10 +213,12 @@ class Transducing {
     ];
     const shares = this.steps.map(({ id, logP }) => Math.exp(logP[id]));
     const product = shares.reduce((a, b) => a * b, 1);
-    const factors = shares.map((p) => p.toFixed(2)).join(" x ");
+    // Small factors are no zeros.
+    const short = (/** @type {number} */ p) => (p < 0.01 ? p.toPrecision(2) : p.toFixed(2));
+    const factors = shares.map(short).join(" x ");
     this.panels.equation.replaceChildren(formula(...attention));
     this.panels.product.replaceChildren(
-      formula(`p(target | source) = ${factors} = ${product.toFixed(3)}`),
+      formula(`p(target | source) = ${factors} = ${product.toPrecision(2)}`),
     );
   }
 
