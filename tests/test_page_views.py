@@ -277,3 +277,22 @@ def test_every_panel_of_look_has_an_equation_with_the_numbers_of_the_model(
     spread = np.sqrt(np.mean(np.square(np.array(position) - mean)) + 1e-5)
     assert f"/ {spread:.2f}" in said[3]
     assert "t = 1 ... 5" in said[4]
+
+
+def test_pictures_follow_the_colours_of_the_system(
+    trained_page: Path,
+    open_page: OpenPage,  # noqa: F811
+) -> None:
+    page = open_page(trained_page)
+    colours = """(view) => {
+        const canvas = document.querySelector(`#view-${view} canvas`);
+        const { width, height } = canvas;
+        const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+        return [...data.slice(0, 3)];
+    }"""
+    for view in ("look", "forward"):
+        page.emulate_media(color_scheme="light")
+        page.click(f"#tab-{view}")
+        light = page.evaluate(colours, view)
+        page.emulate_media(color_scheme="dark")
+        until(lambda view=view, light=light: page.evaluate(colours, view) != light)

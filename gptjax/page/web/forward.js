@@ -20,10 +20,6 @@ class Forward {
     this.last = el("div");
     this.layers = this.choice("layer", run.config.n_layer);
     this.heads = this.choice("head", run.config.n_head);
-    // Pictures keep the colours that they were drawn with.
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
-      this.look(this.pass.t),
-    );
   }
 
   /** A list to choose a layer or a head from. @param {"layer" | "head"} name @param {number} n */
@@ -56,7 +52,6 @@ class Forward {
   /** Draws everything that depends on the position. @param {number} t */
   look(t) {
     const { pass } = this;
-    if (!pass.ids.length) return;
     pass.t = t;
     this.text.spans.forEach((span, s) => {
       span.classList.toggle("prompt", s > t);

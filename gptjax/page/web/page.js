@@ -155,6 +155,10 @@ describe(run);
 makeTabs(views);
 document.getElementById("views")?.replaceChildren(...views.map((view) => view.element));
 showView(views, views[0].id);
+// Pictures keep the colours that they were drawn with.
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+  views.find((view) => !view.element.classList.contains("hidden"))?.show?.(),
+);
 /** For tests, and for the browser's console. */
 const sampling = { Writer, choose, mostLikely, probabilities, random, readText };
 const models = { crossWeights, encoder, features, gpt, speechEncoder, transcribe, transduce };
