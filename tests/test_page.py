@@ -214,8 +214,15 @@ def test_look(page: Any) -> None:
     assert "Position 11" in page.inner_text("#view-look")
 
 
-def test_parts_sum_to_the_logit(page: Any) -> None:
+@pytest.mark.parametrize("name", ["original", "modern", "swiglu"])
+def test_parts_sum_to_the_logit(
+    name: str,
+    tmp_path: Path,
+    open_page: OpenPage,  # noqa: F811
+) -> None:
     """Direct logit attribution: all parts together are the logit above the average one."""
+    make_run(tmp_path / "run", OPTIONS[name], tokenizer.train("char", TEXT, 0))
+    page = open_page(make_page(tmp_path / "run"))
     found = page.evaluate(
         """() => {
             const { run, readText, Probe, logitAttribution } = gptjax;

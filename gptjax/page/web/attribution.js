@@ -20,16 +20,21 @@ export function logitAttribution(config, p, probe, t, token, embedding) {
   const { spread } = statistics(config, probe.get("stream").row(t));
   const direction = new Float64Array(config.n_embd);
   const vocabulary = config.tie_embeddings ? embedding.table.rows : p.head.kernel.width;
+  // What the biases of the final norm and of the output head add is the same for every text.
+  const headBias = config.tie_embeddings ? null : p.head.bias?.data;
+  const finalBias = p.final_norm.bias?.data;
+  let biases = headBias ? headBias[token] - average(headBias) : 0;
   for (let i = 0; i < config.n_embd; i++) {
     const at = (/** @type {number} */ v) =>
       config.tie_embeddings ? embedding.table.row(v)[i] : p.head.kernel.row(i)[v];
     let mean = 0;
     for (let v = 0; v < vocabulary; v++) mean += at(v) / vocabulary;
     direction[i] = ((at(token) - mean) * p.final_norm.scale.data[i]) / spread;
+    if (finalBias) biases += (at(token) - mean) * finalBias[i];
   }
   // A norm with a mean subtracts it: the same as a direction whose mean is zero.
   if (config.norm === "layernorm") {
-    const mean = direction.reduce((sum, value) => sum + value, 0) / direction.length;
+    const mean = average(direction);
     for (let i = 0; i < direction.length; i++) direction[i] -= mean;
   }
   const along = (/** @type {Float32Array} */ x) =>
@@ -66,5 +71,13 @@ export function logitAttribution(config, p, probe, t, token, embedding) {
     }
     parts.push({ name: `block_${i}.mlp`, value: along(probe.get(`block_${i}.mlp`).row(t)) });
   }
+  if (headBias || finalBias) parts.push({ name: "final biases", value: biases });
   return parts;
+}
+
+/** @param {Float32Array | Float64Array} numbers */
+function average(numbers) {
+  let sum = 0;
+  for (const x of numbers) sum += x;
+  return sum / numbers.length;
 }

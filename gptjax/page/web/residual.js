@@ -85,10 +85,11 @@ export class Attribution {
     const sum = parts.reduce((total, part) => total + part.value, 0);
     const cap = run.config.logit_softcap ? "before the soft-cap " : "";
     const { spread } = statistics(run.config, probe.get("stream").row(t));
+    const centred = run.config.norm === "layernorm" ? " − its mean" : "";
     const w = run.config.tie_embeddings ? "row of E" : "column of W";
     this.element.replaceChildren(
       formula(
-        `sum over ${parts.length} parts of part · d,  d = g * (w − mean of all w) / ${spread.toFixed(2)}`,
+        `sum over ${parts.length} parts of part · d,  d = g * (w − mean of all w) / ${spread.toFixed(2)}${centred}`,
         `w: the token's ${w}, g: of the final norm; part, d, w, g: (${run.config.n_embd})`,
       ),
       el("div", { class: "controls pick" }, "Next token:", ...this.targets(logits, token)),
