@@ -22,6 +22,7 @@ from gptjax.data.texts import whole_split
 from gptjax.decoding import attention_weights, beam_search, sampling, transcription
 from gptjax.decoding.continuation import Continuation
 from gptjax.decoding.transcription import Transcript
+from gptjax.ensemble import Ensemble, first_member
 from gptjax.errors import Interrupted, UserError
 from gptjax.evaluation import make_evaluate
 from gptjax.models import EncoderDecoder, Model, SpeechRecognizer
@@ -100,11 +101,14 @@ class Run:
         )
 
     def attention(self, text: str) -> np.ndarray:
-        """Weights (layer, head, T, T) of a text of T tokens; row t: what position t attends to."""
+        """Weights (layer, head, T, T) of a text of T tokens; row t: what position t attends to.
+
+        Those of an ensemble's first member.
+        """
         ids = self._need("a language model", "attention").encode(text)
         block_size = self.config.model.block_size
         require(1 <= len(ids) <= block_size, "text", f"of {len(ids)} tokens", f"1 to {block_size}")
-        if isinstance(self.model, models.Bigram):
+        if isinstance(first_member(self.model, self.params)[0], models.Bigram):
             raise UserError("a bigram has no attention")
         return attention_weights.self_attention(self.model, self.params, ids)  # pyright: ignore
 
@@ -127,7 +131,8 @@ class Run:
     def _need(self, kind: str, method: str) -> Any:
         """The tokenizer. Raises UserError if the run is not of this kind."""
         kinds = {EncoderDecoder: "an encoder-decoder", SpeechRecognizer: "a speech recognizer"}
-        mine = kinds.get(type(self.model), "a language model")  # pyright: ignore
+        model = self.model.member if isinstance(self.model, Ensemble) else self.model
+        mine = kinds.get(type(model), "a language model")  # pyright: ignore
         if kind != mine:
             raise UserError(f"{method}() is for {kind}, but {self.folder} is {mine}")
         return self.tokenizer
@@ -142,7 +147,7 @@ def load(folder: str | Path, step: str | int = "best") -> Run:
     folder = Path(folder)
     config = run_directory.read_config(folder)
     tokenizer = run_directory.read_tokenizer(folder)
-    model = models.build(config.model, tokenizer, devices.compute_dtype(config.train))
+    model = models.of_run(config, tokenizer)
     found, params = checkpoints.load_params(folder, model, str(step))
     return Run(folder, config, tokenizer, model, params, found)
 

@@ -175,6 +175,10 @@ class TrainConfig:
     """Sequences per forward and backward pass, a divisor of batch_size. 0: automatic."""
     init_from: Path | None = None
     """Start from the parameters of this run. It must have the same model and vocabulary."""
+    members: int = 1
+    """Models trained side by side. They answer together, by the mean of their probabilities."""
+    teacher: Path | None = None
+    """Learn also from the probabilities of this run, or of all runs in this folder."""
     remat: bool = False
     """Save memory by recomputing activations in the backward pass (a third more work)."""
     attention: Literal["auto", "kernel", "cudnn", "plain"] = "auto"

@@ -45,6 +45,7 @@ MOST = {
     "n_encoder_layer": 200,
     "n_embd": 1_000_000,
     "n_mels": 1000,
+    "members": 1000,
     "short_conv": 1000,
     "vocab_size": 10_000_000,
     "string_clips": 1000,
@@ -78,6 +79,7 @@ def check(config: Config) -> None:
     _check_data(config)
     _check_training(config)
     _check_mesh(config.mesh)
+    _check_members(config)
     require(0 <= config.seed < 2**32, "seed", config.seed, "in [0, 2**32)")
 
 
@@ -152,7 +154,7 @@ def _check_data(config: Config) -> None:
 
 def _check_training(config: Config) -> None:
     train, optim = config.train, config.optim
-    counts = ("max_steps", "batch_size", "eval_interval", "log_interval")
+    counts = ("max_steps", "batch_size", "members", "eval_interval", "log_interval")
     _require_all("train", train, counts, lambda n: n >= 1, "at least 1")
     _require_all("train", train, ("eval_batches", "sample_tokens"), lambda n: n >= 0, ">= 0")
     micro = train.micro_batch_size
@@ -165,6 +167,22 @@ def _check_training(config: Config) -> None:
     _require_all("optim", optim, ("beta2",), lambda x: 0 <= x < 1, "in [0, 1)")
     _require_all("optim", optim, ("final_fraction",), lambda x: 0 <= x <= 1, "in [0, 1]")
     _require_all("optim", optim, ("decay_fraction",), lambda x: 0 < x <= 1, "in (0, 1]")
+
+
+def _check_members(config: Config) -> None:
+    train, mesh = config.train, config.mesh
+    if train.members == 1:
+        return
+    if train.init_from:
+        raise UserError(
+            f"--train.members {train.members} with --train.init-from {train.init_from} would be "
+            "equal models; leave one out"
+        )
+    if (mesh.fsdp, mesh.model) != (1, 1):
+        raise UserError(
+            f"--train.members {train.members} is for devices that each have whole models; leave "
+            "--mesh.fsdp and --mesh.model out"
+        )
 
 
 def _check_mesh(mesh: MeshConfig) -> None:

@@ -1,6 +1,6 @@
-"""The GPT: token and position embeddings, a stack of Blocks, an output head. And the bigram.
+"""The GPT: token and position embeddings, a stack of Blocks, an output head.
 
-Both map tokens to the logits of the next token at every position:
+It maps tokens to the logits of the next token at every position:
 
     logits_BTV, cache = model.apply({"params": params}, tokens_BT)
 
@@ -16,7 +16,7 @@ from jax import Array
 
 from gptjax.attention import SelfAttention
 from gptjax.cache import BlockCache, Cache, empty_cache
-from gptjax.config import BigramConfig, GPTConfig
+from gptjax.config import GPTConfig
 from gptjax.cross_attention import EncoderOutput, add_cross_attention
 from gptjax.layers import MLP, Dropout, Embed, Linear, Norm
 from gptjax.rotary import Rotary, rotary_angles
@@ -128,25 +128,6 @@ class GPT(nn.Module):
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache of block_size positions for every layer."""
         return empty_cache(self.config, batch_size, self.dtype)
-
-
-class Bigram(nn.Module):
-    """The logits of the next token are a row of a V x V table, chosen by the current token."""
-
-    config: BigramConfig
-    vocab_size: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, tokens_BT: Array, cache: tuple[()] | None = None, rows_B: Array | None = None
-    ) -> tuple[Array, tuple[()] | None]:
-        logits_BTV = Embed(self.vocab_size, self.vocab_size, self.dtype, name="table")(tokens_BT)
-        return logits_BTV.astype(jnp.float32), cache
-
-    def init_cache(self, batch_size: int) -> tuple[()]:
-        """A bigram remembers nothing."""
-        return ()
 
 
 def token_embedding(config: GPTConfig, vocab_size: int, dtype: Any) -> Embed:

@@ -5,13 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gptjax.config import BigramConfig, GPTConfig, ModelConfig
+from gptjax.bigram import Bigram
+from gptjax.config import BigramConfig, Config, GPTConfig, ModelConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.encoder_decoder import EncoderDecoder
-from gptjax.gpt import GPT, Bigram
+from gptjax.ensemble import Ensemble
+from gptjax.gpt import GPT
+from gptjax.scale import devices
 from gptjax.speech_recognizer import SpeechRecognizer
 
-Model = Bigram | GPT | EncoderDecoder | SpeechRecognizer
+Model = Bigram | GPT | EncoderDecoder | SpeechRecognizer | Ensemble
 
 
 def build(
@@ -35,8 +38,21 @@ def build(
     raise TypeError(f"{type(config).__name__} describes no model")
 
 
+def of_run(config: Config, vocabulary: Any) -> Model:
+    """The model that a run trains, in its number type: one, or an ensemble of its members."""
+    train = config.train
+    model = build(config.model, vocabulary, devices.compute_dtype(train), train.remat)
+    return model if train.members == 1 else Ensemble(model, train.members)
+
+
 def init(model: Model, seed: int) -> Any:
-    """Initial parameters, a pure function of the model and the seed."""
+    """Initial parameters, a pure function of the model and the seed.
+
+    Member i of an ensemble starts as a model with the seed + i.
+    """
+    if isinstance(model, Ensemble):
+        members = [init(model.member, (seed + i) % 2**32) for i in range(model.n_members)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     tokens, inputs = jax.ShapeDtypeStruct((1, 1), jnp.int32), {}
     match model:
         case EncoderDecoder():

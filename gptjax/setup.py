@@ -16,12 +16,13 @@ from gptjax.data import dataset as data
 from gptjax.data.dataset import Data, prefetch
 from gptjax.data.texts import TextData
 from gptjax.decoding import previews
+from gptjax.ensemble import Ensemble
 from gptjax.errors import UserError
 from gptjax.kernels import choice
 from gptjax.launch import Launch
 from gptjax.models import Model
 from gptjax.pace import Pace, first_lengths, step_ranges
-from gptjax.runs import init_from, resuming, run_directory
+from gptjax.runs import init_from, resuming, run_directory, teachers
 from gptjax.runs.checkpoints import KEEP_LATEST, Checkpoints, committed_steps, restore_newest
 from gptjax.runs.report import NullReporter, Reporter, check_trackers
 from gptjax.scale import compilation, devices, memory, processes, sharding
@@ -111,8 +112,11 @@ def set_up(config: Config, launch: Launch) -> Run:
     attention = None if c.attention == "auto" else c.attention
     choice.check(attention, config.model, devices.compute_dtype(c), mesh.size)
     choice.set_attention(attention, mesh.size)
-    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(c), c.remat)
+    model = models.of_run(config, dataset.tokenizer)
+    teacher = teachers.load(config, dataset.tokenizer)
     optimizer = optim.build(config.optim, c.max_steps)
+    if isinstance(model, Ensemble):
+        optimizer = model.each_optimizer(optimizer)
     tokens_per_sequence = dataset.tokens_per_sequence(config)
     micro_batch_size = devices.micro_batch_size(
         c, config.model, tokens_per_sequence, n_row_groups(mesh)
@@ -165,7 +169,9 @@ def set_up(config: Config, launch: Launch) -> Run:
         steps_per_dispatch = devices.steps_per_dispatch(n_params, tokens_per_step, mesh.size)
     ahead = CompileAhead(report.say)
     sums = evaluation.make_sums(model, mesh)
-    train_steps = training.make_train_steps(model, optimizer, micro_batch_size, config.seed, mesh)
+    train_steps = training.make_train_steps(
+        model, optimizer, micro_batch_size, config.seed, mesh, teacher
+    )
     run = Run(
         config=config,
         folder=folder,
@@ -238,7 +244,9 @@ def _headline(folder: Path, config: Config, mesh: Mesh, n_params: int) -> str:
     attention = ""
     if isinstance(config.model, GPTConfig):
         attention = f"  attention {choice.kind_of_model(config.model, dtype)}"
+    n_members = config.train.members
+    of_all = f"{n_members} models, " if n_members > 1 else ""
     return (
-        f"{folder}  {n_params:,} parameters  {config.train.max_steps:,} steps\n"
+        f"{folder}  {of_all}{n_params:,} parameters  {config.train.max_steps:,} steps\n"
         f"{describe_mesh(mesh)}  {np.dtype(dtype).name}{attention}"
     )

@@ -16,7 +16,8 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from gptjax.kernels.cross_entropy import token_losses
+from gptjax.ensemble import Ensemble
+from gptjax.kernels.cross_entropy import distillation_losses, token_losses
 from gptjax.models import Model
 from gptjax.scale import devices, sharding
 
@@ -67,11 +68,16 @@ def cross_entropy(
     # -log softmax(logits)[target]: 0 if the model is sure of the right token, ln V if it knows
     # nothing.
     losses_BT = token_losses(logits_BTV, batch["targets"])
+    if "teacher" in batch:  # probabilities (B, T, V) of a trained model
+        losses_BT = (losses_BT + distillation_losses(logits_BTV, batch["teacher"])) / 2
     return jnp.sum(losses_BT * batch["loss_weights"]), jnp.sum(batch["loss_weights"])
 
 
 def make_gradient(
-    model: Model, micro_batch_size: int, mesh: Mesh | None = None
+    model: Model,
+    micro_batch_size: int,
+    mesh: Mesh | None = None,
+    teacher: Callable[[Batch], Array] | None = None,
 ) -> Callable[[Params, Batch, Array], tuple[Array, Params]]:
     """Returns gradient(params, batch, dropout_key) -> (mean loss, its gradient).
 
@@ -79,10 +85,13 @@ def make_gradient(
     large batch need not fit in memory (or, on a CPU, in its caches) at once.
     """
 
+    one_model = model.member if isinstance(model, Ensemble) else model
     # Several devices: each keeps a part of the parameters, and gathers the rest for use.
-    loss_function = sharding.gather_for_use(partial(cross_entropy, model), mesh, model.dtype)
+    loss_function = sharding.gather_for_use(partial(cross_entropy, one_model), mesh, model.dtype)
     # has_aux: the gradient is that of the first result, the sum of losses.
     loss_and_gradient = jax.value_and_grad(loss_function, has_aux=True)
+    if isinstance(model, Ensemble):
+        loss_and_gradient = model.each_gradient(loss_and_gradient)
 
     def gradient(params: Params, batch: Batch, dropout_key: Array) -> tuple[Array, Params]:
         batch_size = batch["targets"].shape[0]
@@ -94,6 +103,8 @@ def make_gradient(
             return x.reshape(micro_batch_size, n_micro, *x.shape[1:]).swapaxes(0, 1)
 
         def micro_gradient(rows_B: Array, micro_batch: Batch) -> Any:
+            if teacher:
+                micro_batch = micro_batch | {"teacher": teacher(micro_batch)}
             sums, grads = loss_and_gradient(params, micro_batch, dropout_key, rows_B)
             return sums, sharding.constrain(grads, mesh)
 
@@ -119,13 +130,14 @@ def make_train_steps(
     micro_batch_size: int,
     seed: int,
     mesh: Mesh | None = None,
+    teacher: Callable[[Batch], Array] | None = None,
 ) -> Callable[[TrainState, Batch, int], tuple[TrainState, StepMetrics]]:
     """Returns train_steps(state, batches, n_steps) -> (state, metrics), one call to the device.
 
     batches: arrays (N, B, ...), of which the first n_steps <= N are used. metrics: arrays (N,),
     zero for unused steps. `state` is donated: its memory is reused, the old one is gone.
     """
-    gradient = make_gradient(model, micro_batch_size, mesh)
+    gradient = make_gradient(model, micro_batch_size, mesh, teacher)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         # The key of this step. With the layer and the row's number it decides every mask.

@@ -17,8 +17,8 @@ signals errors atomic checksums reading json_files drawing
 config config_encoders config_checks config_json launch config_files command_line
 scale.devices
 kernels quantization
-layers cache rotary short_conv fused_attention attention cross_attention gpt
-encoder_decoder speech_recognizer models
+layers cache rotary short_conv fused_attention attention cross_attention gpt bigram
+encoder_decoder speech_recognizer ensemble models
 scale
 muon optim training evaluation
 data

@@ -114,7 +114,7 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
 
 def _load_model(command: Evaluate, config: Config, tok: Tokenizer) -> tuple[Any, Any, dict]:
     """(model, parameters, {"run", "step", "parameters"})."""
-    model = models.build(config.model, tok, devices.compute_dtype(config.train))
+    model = models.of_run(config, tok)
     step, params = checkpoints.load_params(command.run, model, command.step)
     record = {"run": str(command.run), "step": step, "parameters": models.count(params)}
     return model, params, record

@@ -66,6 +66,7 @@ def export(command: Export) -> None:
     run, out = command.run, command.out
     config, tok = run_directory.read_config(run), run_directory.read_tokenizer(run)
     form = run_directory.read_format(run)
+    run_directory.require_one_model(run, "export")
     if command.to == "hf" and (found := huggingface.obstacles(config.model)):
         raise UserError(
             f"{run} cannot be a GPT-2, which lacks {', '.join(found)}; export it --to safetensors "

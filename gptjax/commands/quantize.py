@@ -64,6 +64,7 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     config = run_directory.read_config(command.run)
     if run_directory.read_format(command.run) != FLOAT32:
         raise UserError(f"{command.run} is quantized already; name the run that it was made from")
+    run_directory.require_one_model(command.run, "quantize")
     n_steps = command.qat_steps
     require(n_steps >= 0, "qat-steps", n_steps, "0 or more")
     require(n_steps <= MOST_OF_ANY, "qat-steps", n_steps, f"at most {MOST_OF_ANY:,}")

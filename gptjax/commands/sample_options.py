@@ -12,7 +12,6 @@ from gptjax.config import Config
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError
 from gptjax.runs import checkpoints
-from gptjax.scale import devices
 
 MOST_BYTES = 1 << 28
 """Of a file with a prompt or with sources."""
@@ -94,7 +93,7 @@ class Sample:
 
     def load_model(self, run_config: Config, tok: Tokenizer) -> tuple[int, Any, Any]:
         """(step, model, parameters). Prints run, step and size on stderr, unless --json."""
-        model = models.build(run_config.model, tok, devices.compute_dtype(run_config.train))
+        model = models.of_run(run_config, tok)
         step, params = checkpoints.load_params(self.run, model, self.step)
         if not self.json:
             print(f"{self.run} step {step}, {models.count(params):,} parameters", file=sys.stderr)

@@ -1,7 +1,7 @@
 """The attention weights that a model computes, as arrays.
 
 Every attention module sows its weights as "weights"; the functions here make "intermediates"
-mutable and collect them.
+mutable and collect them. Of an ensemble they are those of its first member.
 """
 
 import functools
@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.ensemble import first_member
 from gptjax.models import GPT, EncoderDecoder, SpeechRecognizer
 
 
 def self_attention(model: GPT, params: Any, tokens_T: np.ndarray) -> np.ndarray:
     """Weights (layer, H, T, T) of a text: row t is how position t attends to positions 0 ... t."""
+    model, params = first_member(model, params)
     _, sown = model.apply({"params": params}, jnp.asarray(tokens_T)[None], mutable="intermediates")
     n_target, layers = len(tokens_T), []
     for i in range(model.config.n_layer):
@@ -40,6 +42,7 @@ def cross_attention(
     Row t belongs to the prediction of the token that follows token t. `source` and `source_mask`
     are the model's: (B, S) tokens, or (B, T, M) log-mel frames with a mask (B, T).
     """
+    model, params = first_member(model, params)
     _, sown = model.apply(
         {"params": params},
         tokens_BT,

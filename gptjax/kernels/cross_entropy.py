@@ -41,3 +41,11 @@ def _backward(residuals: tuple[Array, Array, Array], d_losses: Array) -> tuple[A
 
 
 token_losses.defvjp(_forward, _backward)
+
+
+def distillation_losses(logits_BTV: Array, teacher_BTV: Array) -> Array:
+    """Cross-entropy in nats with a teacher's probabilities instead of one target: (B, T) float32.
+
+    Its gradient is the difference of the probabilities (Hinton et al. 2015, eq. 2, at T = 1).
+    """
+    return -jnp.sum(teacher_BTV * jax.nn.log_softmax(logits_BTV.astype(jnp.float32)), -1)

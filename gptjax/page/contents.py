@@ -49,6 +49,7 @@ def contents(
     not have, and weights that take more than most_bytes.
     """
     config, tok = run_directory.read_config(run), run_directory.read_tokenizer(run)
+    run_directory.require_one_model(run, "a page")
     page_tokenizer = for_page(tok)
     model = models.build(config.model, tok)  # float32, whatever it was trained in
     found, params = checkpoints.load_params(run, model, step)

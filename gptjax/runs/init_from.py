@@ -36,6 +36,7 @@ def vocabulary(config: Config, folder: Path) -> Tokenizer | None:
         raise UserError(
             f"--train.init-from {source} is quantized; name the run that it was made from"
         )
+    run_directory.require_one_model(source, "--train.init-from")
     if not checkpoints.committed_steps(source):
         raise UserError(f"--train.init-from {source} has no checkpoint yet; let it train first")
     if type(had) is not type(config.model):

@@ -140,10 +140,13 @@ class Reporter:
         text = ""
         if steps:
             text = (samples / f"{max(steps)}.txt").read_text("utf-8", errors="replace").strip()
+        folder = shlex.quote(str(self.folder))
+        last = f"look inside: {program()} page {folder} --out page.html"
+        if self.config.train.members > 1:
+            last = f"one model that learns from it: {program()} train --train.teacher {folder}"
         return (f"{text}\n\n" if text else "") + (
             f"loss plot: {self.folder}/loss.png\n"
-            f"sample more: {program()} sample {shlex.quote(str(self.folder))}{sample_flags}\n"
-            f"look inside: {program()} page {shlex.quote(str(self.folder))} --out page.html"
+            f"sample more: {program()} sample {folder}{sample_flags}\n{last}"
         )
 
     def evaluation(self, step: int, losses: dict[str, float]) -> None:

@@ -18,7 +18,7 @@ from gptjax.runs.checkpoints import committed_steps
 from gptjax.runs.run_directory import read_config, read_environment, read_tokenizer
 
 # The arrays of a checkpoint depend on these, so a resumed run cannot change them ...
-FIXED = ("model", "optim.name", "data")
+FIXED = ("model", "optim.name", "data", "train.members")
 # ... except for these. (A tokenizer and its data are compared by content instead.)
 FREE = ("model.dropout", "data.path", "data.name", "data.vocab_size", "data.tokenizer")
 FREE += ("data.field", "data.speed_change", "data.noise", "data.spec_masks", "data.on_broken")

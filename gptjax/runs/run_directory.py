@@ -239,6 +239,16 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return dict(json_files.read(folder / "environment.json", _Environment, fix))
 
 
+def require_one_model(folder: Path, what: str) -> None:
+    """Raises UserError if a run is an ensemble. what: what needs a single model."""
+    n_members = read_config(folder).train.members
+    if n_members > 1:
+        raise UserError(
+            f"{folder} is an ensemble of {n_members} models, and {what} needs one; train one that "
+            f"learns from it, with --train.teacher {folder}"
+        )
+
+
 def read_format(folder: Path) -> Format:
     """The number format of a run's parameters: float32 unless it was quantized."""
     path = folder / "format.json"

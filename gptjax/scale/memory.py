@@ -48,6 +48,8 @@ def estimate(
     if micro_batch_size < config.train.batch_size:
         gradients *= 2  # those of one micro-batch, and their sum
     n_tokens = micro_batch_size / n_row_groups(mesh) * tokens_per_sequence
+    if not devices.on_cpu():  # there an ensemble's members train one after the other
+        n_tokens *= config.train.members
     n_model, itemsize = mesh.shape["model"], np.dtype(model.dtype).itemsize
     work = gradients + _weights_in_use(state.params, itemsize)
     work += n_tokens * logits_bytes(model.vocab_size, n_model, itemsize if fused else 0)

@@ -1,0 +1,78 @@
+"""Distillation: a new model learns from the probabilities of trained runs, --train.teacher RUN.
+
+Hinton et al. 2015, arXiv:1503.02531. The teacher's probabilities say which wrong tokens are nearly
+right, so each position teaches more than one token.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from gptjax import config_json, models
+from gptjax.config import Config
+from gptjax.data.tokenizer import Tokenizer
+from gptjax.errors import UserError
+from gptjax.quantization.quant_array import FLOAT32
+from gptjax.runs import checkpoints, run_directory
+from gptjax.training import Batch
+
+LENGTHS = ("block_size", "source_block_size")
+"""Of these a teacher needs as much as its student, or more."""
+
+
+def load(config: Config, vocabulary: Tokenizer) -> Callable[[Batch], Array] | None:
+    """A function from a batch to the teacher's probabilities (B, T, V), or None without a teacher.
+
+    --train.teacher is a run, or a folder of runs: then the mean of all of them. Raises UserError
+    for a folder that is neither, and for a run that cannot teach this one.
+    """
+    folder = config.train.teacher
+    if folder is None:
+        return None
+    runs = [folder] if (folder / "config.json").exists() else _runs_in(folder)
+    teachers = [_load(run, config, vocabulary) for run in runs]
+
+    def probabilities(batch: Batch) -> Array:
+        source = {name: batch[name] for name in ("source", "source_mask") if name in batch}
+
+        def of(model: Any, params: Any) -> Array:
+            logits_BTV, _ = model.apply({"params": params}, batch["tokens"], **source)
+            return jax.nn.softmax(logits_BTV)
+
+        mean_BTV = jnp.mean(jnp.stack([of(*teacher) for teacher in teachers]), axis=0)
+        return jax.lax.stop_gradient(mean_BTV)
+
+    return probabilities
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    runs = sorted(path.parent for path in folder.glob("*/config.json"))
+    if not runs:
+        raise UserError(f"--train.teacher {folder} is neither a run nor a folder of runs")
+    return runs
+
+
+def _load(run: Path, config: Config, vocabulary: Tokenizer) -> tuple[Any, Any]:
+    """(model, parameters) of a run that can teach."""
+    theirs = run_directory.read_config(run)
+    if type(theirs.model) is not type(config.model):
+        kinds = [type(c.model).__name__.removesuffix("Config") for c in (theirs, config)]
+        raise UserError(f"--train.teacher {run} is a {kinds[0]}, but this is a {kinds[1]}")
+    if run_directory.read_tokenizer(run).to_dict() != vocabulary.to_dict():
+        raise UserError(
+            f"--train.teacher {run} has another vocabulary; a teacher must have been trained on "
+            "the same data"
+        )
+    if run_directory.read_format(run) != FLOAT32:
+        raise UserError(f"--train.teacher {run} is quantized; name the run that it was made from")
+    had, wanted = config_json.flatten(theirs.model), config_json.flatten(config.model)
+    for name in LENGTHS:
+        if had.get(name, 0) < wanted.get(name, 0):
+            flag = "--model." + name.replace("_", "-")
+            raise UserError(f"--train.teacher {run} has {flag} {had[name]}, {wanted[name]} here")
+    model = models.of_run(theirs, vocabulary)
+    return model, checkpoints.load_params(run, model)[1]
