@@ -9,13 +9,14 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from gptjax.errors import Interrupted, naming
+from gptjax.errors import Interrupted, UserError, naming
 
 
 @contextlib.contextmanager
@@ -34,6 +35,23 @@ def atomic_file(path: Path) -> Iterator[Path]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def require_writable(option: str, path: Path) -> None:
+    """Raises UserError if no file can be made at `path`. Call it before a file takes long to make.
+
+    A file that is there may be replaced. option: the one that named the path.
+    """
+    try:
+        problem = "it is a folder" if path.is_dir() else ""
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        problem = str(error.strerror)
+        if not path.parent.exists():
+            problem = f"there is no folder {path.parent}"
+    if problem:
+        raise UserError(f"{option} {path} cannot be written ({problem}); name another place")
 
 
 @contextlib.contextmanager

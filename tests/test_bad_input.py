@@ -15,12 +15,12 @@ import pytest
 from conftest import MAX_STEPS, TINY_RUN, Printed, Refused, edit_run
 
 from gptjax import config_checks, setup, train, training
-from gptjax.commands import evaluate, import_model, plot, prepare, sample
+from gptjax.commands import evaluate, export, import_model, page, plot, prepare, quantize, sample
 from gptjax.config import Config, GPTConfig, TrainConfig
 from gptjax.data import downloads, text_files
 from gptjax.decoding import sampling
 from gptjax.errors import UserError, exit_codes
-from gptjax.runs import report, run_directory
+from gptjax.runs import checkpoints, plots, report, run_directory
 
 REPO = Path(__file__).parents[1]
 
@@ -496,6 +496,40 @@ def test_bad_sampling_flags(
     line = refused(sample.main, text_run, *flags)
     for word in words:
         assert word in line
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    text_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    def too_late(*args: Any) -> None:
+        raise AssertionError("the place is checked first")
+
+    monkeypatch.setattr(checkpoints, "load_params", too_late)
+    monkeypatch.setattr(plots, "plot", too_late)
+    monkeypatch.setattr(text_files, "_train_tokenizer", too_late)
+    (tmp_path / "x.html").mkdir()
+    (tmp_path / "x.png").mkdir()
+    (tmp_path / "file").touch()
+    draw = sample.main, text_run, "--prompt", "abc", "--attention"
+    for main, *argv, place in (
+        (page.main, text_run, "--out", "none/x.html"),
+        (page.main, text_run, "--out", "x.html"),
+        (page.main, text_run, "--out", "/proc/x.html"),
+        (plot.main, text_run, "--out", "none/x.png"),
+        (plot.main, text_run, "--out", "x.png"),
+        (*draw, "none/x.png"),
+        (*draw, "x.png"),
+        (*draw, "/proc/x.png"),
+        (export.main, text_run, "--to", "safetensors", "--out", "file/out"),
+        (quantize.main, text_run, "--out", "file/out"),
+        (prepare.main, text_run / "config.json", "--out", "file/out"),
+    ):
+        line = refused(main, *argv, tmp_path / place)
+        assert str(tmp_path / place) in line
+        assert "name a" in line
+        if "none" in place:
+            assert f"there is no folder {tmp_path}/none" in line
+    assert {path.name for path in tmp_path.rglob("*")} == {"x.html", "x.png", "file"}
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(

@@ -74,14 +74,14 @@ def export(command: Export) -> None:
         )
     package = "flatbuffers" if command.to == "stablehlo" else "safetensors"
     import_extra(package, f"--to {command.to} needs")
-    model = models.build(config.model, tok)
-    step, params = checkpoints.load_params(run, model, command.step)
-    if form != FLOAT32:
-        params = dequantize_params(params)
-        print(f"{run} is quantized: its weights are written as float32", file=sys.stderr)
-        if form.activation_bits:
-            print("activations, which the run rounds to int8, are not rounded", file=sys.stderr)
     with run_directory.new_run(out) as folder:
+        model = models.build(config.model, tok)
+        step, params = checkpoints.load_params(run, model, command.step)
+        if form != FLOAT32:
+            params = dequantize_params(params)
+            print(f"{run} is quantized: its weights are written as float32", file=sys.stderr)
+            if form.activation_bits:
+                print("activations, which the run rounds to int8, are not rounded", file=sys.stderr)
         if command.to == "hf":
             huggingface.write(folder, config.model, tok, params)
             advice = f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"

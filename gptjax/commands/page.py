@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from gptjax.atomic import write_text
+from gptjax.atomic import require_writable, write_text
 from gptjax.command_line import parse_command
 from gptjax.config_checks import require
 from gptjax.errors import UserError, exit_codes
@@ -56,6 +56,7 @@ def make(command: Page) -> None:
     out = command.out
     if out.suffix not in (".html", ".htm"):
         raise UserError(f"--out {out} must end in .html")
+    require_writable("--out", out)
     most_bytes = command.max_mb * 1e6
     made = contents(command.run, command.step, command.weights, n, most_bytes)
     text = page(made)
@@ -67,10 +68,5 @@ def make(command: Page) -> None:
             f"the page has {size / 1e6:.1f} MB, more than --max-mb {command.max_mb:g}; {advice}"
             "raise --max-mb"
         )
-    try:
-        write_text(out, text)
-    except OSError as error:
-        raise UserError(
-            f"--out {out} cannot be written ({error.strerror}); name another place"
-        ) from None
+    write_text(out, text)
     print(f"{out}, {size / 1e6:.1f} MB: step {made['step']} of {command.run}; open it in a browser")

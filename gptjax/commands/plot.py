@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from gptjax import json_files
+from gptjax.atomic import require_writable
 from gptjax.command_line import parse_command
 from gptjax.data import tokenizer
 from gptjax.errors import UserError, exit_codes
@@ -46,6 +47,7 @@ def plot(command: Plot) -> None:
         raise UserError("gptjax plot needs at least one run directory")
     if command.out.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out {command.out} must end in .png, .svg or .pdf")
+    require_writable("--out", command.out)
     runs = {}
     for folder in command.runs:
         if not folder.is_dir():
@@ -63,12 +65,7 @@ def plot(command: Plot) -> None:
     names = [folder.resolve().name for folder in runs]
     if len(set(names)) < len(names):
         names = list(map(str, runs))
-    try:
-        plots.plot(dict(zip(names, runs.values(), strict=True)), command.out, unit)
-    except OSError as error:
-        raise UserError(
-            f"--out {command.out} cannot be written ({error.strerror}); name another place"
-        ) from None
+    plots.plot(dict(zip(names, runs.values(), strict=True)), command.out, unit)
     print(command.out)
 
 

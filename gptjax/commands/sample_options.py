@@ -8,6 +8,7 @@ from typing import Any, Literal
 import tyro
 
 from gptjax import models, reading
+from gptjax.atomic import require_writable
 from gptjax.config import Config
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError
@@ -108,8 +109,7 @@ class Sample:
             raise UserError(f"--attention draws one {kind}, not {n_inputs}; give one {flag}")
         if path.suffix not in (".png", ".svg", ".pdf"):
             raise UserError(f"--attention {path} must end in .png, .svg or .pdf")
-        if not path.parent.is_dir() or path.is_dir():
-            raise UserError(f"--attention {path} must be a file in an existing folder")
+        require_writable("--attention", path)
 
 
 def read_text(flag: str, path: Path) -> str:

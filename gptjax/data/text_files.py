@@ -75,10 +75,10 @@ def prepare(
     if out.exists():
         raise UserError(f"--out {out} exists; name a new folder")
     corpus = Corpus(files, field)
-    tok = _train_tokenizer(corpus, kind, vocab_size)
-    dtype = token_dtype(tok)
     try:
         with atomic_folder(out) as part:
+            tok = _train_tokenizer(corpus, kind, vocab_size)
+            dtype = token_dtype(tok)
             digest, n_characters, start = hashlib.sha256(), 0, ""
             with open(part / "train.bin", "wb") as tokens_file:
                 for text in corpus.pieces():
