@@ -90,3 +90,50 @@ def test_a_text_goes_on_without_a_part_that_was_switched_off(page: Any) -> None:
     page.evaluate("gptjax.run.off.clear()")
     write(page, "text=Go on")
     assert page.inner_text("#view-write .warning") == ""
+
+
+def test_a_prompt_is_read_once(page: Any) -> None:
+    """By the writer, whose logits say how surprising the prompt is; it is longer than a window."""
+    found = page.evaluate(
+        """(text) => {
+            const { run, readText, probabilities } = gptjax;
+            const table = run.params.token_embedding;
+            let reads = 0;
+            const get = () => { reads++; return table; };
+            Object.defineProperty(run.params, "token_embedding", { get });
+            document.querySelector("#view-write textarea").value = text;
+            document.querySelector("#view-write button.main").click();
+            const once = reads;
+            const ids = run.tokenizer.encode(text).ids.slice(-run.config.block_size);
+            const { logits } = readText(run.config, run.params, ids);
+            const nats = ids.slice(1).map((id, t) =>
+                -Math.log(probabilities(logits.row(t), { temperature: 1, topK: 0, topP: 1 })[id]));
+            const shares = [...document.querySelectorAll("#view-write .token.prompt")].map(
+                (span) => Number(span.style.background.match(/, ([0-9.]+)\\)$/)?.[1] ?? 0));
+            return { once, nats, shares };
+        }""",
+        TEXT,
+    )
+    assert found["once"] == 1
+    hidden = len(found["shares"]) - len(found["nats"])
+    assert hidden > 2
+    # Half of the colour's strength are 6 nats or more.
+    expected = [0.0] * hidden + [min(0.5, nats / 12) for nats in found["nats"]]
+    assert found["shares"] == pytest.approx(expected, abs=0.001)
+
+
+def test_another_seed_begins_anew_at_once(page: Any) -> None:
+    """Also while a text is written: a text never stands beside a seed that is not its own."""
+    page.fill("#view-write textarea", TEXT[:9])
+    page.evaluate(
+        """() => {
+            document.querySelector("#view-write button.main").click();
+            const all = [...document.querySelectorAll("#view-write button")];
+            all.find((button) => button.textContent === "New seed").click();
+        }"""
+    )
+    until(lambda: page.inner_text(WRITE) == "Write")
+    assert page.input_value("#view-write input[type=number]") == "1338"
+    text = page.evaluate(WRITTEN)
+    write(page)
+    assert page.evaluate(WRITTEN) == text

@@ -96,14 +96,13 @@ export function heatmap(matrix, label, most = 1) {
   [canvas.width, canvas.height] = [width, rows];
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const image = context.createImageData(width, rows);
-  const style = getComputedStyle(document.documentElement);
-  const colour = style.getPropertyValue("--blue-rgb").split(",").map(Number);
-  for (let i = 0; i < data.length; i++) {
-    // The square root shows small weights, too.
-    image.data.set([...colour, 255 * Math.sqrt(Math.max(0, Math.min(1, data[i] / most)))], 4 * i);
-  }
-  context.putImageData(image, 0, 0);
-  return canvas;
+  return painted(canvas, (blue) => {
+    for (let i = 0; i < data.length; i++) {
+      // The square root shows small weights, too.
+      image.data.set([...blue, 255 * Math.sqrt(Math.max(0, Math.min(1, data[i] / most)))], 4 * i);
+    }
+    context.putImageData(image, 0, 0);
+  });
 }
 
 /**
@@ -124,21 +123,39 @@ export function strip(vector, label, { most = largest(vector), name = (i) => `[$
   canvas.style.height = `${rows === 1 ? 20 : 12 * rows}px`;
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const image = context.createImageData(width, rows);
-  const style = getComputedStyle(document.documentElement);
-  const [blue, orange] = ["--blue-rgb", "--orange-rgb"].map((colour) =>
-    style.getPropertyValue(colour).split(",").map(Number),
-  );
-  vector.forEach((x, i) => {
-    const share = Math.min(1, Math.abs(x) / (most || 1));
-    image.data.set([...(x < 0 ? orange : blue), 255 * share ** 0.7], 4 * i);
-  });
-  context.putImageData(image, 0, 0);
   canvas.onmousemove = ({ offsetX, offsetY }) => {
     const [column, row] = [offsetX / canvas.clientWidth, offsetY / canvas.clientHeight];
     const i = Math.floor(row * rows) * width + Math.floor(column * width);
     if (i in vector) canvas.title = `${name(i)} = ${vector[i].toFixed(3)}`;
   };
+  return painted(canvas, (blue, orange) => {
+    vector.forEach((x, i) => {
+      const share = Math.min(1, Math.abs(x) / (most || 1));
+      image.data.set([...(x < 0 ? orange : blue), 255 * share ** 0.7], 4 * i);
+    });
+    context.putImageData(image, 0, 0);
+  });
+}
+
+/** @typedef {(blue: number[], orange: number[]) => void} Painter */
+
+/** How each picture is painted. @type {WeakMap<HTMLCanvasElement, Painter>} */
+const painters = new WeakMap();
+
+/** Paints a picture, which repaint() can do again. @param {HTMLCanvasElement} canvas @param {Painter} paint */
+function painted(canvas, paint) {
+  painters.set(canvas, paint);
+  repaint([canvas]);
   return canvas;
+}
+
+/** Paints pictures in the colours that the page has now. @param {Iterable<HTMLCanvasElement>} pictures */
+export function repaint(pictures) {
+  const style = getComputedStyle(document.documentElement);
+  const [blue, orange] = ["--blue-rgb", "--orange-rgb"].map((colour) =>
+    style.getPropertyValue(colour).split(",").map(Number),
+  );
+  for (const canvas of pictures) painters.get(canvas)?.(blue, orange);
 }
 
 /** Squares in a line of a strip. */

@@ -3,7 +3,7 @@
 import { Probe } from "./attention.js";
 import { logitAttribution } from "./attribution.js";
 import { features } from "./audio.js";
-import { count, el } from "./drawing.js";
+import { count, el, repaint } from "./drawing.js";
 import { forwardView } from "./forward.js";
 import { learnView } from "./learn.js";
 import { lookView } from "./look.js";
@@ -157,7 +157,7 @@ document.getElementById("views")?.replaceChildren(...views.map((view) => view.el
 showView(views, views[0].id);
 // Pictures keep the colours that they were drawn with.
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
-  views.find((view) => !view.element.classList.contains("hidden"))?.show?.(),
+  repaint(document.querySelectorAll("canvas")),
 );
 /** For tests, and for the browser's console. */
 const sampling = { Writer, choose, mostLikely, probabilities, random, readText };

@@ -4,6 +4,7 @@ import { emptyCache, Probe } from "./attention.js";
 import { embed, logSoftmax, topPlaces } from "./layers.js";
 import { gpt } from "./model.js";
 
+/** @typedef {import("./layers.js").Matrix} Matrix */
 /** @typedef {{temperature: number, topK: number, topP: number}} Sampler */
 
 /** A random generator in [0, 1) with a seed (mulberry32). @param {number} seed */
@@ -93,18 +94,17 @@ export class Writer {
     this.tokens = tokens.slice();
     /** @type {Float32Array} logits of the next token */
     this.logits = new Float32Array();
-    this.read(tokens.slice(-config.block_size));
+    /** @type {Matrix | null} logits after each token of the prompt's window, until a token is written */
+    this.prompt = this.read(tokens.slice(-config.block_size));
   }
 
-  /** @param {number[]} window */
+  /** The logits after each token of a window. @param {number[]} window */
   read(window) {
-    if (this.config.type === "BigramConfig") {
-      this.logits = embed(this.params.table, window.slice(-1)).row(0);
-      return;
-    }
-    this.cache = emptyCache(this.config);
-    const logits = this.compute(window);
+    const isBigram = this.config.type === "BigramConfig";
+    if (!isBigram) this.cache = emptyCache(this.config);
+    const logits = isBigram ? embed(this.params.table, window) : this.compute(window);
     this.logits = logits.row(logits.rows - 1);
+    return logits;
   }
 
   /** @param {number[]} tokens */
@@ -116,12 +116,11 @@ export class Writer {
   /** Appends a token and computes the next logits. @param {number} token */
   append(token) {
     this.tokens.push(token);
+    this.prompt = null; // of a large vocabulary, these are many numbers
     const { config, cache } = this;
-    if (cache && cache.length < config.block_size) {
-      this.logits = this.compute([token]).row(0);
-    } else {
-      this.read(this.tokens.slice(-Math.max(1, config.block_size >> 1)));
-    }
+    if (!cache) this.read([token]);
+    else if (cache.length < config.block_size) this.logits = this.compute([token]).row(0);
+    else this.read(this.tokens.slice(-Math.max(1, config.block_size >> 1)));
   }
 }
 
@@ -149,7 +148,7 @@ export function readText(config, params, tokens, probe = null) {
  * @param {any} config
  * @param {import("./layers.js").Params} decoder  parameters of the decoder
  * @param {import("./layers.js").Params | null} table  an embedding shared with the encoder
- * @param {import("./layers.js").Matrix} source  the encoder's output
+ * @param {Matrix} source  the encoder's output
  * @param {{start_ids: number[], end: number}} ends  tokens before a target, and the one after it
  * @param {number[]} [first]  tokens that the target has to begin with
  * @returns {Generator<{id: number, logP: Float64Array}>}

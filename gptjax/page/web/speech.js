@@ -41,8 +41,26 @@ class Listening {
     try {
       await this.listen(await decodeSound(await file.arrayBuffer()), file.name);
     } catch {
+      this.forget();
       this.note.textContent = `${file.name} cannot be read as sound: choose a WAV, FLAC, OGG or MP3 file.`;
     }
+  }
+
+  /** Clears what was heard, which is not of the file that a message is about. */
+  forget() {
+    this.turn++;
+    this.player.pause();
+    this.heard = null;
+    this.text.textContent = "";
+    this.reference.textContent = "";
+    this.clear();
+  }
+
+  /** Clears the pictures. */
+  clear() {
+    for (const panel of Object.values(this.panels)) panel.replaceChildren();
+    this.word.textContent = "";
+    this.timeline = null;
   }
 
   /**
@@ -82,9 +100,7 @@ class Listening {
   draw() {
     const heard = /** @type {import("./transcription.js").Heard} */ (this.heard);
     const { config, tokenizer, contents } = this.run;
-    for (const panel of Object.values(this.panels)) panel.replaceChildren();
-    this.word.textContent = "";
-    this.timeline = null;
+    this.clear();
     if (!heard.mel.rows) return;
     const names = heard.ids.map((id) =>
       id === contents.tokenizer.end ? "end" : visible(tokenizer.name(id)),

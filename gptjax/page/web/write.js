@@ -1,7 +1,6 @@
 // Write: the model continues a prompt, and shows what else it might have written.
 
 import { Alternatives } from "./alternatives.js";
-import { Probe } from "./attention.js";
 import { count, el, FRAME, formula, leftOut, shade, visible } from "./drawing.js";
 import { logSoftmax } from "./layers.js";
 import { switchedOff } from "./pass.js";
@@ -12,10 +11,11 @@ import {
   topKSlider,
   topPSlider,
 } from "./sampler_controls.js";
-import { choose, likeliest, probabilities, random, readText, Writer } from "./sampling.js";
+import { choose, likeliest, probabilities, random, Writer } from "./sampling.js";
 import { TokenText } from "./token_text.js";
 
 /** @typedef {import("./alternatives.js").Written} Written */
+/** @typedef {import("./layers.js").Matrix} Matrix */
 
 /** A token that surprises by this many nats has the full colour: it had 1 chance in 400. */
 const MOST_SURPRISE = 6;
@@ -91,17 +91,13 @@ class Writing {
 
   /** Reads the prompt, and begins to write. */
   start() {
-    const { tokenizer, config, params, off } = this.run;
-    const { ids, unknown } = tokenizer.encode(this.prompt.value);
+    const { ids, unknown } = this.run.tokenizer.encode(this.prompt.value);
     this.remark = this.remarkOn(ids, unknown);
     this.draw = random(this.seed.value);
-    this.begin(ids, ids.length);
-    const shown = ids.slice(-config.block_size);
-    if (shown.length > 1) {
-      const { logits } = readText(config, params, shown, off.size ? new Probe(off) : null);
-      for (let t = 1; t < shown.length; t++) {
-        this.measure(ids.length - shown.length + t, logits.row(t - 1));
-      }
+    const logits = this.begin(ids, ids.length);
+    // Row t - 1 is of token t of those that the model sees, the last ones of ids.
+    for (let t = 1; t < logits.rows; t++) {
+      this.measure(ids.length - logits.rows + t, logits.row(t - 1));
     }
     this.go();
   }
@@ -126,10 +122,12 @@ class Writing {
     this.writer = new Writer(config, params, ids, off);
     this.without = [...off].join();
     this.warning.textContent = `${this.remark} ${switchedOff(off)}`.trim();
+    return /** @type {Matrix} */ (this.writer.prompt);
   }
 
   /**
-   * Starts again from tokens, of which nPrompt are the prompt.
+   * Starts again from tokens, of which nPrompt are the prompt. Returns the logits after each of
+   * those that the model sees.
    * @param {number[]} ids
    * @param {number} nPrompt
    */
@@ -137,11 +135,12 @@ class Writing {
     this.text.set([]);
     this.written = [];
     this.alternatives.showNothing();
-    this.read(ids.length ? ids : [this.run.tokenizer.start]);
+    const logits = this.read(ids.length ? ids : [this.run.tokenizer.start]);
     ids.forEach((id, i) => {
       this.add(id, i < nPrompt);
     });
     this.relabel();
+    return logits;
   }
 
   /** Writes on after the text that is there, with the parts that are on by now. */
@@ -250,7 +249,7 @@ class Writing {
     const change = () => this.explain();
     const another = () => {
       this.seed.set((this.seed.value + 1) % 2 ** 32);
-      if (!this.running) this.start();
+      this.start();
     };
     return el(
       "div",
