@@ -210,7 +210,7 @@ def test_look(page: Any) -> None:
     assert page.inner_text("#view-look h3") == "Layer 2, head 2"
     page.focus("#view-look .text")
     page.keyboard.press("ArrowLeft")
-    assert "Position 11" in page.inner_text("#view-look")
+    assert "Position 10" in page.inner_text("#view-look")
 
 
 @pytest.mark.parametrize("name", ["original", "modern", "swiglu"])

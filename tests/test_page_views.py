@@ -82,7 +82,10 @@ def test_checkpoints_write_side_by_side(
     page = open_page(trained_page)
     page.click("#tab-learn")
     page.fill("#view-learn textarea", "abc é")
+    assert not page.is_visible("#view-learn .cards")
+    assert "weights of the steps 2 and 4" in page.inner_text("#view-learn")
     page.click("text=Write with each")
+    until(lambda: page.is_visible("#view-learn .cards"))
     steps = page.evaluate(
         "[gptjax.run.contents, ...gptjax.run.contents.checkpoints].map(c => c.step).sort()"
     )
@@ -247,8 +250,9 @@ def test_a_short_text_is_written_along_the_picture_of_attention(
         for part in ("canvas", ".tokens-beside")
     ]
     assert abs(heights[0] - heights[1]) < 2
-    page.click("#glossary summary")
+    page.click("header a")
     assert "score for a token" in page.inner_text("#glossary")
+    until(lambda: page.locator("#glossary").bounding_box()["y"] < 900)
 
 
 def test_every_panel_of_look_has_an_equation_with_the_numbers_of_the_model(
@@ -270,13 +274,15 @@ def test_every_panel_of_look_has_an_equation_with_the_numbers_of_the_model(
         """() => {
             const { run, readText, Probe } = gptjax, probe = new Probe();
             readText(run.config, run.params, run.tokens, probe);
-            return [...probe.get("stream").row(5)];
+            return [...probe.get("stream").row(4)];
         }"""
     )
     mean = np.mean(position) if page.evaluate("gptjax.run.config.norm") == "layernorm" else 0
     spread = np.sqrt(np.mean(np.square(np.array(position) - mean)) + 1e-5)
     assert f"/ {spread:.2f}" in said[3]
     assert "t = 1 ... 5" in said[4]
+    # A token follows, so that every layer's answer can be compared with it.
+    assert "“f”, which follows" in page.inner_text("#view-look table >> nth=0")
 
 
 def test_pictures_follow_the_colours_of_the_system(

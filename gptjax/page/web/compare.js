@@ -42,6 +42,11 @@ class Comparing {
         "aria-label": `Text of step ${step}`,
       }),
     );
+    const cards = this.kept.map((kept, i) =>
+      el("div", { class: "panel" }, this.facts(kept), this.texts[i]),
+    );
+    // Nothing to see before they write.
+    this.cards = el("div", { class: "cards hidden" }, ...cards);
   }
 
   /** Lets every checkpoint write. Each has the same random numbers. */
@@ -62,6 +67,7 @@ class Comparing {
         return { writer, written, draw: random(this.seed.value), done: false };
       }),
     );
+    this.cards.classList.remove("hidden");
     const sampler = { ...this.sampler };
     const frame = () => {
       if (round !== this.round) return;
@@ -106,19 +112,17 @@ class Comparing {
   elements() {
     const temperature = temperatureSlider(this.sampler);
     const button = el("button", { class: "main", onclick: () => this.start() }, "Write with each");
-    const cards = this.kept.map((kept, i) =>
-      el("div", { class: "panel" }, this.facts(kept), this.texts[i]),
-    );
+    const steps = this.kept.map(({ step }) => count(step));
     return [
       el(
         "p",
         {},
-        "The same prompt and the same random numbers, continued by the weights of each step. What differs is only what the model had learned by then.",
+        `The same prompt and the same random numbers, continued side by side by the weights of the steps ${steps.slice(0, -1).join(", ")} and ${steps.at(-1)}. What differs is only what the model had learned by then.`,
       ),
       this.prompt,
       this.warning,
       el("div", { class: "controls" }, button, temperature, this.seed.element),
-      el("div", { class: "cards" }, ...cards),
+      this.cards,
     ];
   }
 }

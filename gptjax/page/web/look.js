@@ -75,7 +75,8 @@ class Looking {
     runPass(this.pass, ids);
     this.attention.drawGrid();
     this.switches.drawEffect();
-    this.text.select(this.text.at < 0 ? ids.length - 1 : this.text.at);
+    // The second last: a token follows, so that the answers can be compared with it.
+    this.text.select(this.text.at < 0 ? Math.max(0, ids.length - 2) : this.text.at);
   }
 
   /** Draws everything that depends on the position. @param {number} t */
@@ -136,7 +137,12 @@ class Looking {
         part(
           "Who says so?",
           words(
-            `What each part adds directly to the logit of a token, compared with the mean of all tokens (Elhage et al. 2021). Blue speaks for the token, orange against it. What a part does by way of later layers counts for those, so an early layer with a small bar can still be indispensable: switch it off in the next section. What the final norm divides by is held fixed.${cap}`,
+            "What each part of the model adds to the logit of the token that you choose. Blue speaks for this token, orange against it. All bars together are its logit.",
+          ),
+          el(
+            "p",
+            { class: "faint" },
+            `Only what a part adds directly is counted, against the mean of all tokens (Elhage et al. 2021). What it does by way of later layers counts for those: a part with a small bar may still be indispensable. Switch it off in the next section to see. What the final norm divides by is held fixed.${cap}`,
           ),
           this.attribution.element,
         ),

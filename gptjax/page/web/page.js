@@ -123,7 +123,7 @@ function describe({ contents, config }) {
     ? `${before} encoder layers, ${n_layer} decoder layers`
     : `${n_layer} layers`;
   const size = n_layer ? `${layers}, ${config.n_head} heads, width ${config.n_embd}, ` : "";
-  const facts = `${size}context ${config.block_size}; ${count(contents.parameters)} parameters at step ${count(contents.step)}`;
+  const facts = `${size}context ${config.block_size}; ${count(contents.parameters)} parameters at step ${count(contents.step)}.`;
   /** @type {HTMLElement} */ (document.getElementById("facts")).textContent = facts;
   const bits = contents.run_bits;
   const were = bits === 32 ? "" : ` gptjax quantize had rounded them to ${bits} bits before.`;
@@ -153,6 +153,10 @@ const run = await load();
 const views = makeViews(run);
 describe(run);
 makeTabs(views);
+const glossary = /** @type {HTMLDetailsElement} */ (document.getElementById("glossary"));
+/** @type {HTMLAnchorElement} */ (document.querySelector("header a")).onclick = () => {
+  glossary.open = true;
+};
 document.getElementById("views")?.replaceChildren(...views.map((view) => view.element));
 showView(views, views[0].id);
 // Pictures keep the colours that they were drawn with.
