@@ -2,12 +2,14 @@
 
 A file in configs/ defines `config = Config(...)`. The command line sets any field, for example
 `--optim.learning-rate 1e-3`. Names follow nanoGPT if it has the same option. Fields of models with
-an encoder are in config_encoders.py.
+an encoder are in config_encoders.py, those of several devices in config_mesh.py.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
+
+from gptjax.config_mesh import MeshConfig
 
 
 @dataclass(frozen=True)
@@ -146,21 +148,6 @@ class OptimConfig:
             "beta2": 0.95,
         }
         return cls(**(preset | fields))
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """How devices share the work, as data x fsdp x model. One size may be -1: all that are left.
-
-    The mesh changes no batch, no initial weight and no dropout mask.
-    """
-
-    data: int = -1
-    """Devices that split the batch, each with a whole model."""
-    fsdp: int = 1
-    """Devices that split the batch, and each keep a part of every parameter (fully sharded)."""
-    model: int = 1
-    """Devices that split every matmul (tensor parallel). Keep it within one machine."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ REPO = Path(__file__).parents[1]
 # Rooms from low to high. A module may import from its own line and from the lines above it.
 ORDER = """
 signals errors atomic checksums reading json_files drawing
-config config_encoders config_checks config_json launch config_files command_line
+config_mesh config config_encoders config_checks config_json launch config_files command_line
 scale.devices
 kernels quantization
 layers cache rotary short_conv fused_attention attention cross_attention gpt bigram
