@@ -60,8 +60,7 @@ def measure(runs: list[Path], rounds: int) -> list[dict[str, Any]]:
         key: {"make_seconds": [], "open_seconds": [], "characters_per_second": []} for key in rows
     }
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        executable = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        browser = launch(playwright)
         for i in range(rounds):
             for (run, form), found in figures.items():
                 path = Path(folder) / f"{run.name}-{form}.html"
@@ -85,6 +84,13 @@ def measure(runs: list[Path], rounds: int) -> list[dict[str, Any]]:
         rows[key] | {name: statistics.median(values) for name, values in found.items()}
         for key, found in figures.items()
     ]
+
+
+def launch(playwright: Any) -> Any:
+    """A headless Chromium."""
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    flags = ["--no-sandbox", "--disable-gpu"]
+    return playwright.chromium.launch(executable_path=executable, args=flags)
 
 
 def table(record: dict[str, Any]) -> str:

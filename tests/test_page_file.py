@@ -1,12 +1,16 @@
 """The file that `gptjax page` writes: what is refused, and what a stranger's run does in it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
 from chromium import OpenPage, browser, open_page, until  # noqa: F401 - fixtures
 from conftest import TINY, Refused
+from PIL import Image
 from test_page import TEXT, make_page, make_run
 
+from benchmarks import page_pictures
 from gptjax.commands import page as page_command
 from gptjax.data import tokenizer
 from gptjax.page.html import program
@@ -69,6 +73,23 @@ def test_a_page_that_fails_says_so(
     until(lambda: page.inner_text("#failure"))
     assert page.inner_text("#failure") == "This page failed: unknown activation silu"
     page.close()
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_documentation_are_taken(
+    tmp_path: Path,
+    browser: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(page_pictures, "SCALE", 1)
+    characters = "".join(sorted({*page_pictures.PROMPT, *page_pictures.LOOKED_AT}))
+    config = dataclasses.replace(TINY, n_layer=3, n_head=4, block_size=64)
+    make_run(tmp_path / "run", config, tokenizer.train("char", characters, 0))
+    pictures = page_pictures.take(browser, make_page(tmp_path / "run"), tmp_path)
+    assert [path.name for path in pictures] == ["page-write.png", "page-look.png"]
+    for path, width in zip(pictures, (1080, 1344), strict=True):
+        with Image.open(path) as picture:
+            assert picture.width == width
 
 
 def test_a_page_holds_its_programs_once() -> None:
