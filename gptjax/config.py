@@ -59,6 +59,8 @@ class GPTConfig(ModelConfig):
     """Biases in projections, MLP, norms and output head."""
     attention_bias: bool = False
     """Biases of queries, keys and values."""
+    predict_ahead: int = 0
+    """Training: further output heads, each for a token one further ahead. 0: none."""
     tie_embeddings: bool = False
     """Use the token embedding as the output head (Press & Wolf 2017), without a bias."""
 

@@ -47,6 +47,7 @@ MOST = {
     "n_mels": 1000,
     "members": 1000,
     "short_conv": 1000,
+    "predict_ahead": 100,
     "vocab_size": 10_000_000,
     "string_clips": 1000,
     "spec_masks": 1000,
@@ -120,6 +121,8 @@ def _check_model(config: Config) -> None:
     require(0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)")
     is_width = model.short_conv == 0 or model.short_conv >= 2
     require(is_width, "model.short-conv", model.short_conv, "0, or at least 2")
+    ahead, rule = model.predict_ahead, f"in [0, {model.block_size}), the block size"
+    require(0 <= ahead < model.block_size, "model.predict-ahead", ahead, rule)
     softcap, rule = model.logit_softcap, ">= 0 and finite"
     require(0 <= softcap < math.inf, "model.logit-softcap", softcap, rule)
     if model.n_embd % model.n_head:

@@ -116,6 +116,10 @@ class GPT(nn.Module):
 
         # A logit for every token of the vocabulary: how likely it comes next.
         x_BTD = Norm(c, dtype, name="final_norm")(x_BTD)
+        if rows_B is not None or self.is_initializing():  # only training predicts further ahead
+            for i in range(c.predict_ahead):
+                ahead = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name=f"ahead_{i}")
+                self.sow("ahead", "logits", ahead(x_BTD))
         if c.tie_embeddings:
             logits_BTV = embed.attend(x_BTD)
         else:

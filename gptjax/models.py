@@ -61,7 +61,15 @@ def init(model: Model, seed: int) -> Any:
             inputs = {"source": jax.ShapeDtypeStruct((1, 2, model.config.n_mels), jnp.float32)}
     # Computes the parameters alone, one after the other: those of one shape share a program, which
     # compiles sooner than one large program that makes all of them.
-    return model.lazy_init(jax.random.key(seed), tokens, **inputs)["params"]
+    return model.lazy_init(jax.random.key(seed), tokens, mutable="params", **inputs)["params"]
+
+
+def without_heads_ahead(params: Any) -> Any:
+    """The parameters without the heads that only training uses, in the decoder too."""
+    if not isinstance(params, dict):
+        return params
+    kept = {name: part for name, part in params.items() if not name.startswith("ahead_")}
+    return {name: without_heads_ahead(part) for name, part in kept.items()}
 
 
 def count(params: Any) -> int:

@@ -17,7 +17,11 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from gptjax.ensemble import Ensemble
-from gptjax.kernels.cross_entropy import distillation_losses, token_losses
+from gptjax.kernels.cross_entropy import (
+    distillation_losses,
+    gradient_of_heads_ahead,
+    token_losses,
+)
 from gptjax.models import Model
 from gptjax.scale import devices, sharding
 
@@ -57,20 +61,22 @@ def cross_entropy(
     rows_B are then the numbers of the rows in the batch of the step, by default 0 ... B - 1. Sums,
     because means over micro-batches with different padding could not be added.
     """
-    rngs = None
-    if dropout_key is not None:
-        rngs = {"dropout": dropout_key}
-        rows_B = jnp.arange(len(batch["targets"])) if rows_B is None else rows_B
     source = {name: batch[name] for name in ("source", "source_mask") if name in batch}
-    logits_BTV, _ = model.apply(
-        {"params": params}, batch["tokens"], rows_B=rows_B, rngs=rngs, **source
-    )
+    forward, ahead = partial(model.apply, {"params": params}, batch["tokens"], **source), {}
+    if dropout_key is None:
+        logits_BTV, _ = forward()
+    else:
+        rows_B = jnp.arange(len(batch["targets"])) if rows_B is None else rows_B
+        rngs = {"dropout": dropout_key}
+        (logits_BTV, _), ahead = forward(rows_B=rows_B, rngs=rngs, mutable=["ahead"])
     # -log softmax(logits)[target]: 0 if the model is sure of the right token, ln V if it knows
     # nothing.
     losses_BT = token_losses(logits_BTV, batch["targets"])
     if "teacher" in batch:  # probabilities (B, T, V) of a trained model
         losses_BT = (losses_BT + distillation_losses(logits_BTV, batch["teacher"])) / 2
-    return jnp.sum(losses_BT * batch["loss_weights"]), jnp.sum(batch["loss_weights"])
+    loss_sum = jnp.sum(losses_BT * batch["loss_weights"])
+    loss_sum += gradient_of_heads_ahead(jax.tree.leaves(ahead), batch)
+    return loss_sum, jnp.sum(batch["loss_weights"])
 
 
 def make_gradient(

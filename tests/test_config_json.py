@@ -18,6 +18,8 @@ from gptjax.runs import run_directory
 
 # Written by the code of then: a text, pairs, speech.
 OLD = (Path(__file__).parent / "old_configs.jsonl").read_text().splitlines()
+NEWER = ("attention", "on_broken", "field", "members", "teacher", "predict_ahead")
+"""Fields that these runs did not have."""
 
 
 def values(hint: Any) -> st.SearchStrategy:
@@ -72,7 +74,7 @@ def test_a_run_from_before_still_loads(text: str, tmp_path: Path) -> None:
     old = json.loads(text)
     for section in ("model", "data", "optim", "mesh", "train"):
         fields = dataclasses.asdict(getattr(config, section))
-        for newer in ("attention", "on_broken", "field", "members", "teacher"):  # than these runs
+        for newer in NEWER:
             fields.pop(newer, None)
         for name, value in fields.items():
             assert (str(value) if isinstance(value, Path) else value) == old[section][name], name

@@ -290,7 +290,10 @@ def test_a_bad_source_does_not_end_a_conversation(
         ("--source a\udcff", ["the source is not UTF-8 at position 1"]),
         ("--source ab --temperature 0.5", ["--temperature is not for "]),
         ("--source abcdabcda", ["the source 'abcdabcda' has 9 tokens; the model reads 1 to 8"]),
-        ("--source ab --attention /no/x.png", ["--attention /no/x.png must be a file in an"]),
+        (
+            "--source ab --attention /no/x.png",
+            ["--attention /no/x.png cannot be written"],
+        ),
         ("--interactive --attention x.png", ["--attention draws one source, not 0"]),
         ("--source ab --step 3", ["--step 3 is not there; ", " has best, latest, 4, 8"]),
         ("--sorce ab", ["--sorce", "--source"]),

@@ -3,6 +3,8 @@
 Array names: B batch, T position, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -49,3 +51,21 @@ def distillation_losses(logits_BTV: Array, teacher_BTV: Array) -> Array:
     Its gradient is the difference of the probabilities (Hinton et al. 2015, eq. 2, at T = 1).
     """
     return -jnp.sum(teacher_BTV * jax.nn.log_softmax(logits_BTV.astype(jnp.float32)), -1)
+
+
+AHEAD_WEIGHT = 0.2
+"""Of the loss of each further head, next to 1 of the next token's."""
+
+
+def gradient_of_heads_ahead(ahead: Sequence[Array], batch: dict[str, Array]) -> Array:
+    """A sum of losses of value zero that has the gradient of the heads for later tokens.
+
+    ahead[i] (B, T, V) are the logits of token t + 2 + i at position t. Such heads make the model
+    keep what it will need later (Gloeckle et al. 2024, arXiv:2404.19737). Nobody reads their
+    answers, so their loss does not count as the model's.
+    """
+    total = jnp.float32(0)
+    for i, logits_BTV in enumerate(ahead, start=1):
+        losses_BT = token_losses(logits_BTV[:, :-i], batch["targets"][:, i:])
+        total += AHEAD_WEIGHT * jnp.sum(losses_BT * batch["loss_weights"][:, i:])
+    return total - lax.stop_gradient(total)

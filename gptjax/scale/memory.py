@@ -52,7 +52,8 @@ def estimate(
         n_tokens *= config.train.members
     n_model, itemsize = mesh.shape["model"], np.dtype(model.dtype).itemsize
     work = gradients + _weights_in_use(state.params, itemsize)
-    work += n_tokens * logits_bytes(model.vocab_size, n_model, itemsize if fused else 0)
+    n_heads = 1 + (config.model.predict_ahead if isinstance(config.model, GPTConfig) else 0)
+    work += n_heads * n_tokens * logits_bytes(model.vocab_size, n_model, itemsize if fused else 0)
     if isinstance(config.model, GPTConfig):
         work += n_tokens * activation_bytes(
             config.model, tokens_per_sequence, itemsize, n_model, config.train.remat, fused

@@ -1,0 +1,102 @@
+"""Heads that predict further ahead: only their gradient is seen, and only in training."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import MODERN, TINY_RUN, VOCAB_SIZE, Refused
+
+import gptjax
+from gptjax import models, train, training
+from gptjax.config import GPTConfig
+from gptjax.config_encoders import EncoderDecoderConfig
+from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
+from gptjax.kernels.cross_entropy import AHEAD_WEIGHT
+
+V = VOCAB_SIZE
+ONE_LAYER = dataclasses.replace(MODERN, n_layer=1, block_size=8)
+AHEAD = dataclasses.replace(ONE_LAYER, predict_ahead=2)
+PAIRS = PairTokenizer(CharTokenizer("abcdefgh"), CharTokenizer("tuvwxyz"))
+
+
+def made(config: GPTConfig, vocabulary: Any = V) -> tuple[Any, Any]:
+    """A model none of whose parameters is zero."""
+    model = models.build(config, vocabulary)
+    rng = np.random.default_rng(1)
+    params = models.init(model, seed=2)
+    noise = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), params)
+    return model, jax.tree.map(lambda p, n: p + 0.3 * n, params, noise)
+
+
+def batch_of(vocab_size: int, **source: Any) -> training.Batch:
+    tokens = np.random.default_rng(3).integers(0, vocab_size, (4, 9)).astype(np.int32)
+    weights = np.ones((4, 8), np.float32)
+    weights[1, 5:] = 0  # padding
+    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_weights": weights} | source
+
+
+def losses(logits_BTV: Any, targets: Any) -> Any:
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), targets[..., None], -1)[..., 0]
+
+
+def test_the_gradient_is_that_of_all_heads_and_the_loss_that_of_the_next_token() -> None:
+    model, params = made(AHEAD)
+    batch, key = batch_of(V), jax.random.key(0)
+    loss, grads = training.make_gradient(model, 2)(params, batch, key)
+    n = batch["loss_weights"].sum()
+
+    def all_losses(params: Any) -> Any:
+        (logits, _), sown = model.apply(
+            {"params": params}, batch["tokens"], rows_B=jnp.arange(4), mutable=["ahead"]
+        )
+        next_token = (losses(logits, batch["targets"]) * batch["loss_weights"]).sum() / n
+        further = 0.0
+        for i, ahead in enumerate(sown["ahead"]["logits"], start=1):
+            later = losses(ahead[:, :-i], batch["targets"][:, i:])
+            further += (later * batch["loss_weights"][:, i:]).sum() / n
+        return next_token + AHEAD_WEIGHT * further, next_token
+
+    (_, expected), gradient = jax.value_and_grad(all_losses, has_aux=True)(params)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), grads, gradient
+    )
+    assert all(np.abs(grads[f"ahead_{i}"]["kernel"]).max() > 1e-3 for i in range(2))
+
+
+def test_a_model_answers_and_decodes_without_them() -> None:
+    model, params = made(AHEAD)
+    plain = models.build(ONE_LAYER, V)
+    kept = models.without_heads_ahead(params)
+    assert set(params) - set(kept) == {"ahead_0", "ahead_1"}
+    tokens = batch_of(V)["tokens"]
+    expected, _ = plain.apply({"params": kept}, tokens)
+    np.testing.assert_array_equal(model.apply({"params": params}, tokens)[0], expected)
+    np.testing.assert_array_equal(model.apply({"params": kept}, tokens)[0], expected)
+
+
+def test_the_decoder_of_an_encoder_decoder_has_them_too() -> None:
+    fields: Any = dataclasses.asdict(AHEAD)
+    config = EncoderDecoderConfig(**fields, n_encoder_layer=1, source_block_size=12)
+    model, params = made(config, PAIRS)
+    source = np.random.default_rng(4).integers(0, 8, (4, 6)).astype(np.int32)
+    batch = batch_of(model.vocab_size, source=source, source_mask=np.ones((4, 6), bool))
+    _, grads = training.make_gradient(model, 4)(params, batch, jax.random.key(0))
+    assert np.abs(grads["decoder"]["ahead_1"]["kernel"]).max() > 1e-3
+    assert "ahead_1" not in models.without_heads_ahead(params)["decoder"]
+
+
+@pytest.mark.slow
+def test_a_run_with_them_is_trained_and_sampled(
+    tmp_path: Path, text_file: Path, refused: Refused
+) -> None:
+    run = tmp_path / "run"
+    flags = [*TINY_RUN, "--data.path", str(text_file), "--run-dir", str(run)]
+    message = refused(train.main, *flags, "--model.predict-ahead", "16")
+    assert "--model.predict-ahead is 16, but must be in [0, 16), the block size" in message
+    train.main([*flags, "--model.predict-ahead", "3"])
+    assert len(gptjax.load(run).generate("abc", 20)) == 23
