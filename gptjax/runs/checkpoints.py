@@ -17,17 +17,15 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from gptjax import models
 from gptjax.atomic import write_json
 from gptjax.checksums import seal
 from gptjax.config import Config
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import SaveError, UserError
 from gptjax.models import Model
-from gptjax.quantization.quant_array import quantize_params
 from gptjax.runs import manifest, run_directory
 from gptjax.runs.metrics import read_metrics
-from gptjax.runs.stored_arrays import brief, opened, read_back, restore_item
+from gptjax.runs.stored_arrays import brief, opened, read_back, restore_item, shapes_of
 from gptjax.scale import processes
 from gptjax.scale.sharding import by_path, with_sharding
 from gptjax.training import TrainState
@@ -243,7 +241,7 @@ def load_params(folder: Path, model: Model, which: str = "best") -> tuple[int, A
         listed = ", ".join(map(str, steps))
         raise UserError(f"--step {which} is not there; {folder} has best, latest, {listed}")
     number_format = run_directory.read_format(folder)
-    shapes = jax.eval_shape(lambda: quantize_params(models.init(model, seed=0), number_format))
+    shapes = shapes_of(model, number_format)  # pyright: ignore[reportArgumentType]
     shapes = with_sharding(shapes, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     damages = {}
     for step in candidates:

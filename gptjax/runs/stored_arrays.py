@@ -1,6 +1,7 @@
 """The arrays of a checkpoint as they are on disk: where orbax finds them, and their names."""
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from gptjax import models
 from gptjax.errors import SaveError, UserError, disk_error
+from gptjax.quantization.quant_array import Format, quantize_params
 from gptjax.scale.sharding import by_path
 
 # Muon's state before 2026-11-26, as optax.contrib.muon has it.
@@ -26,6 +29,12 @@ def _stored_path(path: str, saved: Any) -> str:
         f"{OLD_MUON}2.", f"{OLD_MUON}3."
     )
     return old if path not in saved and old in saved else path
+
+
+@functools.lru_cache(maxsize=1)  # for all checkpoints of a run: tracing takes half a second
+def shapes_of(model: Any, number_format: Format) -> Any:
+    """The shapes of a model's parameters in a number format."""
+    return jax.eval_shape(lambda: quantize_params(models.init(model, seed=0), number_format))
 
 
 @contextlib.contextmanager
