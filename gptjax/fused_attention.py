@@ -23,7 +23,7 @@ def attention_dropout(
     module: nn.Module, config: GPTConfig, rows_B: Array | None
 ) -> tuple[int, Array | None]:
     """(weights dropped of 256, the random streams of the rows), or (0, None)."""
-    dropped = 0 if rows_B is None else dropout.n_dropped(config.dropout)
+    dropped = 0 if rows_B is None else dropout.n_dropped(config.attention_dropout)
     if not dropped or rows_B is None:
         return 0, None
     return dropped, dropout.row_streams(module.make_rng("dropout"), rows_B)

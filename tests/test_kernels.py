@@ -306,7 +306,7 @@ UNDROPPED = GPTConfig(dropout=0.0)
         ("kernel", "gpu", UNDROPPED, jnp.float32, 1, "float32; use --train.dtype bfloat16"),
         ("kernel", "gpu", WIDE, jnp.bfloat16, 1, "n_embd 256 / n_head 1 is 256; raise --model.n-h"),
         ("kernel", "gpu", UNDROPPED, jnp.bfloat16, 8, "the mesh has 8; use --mesh.data 1"),
-        ("cudnn", "gpu", GPTConfig(), jnp.bfloat16, 1, "--model.dropout is 0.2; use --model.dr"),
+        ("cudnn", "gpu", GPTConfig(), jnp.bfloat16, 1, "--model.dropout is 0.2; use --model.no"),
         (
             "cudnn",
             "gpu",

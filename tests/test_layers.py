@@ -1,5 +1,7 @@
 """Each part against its formula, written out in numpy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from gptjax import layers
 from gptjax.attention import SelfAttention
 from gptjax.cache import BlockCache
 from gptjax.cross_attention import CrossAttention, EncoderOutput
+from gptjax.gpt import Block
 from gptjax.layers import Dropout, Embed, Linear, Norm
 from gptjax.rotary import rotary_angles, rotate
 from gptjax.short_conv import ShortConv
@@ -138,6 +141,20 @@ def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
     assert not np.allclose(outputs[0], outputs[1])
     clean, _ = attention.apply(variables, x)
     np.testing.assert_allclose(outputs.mean(0), clean, atol=0.05 * float(np.abs(clean).max()))
+
+
+def test_dropout_can_spare_the_attention_weights():
+    """The residual branches keep theirs."""
+    config = dataclasses.replace(TINY, dropout=0.5, drop_attention=False)
+    x, rows = normal(2, 16, 16), {"rows_B": jnp.arange(2), "rngs": {"dropout": KEY}}
+    attention = SelfAttention(config, causal=False)
+    variables = attention.init(KEY, x)
+    clean, _ = attention.apply(variables, x)
+    np.testing.assert_array_equal(attention.apply(variables, x, **rows)[0], clean)
+    block = Block(config, causal=False)
+    variables = block.init(KEY, x)
+    clean, _ = block.apply(variables, x)
+    assert not np.allclose(block.apply(variables, x, **rows)[0], clean)
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def gpt2_config(config: GPTConfig, vocab_size: int, start: int, end: int | None)
         "n_head": config.n_head,
         "n_inner": 4 * config.n_embd,
         "activation_function": ACTIVATIONS[config.activation],
-        "attn_pdrop": config.dropout,
+        "attn_pdrop": config.attention_dropout,
         "resid_pdrop": config.dropout,
         "embd_pdrop": 0.0,
         "layer_norm_epsilon": 1e-5,

@@ -69,10 +69,10 @@ def check(kind: Kind | None, model: ModelConfig, dtype: Any, n_devices: int) -> 
         raise UserError(
             f"{asked} needs one device, but the mesh has {n_devices}; use --mesh.data 1 or {auto}"
         )
-    if kind == "cudnn" and model.dropout > 0:
+    if kind == "cudnn" and model.attention_dropout > 0:
         raise UserError(
             f"{asked} has no dropout of attention weights, but --model.dropout is "
-            f"{model.dropout:g}; use --model.dropout 0 or {auto}"
+            f"{model.dropout:g}; use --model.no-drop-attention or {auto}"
         )
     if kind == "cudnn" and not fits_cudnn(width, lengths):
         raise UserError(
@@ -103,7 +103,7 @@ def attention_kind(
 
 def kind_of_model(model: GPTConfig, dtype: Any) -> Kind:
     """How a model computes attention when it is trained."""
-    width, dropped = model.n_embd // model.n_head, dropout.n_dropped(model.dropout)
+    width, dropped = model.n_embd // model.n_head, dropout.n_dropped(model.attention_dropout)
     return attention_kind(dtype, width, dropped, (model.block_size,))
 
 

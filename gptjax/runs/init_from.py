@@ -17,7 +17,7 @@ from gptjax.errors import UserError
 from gptjax.quantization.quant_array import FLOAT32
 from gptjax.runs import checkpoints, run_directory
 
-FREE = ("dropout", "zero_init")
+FREE = ("dropout", "drop_attention", "zero_init")
 """Fields of the model that change neither the shapes of parameters nor the logits."""
 
 

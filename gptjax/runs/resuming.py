@@ -20,8 +20,9 @@ from gptjax.runs.run_directory import read_config, read_environment, read_tokeni
 # The arrays of a checkpoint depend on these, so a resumed run cannot change them ...
 FIXED = ("model", "optim.name", "data", "train.members")
 # ... except for these. (A tokenizer and its data are compared by content instead.)
-FREE = ("model.dropout", "data.path", "data.name", "data.vocab_size", "data.tokenizer")
-FREE += ("data.field", "data.speed_change", "data.noise", "data.spec_masks", "data.on_broken")
+FREE = ("model.dropout", "model.drop_attention", "data.path", "data.name", "data.vocab_size")
+FREE += ("data.tokenizer", "data.field", "data.on_broken")
+FREE += ("data.speed_change", "data.noise", "data.spec_masks")
 
 RECORDINGS = "recordings.json"
 """File of a speech run: SpeechData.files of its first start."""
