@@ -22,7 +22,7 @@ from gptjax.data.texts import whole_split
 from gptjax.decoding import attention_weights, beam_search, sampling, transcription
 from gptjax.decoding.continuation import Continuation
 from gptjax.decoding.transcription import Transcript
-from gptjax.ensemble import Ensemble, first_member
+from gptjax.ensemble import one_model
 from gptjax.errors import Interrupted, UserError
 from gptjax.evaluation import make_evaluate
 from gptjax.models import EncoderDecoder, Model, SpeechRecognizer
@@ -108,7 +108,7 @@ class Run:
         ids = self._need("a language model", "attention").encode(text)
         block_size = self.config.model.block_size
         require(1 <= len(ids) <= block_size, "text", f"of {len(ids)} tokens", f"1 to {block_size}")
-        if isinstance(first_member(self.model, self.params)[0], models.Bigram):
+        if isinstance(one_model(self.model), models.Bigram):
             raise UserError("a bigram has no attention")
         return attention_weights.self_attention(self.model, self.params, ids)  # pyright: ignore
 
@@ -131,8 +131,7 @@ class Run:
     def _need(self, kind: str, method: str) -> Any:
         """The tokenizer. Raises UserError if the run is not of this kind."""
         kinds = {EncoderDecoder: "an encoder-decoder", SpeechRecognizer: "a speech recognizer"}
-        model = self.model.member if isinstance(self.model, Ensemble) else self.model
-        mine = kinds.get(type(model), "a language model")  # pyright: ignore
+        mine = kinds.get(type(one_model(self.model)), "a language model")
         if kind != mine:
             raise UserError(f"{method}() is for {kind}, but {self.folder} is {mine}")
         return self.tokenizer

@@ -116,6 +116,11 @@ def log_mean_probability(logits_NBTV: Array) -> Array:
     return jax.nn.logsumexp(jax.nn.log_softmax(logits_NBTV), axis=0) - jnp.log(len(logits_NBTV))
 
 
+def one_model(model: Any) -> Any:
+    """The model itself or, of an ensemble, that of every member."""
+    return model.member if isinstance(model, Ensemble) else model
+
+
 def first_member(model: Any, params: Any) -> tuple[Any, Any]:
     """The model itself or, of an ensemble, its first member: for what is inside of one model."""
-    return (model.member, member(params, 0)) if isinstance(model, Ensemble) else (model, params)
+    return one_model(model), member(params, 0) if isinstance(model, Ensemble) else params

@@ -64,6 +64,11 @@ def init(model: Model, seed: int) -> Any:
     return model.lazy_init(jax.random.key(seed), tokens, mutable="params", **inputs)["params"]
 
 
+def source_of(batch: dict[str, Any]) -> dict[str, Any]:
+    """What a model with an encoder is called with besides tokens; empty for others."""
+    return {name: batch[name] for name in ("source", "source_mask") if name in batch}
+
+
 def without_heads_ahead(params: Any) -> Any:
     """The parameters without the heads that only training uses, in the decoder too."""
     if not isinstance(params, dict):

@@ -16,13 +16,13 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from gptjax.ensemble import Ensemble
+from gptjax.ensemble import Ensemble, one_model
 from gptjax.kernels.cross_entropy import (
     distillation_losses,
     gradient_of_heads_ahead,
     token_losses,
 )
-from gptjax.models import Model
+from gptjax.models import Model, source_of
 from gptjax.scale import devices, sharding
 
 Batch = dict[str, Any]
@@ -61,8 +61,8 @@ def cross_entropy(
     rows_B are then the numbers of the rows in the batch of the step, by default 0 ... B - 1. Sums,
     because means over micro-batches with different padding could not be added.
     """
-    source = {name: batch[name] for name in ("source", "source_mask") if name in batch}
-    forward, ahead = partial(model.apply, {"params": params}, batch["tokens"], **source), {}
+    forward = partial(model.apply, {"params": params}, batch["tokens"], **source_of(batch))
+    ahead = {}
     if dropout_key is None:
         logits_BTV, _ = forward()
     else:
@@ -91,9 +91,9 @@ def make_gradient(
     large batch need not fit in memory (or, on a CPU, in its caches) at once.
     """
 
-    one_model = model.member if isinstance(model, Ensemble) else model
     # Several devices: each keeps a part of the parameters, and gathers the rest for use.
-    loss_function = sharding.gather_for_use(partial(cross_entropy, one_model), mesh, model.dtype)
+    loss_of_one = partial(cross_entropy, one_model(model))
+    loss_function = sharding.gather_for_use(loss_of_one, mesh, model.dtype)
     # has_aux: the gradient is that of the first result, the sum of losses.
     loss_and_gradient = jax.value_and_grad(loss_function, has_aux=True)
     if isinstance(model, Ensemble):

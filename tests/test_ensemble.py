@@ -22,6 +22,7 @@ from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, SpeechTokenizer,
 from gptjax.decoding import beam_search, sampling
 from gptjax.ensemble import Ensemble, member
 from gptjax.kernels.cross_entropy import distillation_losses, token_losses
+from gptjax.models import source_of
 from gptjax.runs.checkpoints import committed_steps
 from gptjax.runs.metrics import read_metrics
 
@@ -63,10 +64,6 @@ def batch_of(ensemble: Ensemble, n_rows: int = 4) -> training.Batch:
         batch["source"] = rng.standard_normal((n_rows, 20, config.n_mels)).astype(np.float32)
         batch["source_mask"] = np.ones((n_rows, 20), bool)
     return batch
-
-
-def source_of(batch: training.Batch) -> dict[str, Any]:
-    return {name: batch[name] for name in ("source", "source_mask") if name in batch}
 
 
 @pytest.mark.parametrize("kind", KINDS)

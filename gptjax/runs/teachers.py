@@ -37,14 +37,13 @@ def load(config: Config, vocabulary: Tokenizer) -> Callable[[Batch], Array] | No
     teachers = [_load(run, config, vocabulary) for run in runs]
 
     def probabilities(batch: Batch) -> Array:
-        source = {name: batch[name] for name in ("source", "source_mask") if name in batch}
-
         def of(model: Any, params: Any) -> Array:
-            logits_BTV, _ = model.apply({"params": params}, batch["tokens"], **source)
+            logits_BTV, _ = model.apply(
+                {"params": params}, batch["tokens"], **models.source_of(batch)
+            )
             return jax.nn.softmax(logits_BTV)
 
-        mean_BTV = jnp.mean(jnp.stack([of(*teacher) for teacher in teachers]), axis=0)
-        return jax.lax.stop_gradient(mean_BTV)
+        return jnp.mean(jnp.stack([of(*teacher) for teacher in teachers]), axis=0)
 
     return probabilities
 
