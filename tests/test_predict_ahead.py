@@ -12,12 +12,13 @@ from conftest import MODERN, TINY_RUN, VOCAB_SIZE, Refused
 
 import gptjax
 from gptjax import models, train, training
-from gptjax.config import GPTConfig
+from gptjax.config import Config, GPTConfig, TextDataConfig, TrainConfig
 from gptjax.config_encoders import EncoderDecoderConfig
+from gptjax.data import dataset
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
-from gptjax.kernels.cross_entropy import AHEAD_WEIGHT
 
 V = VOCAB_SIZE
+AHEAD_WEIGHT = 0.3
 ONE_LAYER = dataclasses.replace(MODERN, n_layer=1, block_size=8)
 AHEAD = dataclasses.replace(ONE_LAYER, predict_ahead=2)
 PAIRS = PairTokenizer(CharTokenizer("abcdefgh"), CharTokenizer("tuvwxyz"))
@@ -36,7 +37,8 @@ def batch_of(vocab_size: int, **source: Any) -> training.Batch:
     tokens = np.random.default_rng(3).integers(0, vocab_size, (4, 9)).astype(np.int32)
     weights = np.ones((4, 8), np.float32)
     weights[1, 5:] = 0  # padding
-    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_weights": weights} | source
+    made = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_weights": weights}
+    return made | {"ahead_weight": np.full(4, AHEAD_WEIGHT, np.float32)} | source
 
 
 def losses(logits_BTV: Any, targets: Any) -> Any:
@@ -66,6 +68,18 @@ def test_the_gradient_is_that_of_all_heads_and_the_loss_that_of_the_next_token()
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), grads, gradient
     )
     assert all(np.abs(grads[f"ahead_{i}"]["kernel"]).max() > 1e-3 for i in range(2))
+
+
+def test_their_weight_falls_to_zero(text_file: Path) -> None:
+    data = TextDataConfig(path=text_file)
+    config = Config(model=AHEAD, data=data, train=TrainConfig(max_steps=10, batch_size=4))
+    text = dataset.load(config)
+    batches = dataset.training_batches(text, config, range(4, 12), 8, slice(1, 3))
+    weights = batches["ahead_weight"]
+    expected = dataset.AHEAD_WEIGHT * np.array([0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0, 0])
+    np.testing.assert_allclose(weights, np.stack([expected, expected], 1), rtol=1e-6)
+    plain = dataclasses.replace(config, model=ONE_LAYER)
+    assert "ahead_weight" not in dataset.training_batches(text, plain, range(2), 2)
 
 
 def test_a_model_answers_and_decodes_without_them() -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from gptjax.config import Config, TextDataConfig
+from gptjax.config import Config, GPTConfig, TextDataConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data import pairs, speech, texts
 from gptjax.data.batches import ALL, Batch
@@ -20,6 +20,8 @@ from gptjax.data.texts import TextData
 from gptjax.data.tokenizer import Tokenizer
 
 Data = TextData | PairData | SpeechData
+AHEAD_WEIGHT = 0.4
+"""Of the loss of each head that predicts further ahead, at the first step."""
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -47,12 +49,25 @@ def training_batches(
 
     Fewer steps are padded with zeros. Those have loss weight zero.
     """
-    batches = [data.batch(config, step, rows) for step in steps]
+    batches = [data.batch(config, step, rows) | _ahead_weight(config, step, rows) for step in steps]
     stacked = {}
     for name, leaf in batches[0].items():
         stacked[name] = np.zeros((steps_per_dispatch, *leaf.shape), leaf.dtype)
         np.stack([batch[name] for batch in batches], out=stacked[name][: len(batches)])
     return stacked
+
+
+def _ahead_weight(config: Config, step: int, rows: slice) -> Batch:
+    """The weight (B,) of the loss of the heads that predict further ahead, if there are any.
+
+    It falls to zero at the last step, so that a model ends with nothing but the next token in
+    mind. A constant weight keeps half of the gain only.
+    """
+    if not isinstance(config.model, GPTConfig) or not config.model.predict_ahead:
+        return {}
+    weight = AHEAD_WEIGHT * max(0.0, 1 - step / config.train.max_steps)
+    n_rows = len(range(config.train.batch_size)[rows])
+    return {"ahead_weight": np.full(n_rows, weight, np.float32)}
 
 
 def prefetch(make: Callable[[K], V], keys: Iterable[K]) -> Generator[V]:

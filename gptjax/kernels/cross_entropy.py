@@ -53,19 +53,17 @@ def distillation_losses(logits_BTV: Array, teacher_BTV: Array) -> Array:
     return -jnp.sum(teacher_BTV * jax.nn.log_softmax(logits_BTV.astype(jnp.float32)), -1)
 
 
-AHEAD_WEIGHT = 0.2
-"""Of the loss of each further head, next to 1 of the next token's."""
-
-
 def gradient_of_heads_ahead(ahead: Sequence[Array], batch: dict[str, Array]) -> Array:
     """A sum of losses of value zero that has the gradient of the heads for later tokens.
 
-    ahead[i] (B, T, V) are the logits of token t + 2 + i at position t. Such heads make the model
-    keep what it will need later (Gloeckle et al. 2024, arXiv:2404.19737). Nobody reads their
-    answers, so their loss does not count as the model's.
+    ahead[i] (B, T, V) are the logits of token t + 2 + i at position t. batch["ahead_weight"] (B,)
+    is the weight of each head's loss next to 1 of the next token's. Such heads make the model keep
+    what it will need later (Gloeckle et al. 2024, arXiv:2404.19737). Nobody reads their answers,
+    so their loss does not count as the model's.
     """
     total = jnp.float32(0)
     for i, logits_BTV in enumerate(ahead, start=1):
         losses_BT = token_losses(logits_BTV[:, :-i], batch["targets"][:, i:])
-        total += AHEAD_WEIGHT * jnp.sum(losses_BT * batch["loss_weights"][:, i:])
+        weights_BT = batch["loss_weights"][:, i:] * batch["ahead_weight"][:, None]
+        total += jnp.sum(losses_BT * weights_BT)
     return total - lax.stop_gradient(total)
