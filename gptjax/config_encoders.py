@@ -68,6 +68,10 @@ class SpeechDataConfig(DataConfig):
     """A speaker who is never trained on; the test split."""
     speed_change: float = 0.0
     """Training: play up to this share faster or slower."""
+    voice_change: float = 0.0
+    """Training: move all formants up or down by up to this share, as if others spoke."""
+    channel_change: float = 0.0
+    """Training: share of examples as if from another microphone and room."""
     noise: float = 0.0
     """Training: share of examples with white noise added."""
     spec_masks: int = 0

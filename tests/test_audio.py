@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.data import audio
+from gptjax.data import audio, augmentation
 from gptjax.errors import UserError
 
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
@@ -144,7 +144,9 @@ KEY = jax.random.key(3)
 def spec_augment(mel_BTM: Any, key: Any, *masks: int) -> Any:
     """Each clip with a key of its own."""
     keys_B = jax.random.split(key, len(mel_BTM))
-    return jax.vmap(lambda mel_TM, key: audio.spec_augment(mel_TM, key, *masks))(mel_BTM, keys_B)
+    return jax.vmap(lambda mel_TM, key: augmentation.spec_augment(mel_TM, key, *masks))(
+        mel_BTM, keys_B
+    )
 
 
 @pytest.mark.slow
@@ -172,7 +174,7 @@ def test_spec_augment_hides_stretches_of_time_and_frequency() -> None:
 
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
 def test_speed_changes_length_and_pitch(factor: float) -> None:
-    fast = audio.change_speed(tone(), factor)
+    fast = augmentation.change_speed(tone(), factor)
     assert len(fast) == pytest.approx(8000 / factor, abs=1)
     spectrum = np.abs(np.fft.rfft(fast * np.hanning(len(fast))))
     assert spectrum.argmax() * 16_000 / len(fast) == pytest.approx(440 * factor, abs=3)
@@ -180,14 +182,48 @@ def test_speed_changes_length_and_pitch(factor: float) -> None:
 
 def test_noise_is_as_loud_as_asked_for_and_repeats() -> None:
     clip = tone()
-    noisy, again = (audio.add_noise(clip, np.random.default_rng(5), 20) for _ in range(2))
+    noisy, again = (augmentation.add_noise(clip, np.random.default_rng(5), 20) for _ in range(2))
     np.testing.assert_array_equal(noisy, again)
     assert noisy.dtype == np.float32
     noise = noisy - clip
     ratio = 10 * np.log10(np.mean(clip**2) / np.mean(noise**2))
     assert ratio == pytest.approx(20, abs=0.3)
     silence = np.zeros(100, np.float32)
-    np.testing.assert_array_equal(audio.add_noise(silence, np.random.default_rng(0), 20), 0)
+    np.testing.assert_array_equal(augmentation.add_noise(silence, np.random.default_rng(0), 20), 0)
+
+
+def test_another_voice_moves_the_formants() -> None:
+    mel = np.full((7, 80), -1, np.float32)
+    mel[:, 37:44] = 1
+    peaks = set()
+    for seed in range(20):
+        varied = augmentation.change_voice(mel, np.random.default_rng(seed), 0.2)
+        assert varied.dtype == np.float32
+        assert varied.shape == mel.shape
+        assert (varied.min(), varied.max()) == (-1, 1)
+        peaks.add(int(np.flatnonzero(varied[0] == 1).mean()))
+    assert 32 <= min(peaks) < 36
+    assert 44 < max(peaks) <= 49
+    np.testing.assert_array_equal(augmentation.change_voice(mel, np.random.default_rng(0), 0), mel)
+
+
+def test_another_channel_has_a_noise_floor_and_is_as_loud() -> None:
+    mel = augmentation_clip()
+    for seed in range(20):
+        varied = augmentation.change_channel(mel, np.random.default_rng(seed))
+        again = augmentation.change_channel(mel, np.random.default_rng(seed))
+        np.testing.assert_array_equal(varied, again)
+        assert varied.max() == pytest.approx(mel.max(), abs=1e-6)
+        assert varied.min() >= mel.max() - 2 - 1e-6
+        # What is soft is hidden, and what is loud is heard; gains are lines over the bands.
+        assert varied.std(axis=0)[mel.std(axis=0) == 0].max(initial=0) < 1e-6
+        assert np.corrcoef(varied.ravel(), mel.ravel())[0, 1] > 0.5
+    floors = [augmentation.change_channel(mel, np.random.default_rng(s)).min() for s in range(50)]
+    assert max(floors) - min(floors) > 0.3
+
+
+def augmentation_clip() -> np.ndarray:
+    return np.asarray(audio.log_mel(tone(1.0)[None]))[0]
 
 
 def test_a_clip_s_features_do_not_depend_on_a_louder_one_beside_it() -> None:

@@ -67,7 +67,8 @@ def load(path: Path | None, **data: object) -> SpeechData:
     return speech.load(make_config(path, **data))
 
 
-VARIED = {"speed_change": 0.2, "noise": 0.5, "spec_masks": 2}
+VARIED = {"speed_change": 0.2, "voice_change": 0.1, "channel_change": 0.5, "noise": 0.5}
+VARIED["spec_masks"] = 2
 
 
 # --- batches
@@ -149,11 +150,24 @@ def test_augmentation_changes_the_sound_and_not_the_text(folder: Path) -> None:
     plain = make_config(folder)
     batch = speech.load(plain).batch(plain, 0)
     for name, value in VARIED.items():
-        config = make_config(folder, **{name: 0.9 if name == "noise" else value})
+        config = make_config(folder, **{name: 0.9 if value == 0.5 else value})
         varied = speech.load(config).batch(config, 0)
         np.testing.assert_array_equal(varied["targets"], batch["targets"], err_msg=name)
         same = varied["source"].shape == batch["source"].shape
         assert not same or not np.array_equal(varied["source"], batch["source"]), name
+
+
+def test_strings_grow_while_a_run_learns(folder: Path) -> None:
+    config = make_config(folder, string_clips=5)
+    dataset = speech.load(config)
+
+    def most_words(step: int) -> int:
+        texts = dataset.batch(config, step)["loss_weights"].sum(1)
+        return int(max(texts)) - 1  # without the end of the text
+
+    half = config.train.max_steps // 2
+    assert max(most_words(step) for step in range(8)) == 2
+    assert max(most_words(half + step) for step in range(8)) == 5
 
 
 def test_samples_are_read_only_when_a_batch_needs_them(

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from gptjax.config import Config
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data import audio, downloads, espeak, recording_checks, recordings, tokenizer
 from gptjax.data.audio import HOP, SAMPLE_RATE
+from gptjax.data.augmentation import vary_samples, vary_spectrograms
 from gptjax.data.batches import ALL, TRAINING, Batch, bucket_batch
 from gptjax.data.recordings import PAUSE_SECONDS, Clip, Example, FileFacts, Plan, Strings
 from gptjax.data.tokenizer import SpeechTokenizer, Tokenizer
@@ -89,7 +89,7 @@ class SpeechData:
         rng = np.random.default_rng((config.seed, TRAINING, step))
         speed_B = 1 + rng.uniform(-c.speed_change, c.speed_change, batch_size)
         if self.string_clips > 1:
-            plans = self._random_strings(model, rng, speed_B)
+            plans = self._random_strings(config, step, rng, speed_B)
             size_B = np.array([plan.size for plan in plans])
         else:
             chosen_B = self._epoch_clips(config, step)
@@ -97,33 +97,33 @@ class SpeechData:
             size_B = np.round(self.seconds[chosen_B] * SAMPLE_RATE)
         # At most the model's window: a slower clip can be a little longer.
         n_frames = int(min((size_B / speed_B).max(), audio.longest_clip(model))) // HOP
-        varied = []
-        for row, example in zip(range(batch_size)[rows], self._read(plans[rows]), strict=True):
-            samples_N = example.samples_N
-            if c.speed_change:
-                samples_N = audio.change_speed(samples_N, speed_B[row])
-            rng = np.random.default_rng((config.seed, TRAINING, step, 1 + row))
-            if rng.random() < c.noise:
-                ratio_db = rng.uniform(*audio.NOISE_DB)
-                samples_N = audio.add_noise(samples_N, rng, ratio_db)
-            varied.append(example._replace(samples_N=samples_N))
+        seeds = [(config.seed, TRAINING, step, 1 + row) for row in range(batch_size)]
+        rngs = list(map(np.random.default_rng, seeds[rows]))
+        varied = [
+            e._replace(samples_N=vary_samples(e.samples_N, c, speed, rng))
+            for e, speed, rng in zip(self._read(plans[rows]), speed_B[rows], rngs, strict=True)
+        ]
         batch = make_batch(varied, model, self.tokenizer, n_frames, [plan.text for plan in plans])
-        if c.spec_masks:
-            key = jax.random.fold_in(jax.random.key(config.seed), step)
-            keys_B = jax.random.split(key, batch_size)[rows]
-            masked_BTM = audio.mask_spectrograms(batch["source"], keys_B, c.spec_masks)
-            batch["source"] = np.asarray(masked_BTM)
+        batch["source"] = vary_spectrograms(batch["source"], batch["source_mask"], c, rngs)
         return batch
 
     def _random_strings(
-        self, model: SpeechConfig, rng: np.random.Generator, speed_B: np.ndarray
+        self, config: Config, step: int, rng: np.random.Generator, speed_B: np.ndarray
     ) -> list[Plan]:
-        """Strings of similar length, so that a batch has little padding."""
-        pool = Strings(self.train, self.string_clips)
+        """Strings of similar length, so that a batch has little padding.
+
+        The longest have two words at first and all of string_clips from half of the training on:
+        which part of a sound belongs to a word is learned three times as fast from short ones.
+        """
+        model = config.model
+        assert isinstance(model, SpeechConfig)
+        progress = min(1.0, 2 * step / config.train.max_steps)
+        most = 2 + round(progress * (self.string_clips - 2))
+        pool = Strings(self.train, most)
         n_widths = audio.N_WIDTHS
         longest = audio.longest_clip(model) * rng.integers(1, n_widths + 1) / n_widths
         sizes = longest * rng.uniform(0.4, 1, len(speed_B)) * np.minimum(speed_B, 1)
-        return [pool.draw(rng, self.string_clips, int(size)) for size in sizes]
+        return [pool.draw(rng, most, int(size)) for size in sizes]
 
     def _epoch_clips(self, config: Config, step: int) -> np.ndarray:
         """The training clips (B,) of a step's batch, all padded to the same length."""
