@@ -8,7 +8,7 @@ import optax.contrib
 import pytest
 from conftest import MODERN, VOCAB_SIZE
 
-from gptjax import models, optim
+from gptjax import models, muon, optim
 from gptjax.config import OptimConfig
 from gptjax.muon import scale_by_muon
 
@@ -80,6 +80,23 @@ def test_clipping_bounds_the_gradient():
     _, state = optimizer.update({"w": jnp.full((10, 10), 50.0)}, optimizer.init(params), params)
     mu = next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == (10, 10))
     assert float(jnp.linalg.norm(mu)) == pytest.approx(0.1, rel=1e-4)  # (1 - beta1) * 1.0
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (8, 40), (40, 8)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-9, 0.0])
+def test_matrices_of_all_shapes_and_ranks_become_orthogonal(
+    shape: tuple[int, int], smallest: float
+) -> None:
+    """Against the same iteration in float64, by its effect on singular values."""
+    rng = np.random.default_rng(0)
+    u, s, v = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    s = np.where(np.arange(len(s)) % 2, 1.0, smallest)
+    expected = s / np.linalg.norm(s)
+    for _ in range(muon.N_ITERATIONS):
+        a, b, c = muon.COEFFICIENTS
+        expected = a * expected + b * expected**3 + c * expected**5
+    found = muon.orthogonalize(jnp.asarray(u * s @ v, jnp.float32)[None])[0]
+    np.testing.assert_allclose(found, u * expected @ v, atol=1e-3)
 
 
 @pytest.mark.slow
