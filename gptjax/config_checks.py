@@ -152,7 +152,7 @@ def _check_data(config: Config) -> None:
         _require_all("data", data, shares, lambda x: 0 <= x <= 0.9, "in [0, 0.9]")
         counts = ("string_clips", "synthetic_clips")
         _require_all("data", data, counts, lambda n: n >= 1, "at least 1")
-        _require_all("data", data, ("spec_masks",), lambda n: n >= 0, "at least 0")
+        _require_all("data", data, ("extra_clips", "spec_masks"), lambda n: n >= 0, "at least 0")
 
 
 def _check_training(config: Config) -> None:

@@ -59,6 +59,8 @@ class SpeechDataConfig(DataConfig):
     """fsdd: spoken digits. librispeech: needs a path. espeak: speaks the lines of a text."""
     synthetic_clips: int = 10_000
     """espeak: number of recordings to synthesize. They are kept in the cache."""
+    extra_clips: int = 0
+    """Training clips to add: eSpeak's voices read the texts of the others (extra: espeak)."""
     string_clips: int = 1
     """Join 1 to this many recordings of one speaker into an example, drawn anew every time."""
     on_broken: Literal["stop", "skip"] = "stop"

@@ -1,5 +1,6 @@
 """Synthetic speech: the same bytes every time, whole or not at all."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from gptjax.config import Config, TrainConfig
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
-from gptjax.data import espeak, recordings, speech
+from gptjax.data import dataset, espeak, recordings, speech
 from gptjax.errors import UserError
 
 pytest.importorskip("espeakng_loader", reason="an extra: pip install -e '.[espeak]'")
@@ -89,6 +90,35 @@ def test_it_is_a_source_of_training_data(tmp_path: Path, monkeypatch: pytest.Mon
     assert batch["source"].shape[0] == 4
     text = first.tokenizer.target.decode(batch["targets"][0][batch["loss_weights"][0] > 0][:-1])
     assert text in TEXTS
+
+
+@pytest.mark.slow
+def test_extra_voices_read_the_training_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    tone_N = 0.5 * np.sin(np.arange(4000) / 5)
+    for digit, take in itertools.product(range(3), range(0, 12, 3)):
+        soundfile.write(folder / f"{digit}_anna_{take}.wav", tone_N, 8000)
+    config = Config(
+        model=SpeechConfig(block_size=16, source_block_size=300),
+        data=SpeechDataConfig(path=folder, tokenizer="word", string_clips=2, extra_clips=9),
+        train=TrainConfig(batch_size=4),
+    )
+    more, alone = dataset.load(config), dataset.load(config, to_train=False)
+    assert isinstance(more, speech.SpeechData)
+    assert isinstance(alone, speech.SpeechData)
+    assert more.train[: len(alone.train)] == alone.train
+    assert (more.val, more.test, more.sha256) == (alone.val, alone.test, alone.sha256)
+    extra = more.train[len(alone.train) :]
+    assert len(extra) == 9
+    assert {clip.text for clip in extra} == {clip.text for clip in alone.train}
+    assert {clip.speaker for clip in extra} <= set(espeak.VOICES)
+    assert {soundfile.info(clip.path).samplerate for clip in extra} == {8000}
+    assert "9 clips by eSpeak" in more.source
+    more.batch(config, 0)
 
 
 @pytest.mark.parametrize(

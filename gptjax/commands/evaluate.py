@@ -86,7 +86,7 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
         return _evaluate_speech(command, config)
     if command.data.path:
         raise UserError(f"--data.path is for speech, which {command.run} is not; leave it out")
-    dataset = data.load(config, init_from.vocabulary(config, command.run))
+    dataset = data.load(config, init_from.vocabulary(config, command.run), to_train=False)
     resuming.check_same_data(command.run, dataset)
     model, params, record = _load_model(command, config, dataset.tokenizer)
     if not isinstance(dataset, PairData):
@@ -135,7 +135,7 @@ def _evaluate_speech(command: Evaluate, config: Config) -> dict[str, Any]:
     elif not resuming.has_data(command.run):
         raise UserError(f"{command.run} was imported, with no data; name some with --data.path DIR")
     else:
-        dataset = data.load(config, tok if config.train.init_from else None)
+        dataset = data.load(config, tok if config.train.init_from else None, to_train=False)
         assert isinstance(dataset, SpeechData)
         resuming.check_same_data(command.run, dataset)
         clips = dataset.test if command.split == "test" else dataset.val

@@ -215,6 +215,16 @@ def features(
     return np.where(mask_BT[..., None], mel_BTM, 0), mask_BT
 
 
+def sample_rate(path: Path) -> int:
+    """Sample rate of a sound file in Hz, at most SAMPLE_RATE, that of everything that is read."""
+    soundfile = import_extra("soundfile", NEEDS)
+    try:
+        with path.open("rb") as file:
+            return min(soundfile.info(file).samplerate, SAMPLE_RATE)
+    except soundfile.LibsndfileError:  # a format of PyAV or ffmpeg
+        return SAMPLE_RATE
+
+
 def duration(path: Path) -> float:
     """Length of a sound file in seconds, by its header. Raises UserError if that is broken."""
     soundfile = import_extra("soundfile", NEEDS)

@@ -4,6 +4,7 @@ Every data set has `train`, `val`, `tokenizer`, `source`, `sha256`, and makes on
 Texts are in texts.py, pairs in pairs.py, speech in speech.py.
 """
 
+import dataclasses
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -11,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from gptjax.config import Config, GPTConfig, TextDataConfig
-from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
+from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig, SpeechDataConfig
 from gptjax.data import pairs, speech, texts
 from gptjax.data.batches import ALL, Batch
 from gptjax.data.pairs import PairData
@@ -26,12 +27,16 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-def load(config: Config, tok: Tokenizer | None = None) -> Data:
+def load(config: Config, tok: Tokenizer | None = None, to_train: bool = True) -> Data:
     """Reads, or downloads, and tokenizes the data of a configuration.
 
-    Uses `tok`, or makes the tokenizer that config.data names. Raises UserError for data that the
+    Uses `tok`, or makes the tokenizer that config.data names. What only training needs
+    (SpeechDataConfig.extra_clips) is left out if not to_train. Raises UserError for data that the
     model cannot be trained on.
     """
+    if not to_train and isinstance(config.data, SpeechDataConfig):
+        recorded = dataclasses.replace(config.data, extra_clips=0)
+        config = dataclasses.replace(config, data=recorded)
     match config.model:
         case EncoderDecoderConfig():
             return pairs.load(config, tok)

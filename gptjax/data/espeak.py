@@ -33,19 +33,27 @@ PITCH = 30, 70
 """On eSpeak's scale from 0 to 99; 50 is the voice's normal pitch."""
 CHUNK = 100
 """Clips per process. It is fixed, because eSpeak's output depends on what it spoke before."""
+SAMPLE_RATE = 16_000
+"""As in audio.py, which imports JAX."""
 # Constants of espeak-ng/speak_lib.h.
 _SYNCHRONOUS, _RATE, _PITCH, _UTF8, _CHARACTERS = 2, 1, 3, 1, 1
 
 
 def make(
-    texts: Sequence[str], n_clips: int, seed: int, folder: Path, n_workers: int | None = None
+    texts: Sequence[str],
+    n_clips: int,
+    seed: int,
+    folder: Path,
+    n_workers: int | None = None,
+    rate: int = SAMPLE_RATE,
 ) -> Path:
     """Speaks n_clips of these texts; returns the manifest in the folder.
 
-    All texts are spoken once, in random order, before any is repeated. Voice, rate and pitch of a
+    All texts are spoken once, in random order, before any is repeated. Voice, tempo and pitch of a
     clip are a function of (seed, its number). The files are the same bytes for any number of
-    workers. A folder that already has exactly these clips is reused. Raises UserError if the
-    library is missing, a text makes no sound, or the folder holds something else.
+    workers; their sample rate is `rate`. A folder that already has exactly these clips is reused.
+    Raises UserError if the library is missing, a text makes no sound, or the folder holds something
+    else.
     """
     import_extra("espeakng_loader", NEEDS)  # reported here, not by a worker
     import_extra("soundfile", NEEDS)
@@ -55,6 +63,8 @@ def make(
     digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
     request = {"texts": digest, "n_clips": n_clips, "seed": seed}
     request["library"] = version("espeakng-loader")
+    if rate != SAMPLE_RATE:
+        request["rate"] = rate
     manifest = folder / "manifest.jsonl"
     if folder.exists():
         if _made(folder) == request and manifest.is_file():
@@ -67,7 +77,7 @@ def make(
             ThreadPoolExecutor(n_workers or os.cpu_count() or 1) as pool,
         ):
             (part / "clips").mkdir()
-            for done in _speak(pool, rows, part):
+            for done in _speak(pool, rows, part, rate):
                 if sys.stderr.isatty():
                     end = "\n" if done == n_clips else ""
                     print(f"\rspoken {done:,}/{n_clips:,}", end=end, file=sys.stderr, flush=True)
@@ -103,14 +113,14 @@ def _clips(texts: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
             }
 
 
-def _speak(pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], folder: Path) -> Iterator[int]:
+def _speak(
+    pool: ThreadPoolExecutor, rows: Sequence[dict[str, Any]], folder: Path, rate: int
+) -> Iterator[int]:
     """Speaks the rows in processes, one per chunk; yields the number of finished rows."""
-    from gptjax.data.audio import SAMPLE_RATE  # not at the top, because audio.py imports JAX
-
     code = "from gptjax.data.espeak import speak_rows; speak_rows()"
 
     def speak(chunk: Sequence[dict[str, Any]]) -> None:
-        request = json.dumps({"folder": str(folder), "rate": SAMPLE_RATE, "rows": chunk})
+        request = json.dumps({"folder": str(folder), "rate": rate, "rows": chunk})
         command = [sys.executable, "-c", code]
         worker = subprocess.run(command, input=request, capture_output=True, text=True)
         if worker.returncode:

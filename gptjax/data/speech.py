@@ -10,13 +10,12 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from gptjax.config import Config
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
-from gptjax.data import audio, downloads, espeak, recording_checks, recordings, tokenizer
+from gptjax.data import audio, recording_checks, recordings, speech_sources, tokenizer
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.augmentation import vary_samples, vary_spectrograms
 from gptjax.data.batches import ALL, TRAINING, Batch, bucket_batch
@@ -240,7 +239,7 @@ def load(config: Config, tok: Tokenizer | None = None) -> SpeechData:
     c, model = config.data, config.model
     assert isinstance(model, SpeechConfig)
     assert isinstance(c, SpeechDataConfig)
-    path = _folder(c)
+    path = speech_sources.find(c)
     folder, source = path if path.is_dir() else path.parent, str(c.path or c.name)
     clips = recordings.find_clips(path, may_be_missing=c.on_broken == "skip")
     size = {clip.path: clip.path.stat().st_size if clip.path.is_file() else -1 for clip in clips}
@@ -263,30 +262,15 @@ def load(config: Config, tok: Tokenizer | None = None) -> SpeechData:
     for name, part in (("training", train), ("validation", val)):
         if not part:
             raise UserError(f"{source}: {len(measured)} clips leave none for {name}; use more")
+    if c.extra_clips:
+        extra = speech_sources.extra_voices(train, c.extra_clips)
+        train += tuple(recording_checks.measure(extra, extra[0].path.parent, "stop"))
+        source += f" and {len(extra):,} clips by eSpeak"
     _check_texts((*train, *val), model, tok, c.string_clips)
     seconds = _check_lengths((*train, *val), model)
     train_seconds, val_seconds = seconds[: len(train)], seconds[len(train) :]
     return SpeechData(
         train, val, test, train_seconds, val_seconds, c.string_clips, tok, source, sha256, files
-    )
-
-
-def _folder(c: SpeechDataConfig) -> Path:
-    """The folder or manifest of a configuration's clips; downloads or synthesizes them."""
-    if c.name == "espeak":
-        path = c.path or downloads.fetch("tinyshakespeare")
-        content = recordings.read_transcripts(path)
-        lines = [line.strip() for line in content.split("\n") if line.strip()]
-        digest = hashlib.sha256(json.dumps([lines, c.synthetic_clips]).encode()).hexdigest()
-        folder = downloads.cache() / "espeak" / digest[:16]
-        return espeak.make(lines, c.synthetic_clips, 0, folder).parent
-    if c.path:
-        return c.path
-    if c.name == "fsdd":
-        return downloads.fetch_fsdd()
-    raise UserError(
-        "LibriSpeech is too large to fetch unasked; unpack train-clean-100 and dev-clean of "
-        "openslr.org/12 in a folder and name that with --data.path"
     )
 
 

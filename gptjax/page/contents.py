@@ -123,7 +123,7 @@ def _dataset(run: Path, config: Config) -> Any:
     """The data of a run. Raises UserError if there is none, or if it has changed."""
     if not resuming.has_data(run):
         raise UserError(f"{run} was imported, so it has no data")
-    dataset = data.load(config, init_from.vocabulary(config, run))
+    dataset = data.load(config, init_from.vocabulary(config, run), to_train=False)
     resuming.check_same_data(run, dataset)
     return dataset
 
