@@ -167,6 +167,36 @@ LADDERS = {
         ),
         text_share=0.1,
     ),
+    "10min": Ladder(
+        note="From `configs/gpt_cpu_10min.py` as it was until 2026-11-27 to today's. The whole text "
+        "is read more than four times, so the question is how well the model does on text that it "
+        "has not seen.",
+        base="--config configs/gpt_cpu_10min.py --model.predict-ahead 0 --model.drop-attention "
+        "--model.block-size 256 --train.batch-size 4",
+        steps=4300,
+        rungs=(
+            Rung("gpt_cpu_10min.py until 2026-11-27", "", "Four layers of width 160."),
+            Rung(
+                "no dropout of attention weights",
+                "--model.no-drop-attention",
+                "Dropout is left to the residual branches, as in Llama and its successors. Without "
+                "masks of T x T numbers a step takes less time.",
+            ),
+            Rung(
+                "heads that predict further ahead",
+                "--model.predict-ahead 4",
+                "Four more output heads predict the second to the fifth next character, so that "
+                "the model keeps what it will need later (Gloeckle et al. 2024, arXiv:2404.19737). "
+                "The weight of their losses falls from 0.4 to zero; sampling leaves them out.",
+            ),
+            Rung(
+                "context of 512",
+                "--model.block-size 512 --train.batch-size 2",
+                "The same characters per step in windows of twice the length. Fewer of them are "
+                "predicted from a short past.",
+            ),
+        ),
+    ),
     "gpu": Ladder(
         note="From `configs/gpt.py` to `configs/gpt_fast.py`.",
         base="--config configs/gpt.py",

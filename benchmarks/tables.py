@@ -209,6 +209,7 @@ def recipe_md() -> str:
         "ablate-gpu": ("The ladder on a GPU, at the size of configs/gpt.py", "gpu"),
         "ablate-cpu": ("The ladder on two CPU cores", "cpu"),
         "ablate-short": ("When the text repeats", "short"),
+        "ablate-10min": ("Ten minutes on two CPU cores", "10min"),
     }
     for name, (heading, which) in sections.items():
         record = read(name)
