@@ -11,6 +11,7 @@ only in a Linear that calls lax.dot_general and casts nothing, so qwix gets Plai
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -30,20 +31,30 @@ from benchmarks import environment
 from benchmarks.expected import RUNS
 from gptjax import attention, evaluation, gpt, layers, models
 from gptjax.commands.evaluate import Evaluate, evaluate
-from gptjax.commands.quantize import Quantize, quantize
 from gptjax.config import GPTConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.config_files import load_file
 from gptjax.data import dataset as data
 from gptjax.decoding import sampling
 from gptjax.decoding.sampling import Sampler
-from gptjax.quantization.card import BATCH_SIZES, FORMATS, decoder, decoding_rates
-from gptjax.quantization.quant_array import quantize_params
+from gptjax.quantization.card import (
+    BATCH_SIZES,
+    FORMATS,
+    STEPS,
+    decoder,
+    decoding_rates,
+    measure,
+)
+from gptjax.quantization.fine_tuning import fine_tune
+from gptjax.quantization.quant_array import FLOAT32, quantize_params
 from gptjax.runs import checkpoints, run_directory
 from gptjax.scale import devices
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
 QAT_STEPS = {"gpt_cpu": 400, "gpt_cpu_wide": 400, "g2p_cpu": 400, "digits_cpu": 50}
+ALL = ("int4", "int3", "int2", "ternary")
+QAT_FORMATS = {"gpt_cpu": ALL, "gpt_cpu_wide": ALL}
+"""Formats that are trained for a card; int4 alone for other runs."""
 SIZES = {
     "seed": (load_file(Path("configs/gpt.py")).model, 65),
     "gpt2": (load_file(Path("configs/gpt2_124m.py")).model, 50_257),
@@ -53,25 +64,47 @@ SIZES = {
 
 
 def card(name: str) -> dict[str, Any]:
-    """The card of a trained run with quantization-aware training, and the test errors of int8."""
+    """The card of a trained run with quantization-aware training, and the test errors of int8.
+
+    As `gptjax quantize` makes it, with several formats trained from one teacher.
+    """
     run, made = RUNS / name, RUNS.parent / "quant"
-    config = run_directory.read_config(run)
     shutil.rmtree(made / name, ignore_errors=True)
+    config, dataset, model, step, params = loaded(name)
     steps = QAT_STEPS.get(name, 10)
-    int4, int8 = (made / name / form for form in ("int4", "int8"))
-    rows = quantize(Quantize(run, int4, bits=4, qat_steps=steps))
+    tuned = functools.partial(fine_tune, model, params, dataset, config)
+    params_by_name = {form: quantize_params(params, f) for form, f in FORMATS.items()}
+    plain = params_by_name[STEPS] = tuned(FLOAT32, step, steps)
+    for form in QAT_FORMATS.get(name, ("int4",)):
+        of_form = tuned(FORMATS[form], step, steps, plain)
+        params_by_name[f"{form}+QAT"] = quantize_params(of_form, FORMATS[form])
     record = {
         "run": name,
-        "parameters": evaluate(Evaluate(run, split="val"))["parameters"],
+        "parameters": models.count(params),
         "qat_steps": steps,
-        "rows": rows,
+        "rows": measure(model, params_by_name, dataset, config),
         "environment": environment.describe(),
     }
     if isinstance(config.model, EncoderDecoderConfig | SpeechConfig):
-        quantize(Quantize(run, int8, bits=8))
-        sides = {"float32": run, "int8": int8, "int4+QAT": int4}
+        sides = {"float32": run}
+        origin = run_directory.read_environment(run)["data"]
+        for side, form in (("int8", "int8"), ("int4+QAT", "int4")):
+            sides[side] = made / name / form
+            files = {"format.json": dataclasses.asdict(FORMATS[form])}
+            with run_directory.new_run(sides[side]) as part:
+                checkpoints.save_finished(
+                    part, config, dataset.tokenizer, params_by_name[side], origin, files
+                )
         record["test"] = {side: evaluate(Evaluate(folder)) for side, folder in sides.items()}
     return record
+
+
+def loaded(name: str) -> tuple[Any, Any, Any, int, Any]:
+    """(config, data set, model, step, parameters) of a trained run."""
+    config = run_directory.read_config(RUNS / name)
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
+    return config, dataset, model, *checkpoints.load_params(RUNS / name, model)
 
 
 KEPT: dict[str, Callable[[str, Any], bool]] = {
@@ -85,10 +118,7 @@ KEPT: dict[str, Callable[[str, Any], bool]] = {
 
 def kept(name: str) -> dict[str, Any]:
     """Validation loss and size if one kind of parameter stays float32."""
-    config = run_directory.read_config(RUNS / name)
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
-    _, params = checkpoints.load_params(RUNS / name, model)
+    config, dataset, model, _, params = loaded(name)
     batch_size = devices.micro_batch_size(
         config.train, config.model, dataset.tokens_per_sequence(config)
     )

@@ -16,9 +16,10 @@ PUBLISHED = (
 )
 QUANT = (
     "Every matrix, embeddings included, is stored as int8 with one bfloat16 scale per column (of "
-    "an embedding table: per row), or as int4 with one scale per 32 numbers of a column. Vectors "
-    "(gains, biases, short convolutions) are bfloat16. Integers are packed into int32 words, four "
-    "or eight per word. With up to four rows to multiply, one loop over the columns unpacks, "
+    "an embedding table: per row), or as int4 with one scale per 32 numbers of a column. int3, "
+    "int2 and ternary, with one scale per column, are of the matrices in blocks; embeddings and "
+    "output head are int4 there. Vectors (gains, biases, short convolutions) are bfloat16. "
+    "Integers are packed into int32 words: 4, 8, 10, 16 or 20 per word. With up to four rows to multiply, one loop over the columns unpacks, "
     "multiplies and sums 32 inputs at a time, so no float weight is written to memory: XLA's CPU "
     "backend vectorises that loop, but neither a conversion from int8 nor a sum over rows. With "
     "more rows, a matrix is unpacked just before its matmul. The column bits includes scales and "
@@ -196,10 +197,13 @@ def card(name: str) -> str:
     losses = {row["format"]: row["val_loss"] for row in record["rows"]}
     # Older records have this figure beside the rows.
     further = losses.get(STEPS) or record["float32_after_as_many_steps"]
+    less = [
+        f"{losses[form] - further:.4f} less than {form}" for form in losses if form.endswith("+QAT")
+    ]
     note = (
         f"{record['parameters']:,} parameters. QAT is {record['qat_steps']} further steps of "
         "training. float32 gains from further steps as well: as many without rounding reach "
-        f"{further:.4f}, {losses['int4+QAT'] - further:.4f} less."
+        f"{further:.4f}, {', '.join(less)}."
     )
     if "test" in record:
         float32, int8, int4 = (record["test"][form] for form in ("float32", "int8", "int4+QAT"))

@@ -29,22 +29,25 @@ class Quantize:
         gptjax quantize runs/gpt_cpu --out runs/gpt_cpu-int8
         gptjax quantize runs/gpt_cpu --activations 8 --out runs/gpt_cpu-w8a8
         gptjax quantize runs/gpt_cpu --bits 4 --qat-steps 400 --out runs/gpt_cpu-int4
+        gptjax quantize runs/gpt_cpu --bits ternary --qat-steps 1600 --out runs/gpt_cpu-ternary
     """
 
     run: tyro.conf.Positional[Path]
     """Run directory."""
     out: Path
     """Run directory to make."""
-    bits: Literal[4, 8, 16] = 8
-    """Bits of each weight. 4 and 8: integers with scales. 16: bfloat16."""
+    bits: Literal["ternary", 2, 3, 4, 8, 16] = 8
+    """Bits of each weight. 2 to 8: integers with scales. ternary: -1, 0 or 1 with scales, in 1.6
+    bits. Below 4, embeddings and output head have 4, and it takes --qat-steps to keep the loss.
+    16: bfloat16."""
     group: int | None = None
-    """Weights of a column that share a scale, a multiple of 32. 0: the whole column. Default: 32
-    with --bits 4, else 0."""
+    """Weights of a column that share a scale, a multiple of 32, of 10 with --bits 3, of 20 with
+    --bits ternary. 0: the whole column. Default: 32 with --bits 4, else 0."""
     activations: Literal[0, 8] = 0
     """8: also round the inputs of matrix products to 8 bits."""
     qat_steps: int = 0
-    """Steps of quantization-aware training before the weights are rounded. The card compares with
-    the same steps without rounding."""
+    """Steps of quantization-aware training before the weights are rounded. As many steps without
+    rounding come first: the card compares with them, and they teach."""
     step: str = "best"
     """Which checkpoint: best, latest or a step."""
 
@@ -69,21 +72,27 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     require(n_steps >= 0, "qat-steps", n_steps, "0 or more")
     require(n_steps <= MOST_OF_ANY, "qat-steps", n_steps, f"at most {MOST_OF_ANY:,}")
     if n_steps and form.bits == 16:
-        raise UserError(f"--qat-steps {n_steps} is for --bits 4 or 8; leave it out")
+        raise UserError(f"--qat-steps {n_steps} is for --bits 8 or less; leave it out")
     if not resuming.has_data(command.run):
         raise UserError(f"{command.run} was imported, so it has no data to measure a card on")
     with run_directory.new_run(command.out) as part:
         dataset = data.load(config, init_from.vocabulary(config, command.run))
         resuming.check_same_data(command.run, dataset)
-        model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
-        step, params = checkpoints.load_params(command.run, model, command.step)
+        dtype = devices.compute_dtype(config.train)
+        trained = models.build(config.model, dataset.tokenizer, dtype)
+        step, params = checkpoints.load_params(command.run, trained, command.step)
+        if getattr(config.model, "predict_ahead", 0):  # of use in training only
+            without: Any = dataclasses.replace(config.model, predict_ahead=0)
+            config = dataclasses.replace(config, model=without)
+            params = models.without_heads_ahead(params)
+        model = models.build(config.model, dataset.tokenizer, dtype)
 
         saved = card.name_of(form) + ("+QAT" if n_steps else "")
         params_by_name = {name: quantize_params(params, f) for name, f in card.FORMATS.items()}
         if n_steps:
             plain = fine_tune(model, params, dataset, config, FLOAT32, step, n_steps)
             params_by_name[card.STEPS] = plain
-            params = fine_tune(model, params, dataset, config, form, step, n_steps)
+            params = fine_tune(model, params, dataset, config, form, step, n_steps, teacher=plain)
         params_by_name[saved] = params = quantize_params(params, form)
         rows = card.measure(model, params_by_name, dataset, config)
         for row in rows:

@@ -1,1 +1,1 @@
-"""Weights of 4 and 8 bits: the arrays, fine-tuning with them, and a card of what they cost."""
+"""Weights of 8 bits and fewer: the arrays, fine-tuning with them, and a card of what they cost."""

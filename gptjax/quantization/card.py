@@ -30,6 +30,9 @@ FORMATS = {
     "bf16": Format(16),
     "int8": Format(8),
     "int4": Format(4, group=CHUNK),
+    "int3": Format(3),
+    "int2": Format(2),
+    "ternary": Format("ternary"),
     "W8A8": Format(8, activation_bits=8),
 }
 """Rows of every card."""
@@ -39,7 +42,8 @@ BATCH_SIZES = (1, 32)
 ROUNDS, SECONDS_PER_ROUND = 5, 0.5
 LEGEND = """\
 <          the format that is saved; W8A8: 8 bits for weights and for inputs of matrix products;
-           +QAT: trained further with rounded weights; +steps: as long, without rounding
+           +QAT: trained further with rounded weights; +steps: as long, without rounding;
+           int3, int2, ternary: of the matrices in blocks, the others are int4
 step       training steps of the parameters
 bits       per weight, its share of the scales included
 on disk    size of the checkpoint, and how many times smaller than float32; in memory: the arrays
@@ -55,10 +59,12 @@ DECODED_SOURCES = 16
 
 
 def name_of(form: Format) -> str:
-    """The name of a format in a card: int8, int4 (groups of 32), int8 g64, W8A8, bf16."""
+    """The name of a format in a card: int8, int4 (groups of 32), int8 g64, ternary, W8A8, bf16."""
     if form.bits == 16:
         return "bf16"
-    name = f"W{form.bits}A8" if form.activation_bits else f"int{form.bits}"
+    name = "ternary" if form.bits == "ternary" else f"int{form.bits}"
+    if form.activation_bits:
+        name = f"W{1.58 if form.bits == 'ternary' else form.bits}A8"
     default_group = CHUNK if form.bits == 4 else 0
     return name if form.group == default_group else f"{name} g{form.group}"
 

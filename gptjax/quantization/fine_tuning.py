@@ -21,10 +21,12 @@ from gptjax.data.dataset import Data
 from gptjax.errors import TrainingDiverged
 from gptjax.models import Model
 from gptjax.quantization.quant_array import Format, dequantize_params, quantize_params
+from gptjax.runs import teachers
 from gptjax.scale import devices
 
-LEARNING_RATE_FACTOR = 0.1
-"""The fine-tuning starts at this share of the learning rates that the run was trained with."""
+LEARNING_RATE_FACTOR, LOW_LEARNING_RATE_FACTOR = 0.1, 0.4
+"""The fine-tuning starts at this share of the learning rates that the run was trained with. Weights
+of fewer than 4 bits move further."""
 
 
 def straight_through(params: Any, form: Format) -> Any:
@@ -60,17 +62,19 @@ def fine_tune(
     form: Format,
     step: int,
     n_steps: int,
+    teacher: Any = None,
 ) -> Any:
     """The float32 parameters after n_steps of training with rounded weights.
 
-    Trains on the batches that follow `step` of the run. The learning rates fall linearly to zero
-    from a tenth of the run's. FLOAT32 as the format rounds nothing. Raises TrainingDiverged for a
-    loss that is not finite.
+    Trains on the batches that follow `step` of the run. The learning rates fall linearly to zero.
+    FLOAT32 as the format rounds nothing. teacher: float32 parameters, whose probabilities are half
+    of what is learned. Raises TrainingDiverged for a loss that is not finite.
     """
+    factor = LOW_LEARNING_RATE_FACTOR if form.is_low else LEARNING_RATE_FACTOR
     optim_config = dataclasses.replace(
         config.optim,
-        learning_rate=LEARNING_RATE_FACTOR * config.optim.learning_rate,
-        muon_learning_rate=LEARNING_RATE_FACTOR * config.optim.muon_learning_rate,
+        learning_rate=factor * config.optim.learning_rate,
+        muon_learning_rate=factor * config.optim.muon_learning_rate,
         schedule="linear",
         decay_fraction=1.0,
         final_fraction=0.0,
@@ -80,7 +84,10 @@ def fine_tune(
     micro_batch_size = devices.micro_batch_size(config.train, config.model, tokens_per_sequence)
     optimizer = optim.build(optim_config, n_steps)
     rounded: Any = FakeQuantized(model, form)
-    train_steps = training.make_train_steps(rounded, optimizer, micro_batch_size, config.seed)
+    teach = teachers.mean_probabilities([(model, teacher)]) if teacher is not None else None
+    train_steps = training.make_train_steps(
+        rounded, optimizer, micro_batch_size, config.seed, teacher=teach
+    )
     # A copy, because train_steps donates its state.
     state = training.init_state(jax.tree.map(jnp.copy, params), optimizer)
     for i in track(range(step, step + n_steps), "fine-tuning", transient=True):

@@ -1,4 +1,4 @@
-"""Matrices of 4- or 8-bit integers with scales, in place of a model's float32 kernels and tables.
+"""Matrices of small integers with scales, in place of a model's float32 kernels and tables.
 
 `Linear` and `Embed` use a QuantArray like an array: `x @ kernel`, `table[ids]`. The integers become
 floats inside that computation, a part at a time, so that a float copy of the weights never exists.
@@ -14,7 +14,7 @@ Array names end in their dimensions:
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -24,28 +24,61 @@ from jax import Array, lax
 from gptjax.scale import devices
 
 CHUNK = 32
-"""Values that are multiplied and summed at a time: 8 words of int8, or 4 of int4."""
+"""Values that are multiplied and summed at a time: 8 words of int8, 4 of int4, or 2 of int2."""
+TRIED = 16
+"""Scales that are tried for a group; see `_scale`."""
+Bits = Literal["ternary", 2, 3, 4, 8, 16, 32]
 
 
 @dataclass(frozen=True)
 class Format:
     """How the numbers of a model are stored."""
 
-    bits: int
-    """Bits of a weight. 4 and 8: integers with scales. 16: bfloat16. 32: float32."""
+    bits: Bits
+    """Bits of a weight. 2 to 8: integers with scales. "ternary": -1, 0 or 1 with scales, in 1.6
+    bits. 16: bfloat16. 32: float32."""
     group: int = 0
     """Consecutive weights of a column that share a scale. 0: the whole column."""
     activation_bits: int = 0
     """8: the inputs of matrix products are rounded to int8 too, with one scale per vector."""
+    odd: bool = True
+    """2 to 4 bits: the levels are odd, -15, -13, ... 15 of int4, not -8, -7, ... 7."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for an invalid format."""
-        if self.bits not in (4, 8, 16, 32):
-            raise ValueError(f"bits is {self.bits}, but must be 4, 8, 16 or 32")
-        if self.group % CHUNK or self.group < 0:
-            raise ValueError(f"group is {self.group}, but must be a multiple of {CHUNK}, or 0")
+        if self.bits not in get_args(Bits):
+            raise ValueError(f"bits is {self.bits}, but must be ternary, 2, 3, 4, 8, 16 or 32")
+        if self.group % self.chunk or self.group < 0:
+            raise ValueError(f"group is {self.group}, but must be a multiple of {self.chunk}, or 0")
         if self.activation_bits not in (0, 8):
             raise ValueError(f"activation_bits is {self.activation_bits}, but must be 0 or 8")
+
+    @property
+    def is_low(self) -> bool:
+        """Below 4 bits: matrices outside of the blocks are int4."""
+        return self.bits in ("ternary", 2, 3)
+
+    @property
+    def is_balanced(self) -> bool:
+        """As many levels above zero as below."""
+        return self.is_low or (self.bits == 4 and self.odd)
+
+    @property
+    def highest(self) -> int:
+        """The highest level."""
+        if self.bits == "ternary":
+            return 1
+        return 2**self.bits - 1 if self.is_balanced else 2 ** (self.bits - 1) - 1
+
+    @property
+    def per_word(self) -> int:
+        """Integers in a word of 32 bits."""
+        return 20 if self.bits == "ternary" else 32 // self.bits
+
+    @property
+    def chunk(self) -> int:
+        """Values that are multiplied and summed at a time: CHUNK, or a word that does not fit."""
+        return self.per_word if CHUNK % self.per_word else CHUNK
 
 
 FLOAT32 = Format(bits=32)
@@ -54,9 +87,9 @@ FLOAT32 = Format(bits=32)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QuantArray:
-    """A matrix (K, N) of int4 or int8, with a scale for each column or each group in a column.
+    """A matrix (K, N) of small integers, with a scale for each column or each group in a column.
 
-    words_RN: each int32 holds 32 / bits integers of a column, the first in the lowest bits.
+    words_RN: each int32 holds `format.per_word` integers of a column; see `_pack`.
     scale_GN: bfloat16. If `transposed`, this is the matrix (N, K): a table with rows to look up.
     """
 
@@ -81,21 +114,21 @@ class QuantArray:
 
     def dequantize(self, dtype: Any = jnp.float32) -> Array:
         """The matrix (K, N), or (N, K) if transposed."""
-        matrix_KN = _scaled(_unpack(self.words_RN, self.format.bits), self.scale_GN, dtype)
+        matrix_KN = _scaled(_unpack(self.words_RN, self.format), self.scale_GN, dtype)
         matrix_KN = matrix_KN[: self.fan_in]
         return matrix_KN.T if self.transposed else matrix_KN
 
     def __getitem__(self, ids: Array) -> Array:
         """Rows of a table: ids (...) -> (..., K), float32."""
         assert self.transposed
-        integers_KM = _unpack(self.words_RN[:, ids.reshape(-1)], self.format.bits)
+        integers_KM = _unpack(self.words_RN[:, ids.reshape(-1)], self.format)
         rows_KM = _scaled(integers_KM, self.scale_GN[:, ids.reshape(-1)], jnp.float32)
         return rows_KM[: self.fan_in].T.reshape(*ids.shape, self.fan_in)
 
     def __rmatmul__(self, x_MK: Array) -> Array:
         """x (M, K) times the matrix: (M, N), in x's dtype."""
         assert not self.transposed
-        n_padding = self.words_RN.shape[0] * 32 // self.format.bits - self.fan_in
+        n_padding = self.words_RN.shape[0] * self.format.per_word - self.fan_in
         x_MK = jnp.pad(x_MK, ((0, 0), (0, n_padding)))
         if not self.format.activation_bits:
             return self._multiply(x_MK)
@@ -104,12 +137,12 @@ class QuantArray:
         return (self._multiply(x_MK) * step_M1).astype(x_MK.dtype)
 
     def _multiply(self, x_MK: Array) -> Array:
-        bits, scale_GN, dtype = self.format.bits, self.scale_GN, x_MK.dtype
+        scale_GN, dtype = self.scale_GN, x_MK.dtype
         if len(x_MK) <= devices.FEW_ROWS:
-            return _multiply_few_rows(x_MK, self.words_RN, scale_GN, bits)
+            return _multiply_few_rows(x_MK, self.words_RN, scale_GN, self.format)
         # Words that do not depend on x would be unpacked before the loop over tokens, and XLA would
         # keep that float copy of all weights. XLA does not remove x * 0, because it may be NaN.
-        integers_KN = _unpack(self.words_RN + (x_MK[0, 0] * 0).astype(jnp.int32), bits)
+        integers_KN = _unpack(self.words_RN + (x_MK[0, 0] * 0).astype(jnp.int32), self.format)
         if len(scale_GN) > 1:
             return x_MK @ _scaled(integers_KN, scale_GN, dtype)
         if self.format.activation_bits and not devices.on_cpu():  # int8 matrix units
@@ -120,24 +153,23 @@ class QuantArray:
         return (y_MN * scale_GN.astype(jnp.float32)).astype(dtype)
 
 
-def _multiply_few_rows(x_MK: Array, words_RN: Array, scale_GN: Array, bits: int) -> Array:
+def _multiply_few_rows(x_MK: Array, words_RN: Array, scale_GN: Array, form: Format) -> Array:
     """x times the matrix. It reads each word once and stores no float weights.
 
     One expression multiplies a row of x with a chunk of a column. XLA compiles it to a vectorised
     loop over N. It leaves K / 32 partial sums per column. Converting the matrix to float32 first
     would write and read four bytes for each int8.
     """
-    dtype, per_word = x_MK.dtype, 32 // bits
+    dtype, n_words = x_MK.dtype, form.chunk // form.per_word
     # Makes the words depend on x. Otherwise XLA unpacks all of them before the loop over tokens.
     words_RN, x_MK = lax.optimization_barrier((words_RN, x_MK))
-    n_chunks = words_RN.shape[0] * per_word // CHUNK
-    n_columns = words_RN.shape[1]
-    x_MCRP = x_MK.astype(jnp.float32).reshape(len(x_MK), n_chunks, CHUNK // per_word, per_word)
-    words_CRN = words_RN.reshape(n_chunks, CHUNK // per_word, n_columns)
+    n_chunks, n_columns = words_RN.shape[0] // n_words, words_RN.shape[1]
+    x_MCRP = x_MK.astype(jnp.float32).reshape(len(x_MK), n_chunks, n_words, form.per_word)
+    words_CRN = words_RN.reshape(n_chunks, n_words, n_columns)
     sums_MCN = jnp.float32(0)
-    for r in range(CHUNK // per_word):
-        for p in range(per_word):
-            integers_CN = _integer(words_CRN[:, r], p, bits).astype(jnp.float32)
+    for r in range(n_words):
+        for p in range(form.per_word):
+            integers_CN = _integer(words_CRN[:, r], p, form).astype(jnp.float32)
             sums_MCN += x_MCRP[:, :, r, p, None] * integers_CN
     scale_CN = jnp.repeat(scale_GN.astype(jnp.float32), n_chunks // len(scale_GN), axis=0)
     sums_MCN = lax.optimization_barrier(sums_MCN * scale_CN)
@@ -145,14 +177,38 @@ def _multiply_few_rows(x_MK: Array, words_RN: Array, scale_GN: Array, bits: int)
     return jnp.einsum("C,MCN->MN", jnp.ones(n_chunks), sums_MCN).astype(dtype)
 
 
-def _integer(words: Array, place: int, bits: int) -> Array:
+def _pack(integers_KN: Array, form: Format) -> Array:
+    """(K, N) integers -> int32 words (R, N), each of the next integers of a column.
+
+    Numbers of bits: the first integer is in the lowest bits. Ternary: the word is 2^32 times the
+    number 0.abc... in base 3, with the integers a, b, c, ... as its 20 digits.
+    """
+    fields = integers_KN.reshape(-1, form.per_word, integers_KN.shape[1])
+    if form.bits != "ternary":
+        fields = (fields >> form.is_balanced) & (2**form.bits - 1)
+        places = jnp.arange(form.per_word)[:, None] * form.bits
+        return (fields << places).sum(1, dtype=jnp.int32)
+    powers = 3 ** jnp.arange(9, -1, -1)[:, None]
+    high_RN, low_RN = ((half * powers).sum(1) for half in (fields[:, :10], fields[:, 10:]))
+    # high / 3^10 + low / 3^20, times 2^32. What is rounded is small enough for float32.
+    whole = round(2**32 / 3**10)
+    rest = high_RN * (2**32 / 3**10 - whole) + low_RN * (2**32 / 3**20)
+    return high_RN * whole + jnp.round(rest).astype(jnp.int32)
+
+
+def _integer(words: Array, place: int, form: Format) -> Array:
     """The signed integers at one place of each word, int32."""
-    return (words << (32 - bits * (place + 1))) >> (32 - bits)
+    if form.bits == "ternary":
+        # Moves the point behind the digits before this one. They overflow.
+        fraction, sixth = words * 3**place, 2**32 // 6
+        return (fraction > sixth).astype(jnp.int32) - (fraction < -sixth).astype(jnp.int32)
+    field = (words << (32 - form.bits * (place + 1))) >> (32 - form.bits)
+    return 2 * field + 1 if form.is_balanced else field
 
 
-def _unpack(words_RN: Array, bits: int) -> Array:
+def _unpack(words_RN: Array, form: Format) -> Array:
     """(R, N) words -> the integers (K, N), int32."""
-    integers = [_integer(words_RN, place, bits) for place in range(32 // bits)]
+    integers = [_integer(words_RN, place, form) for place in range(form.per_word)]
     return jnp.stack(integers, axis=1).reshape(-1, words_RN.shape[1])
 
 
@@ -165,31 +221,66 @@ def _scaled(integers_KN: Array, scale_GN: Array, dtype: Any) -> Array:
 def quantize(matrix_KN: Array, form: Format, transposed: bool = False) -> QuantArray:
     """The nearest QuantArray to a matrix (K, N), or to a table (N, K) if transposed.
 
-    The number of largest magnitude in a group becomes the most negative integer, which has no
-    positive counterpart. The scale takes its sign. So int4 has 16 steps instead of 15, as in
-    llama.cpp's Q4_0. Integers are rounded with the scale as it is stored, in bfloat16.
+    Integers are rounded with the scale as it is stored, in bfloat16.
     """
     matrix_KN = (matrix_KN.T if transposed else matrix_KN).astype(jnp.float32)
     fan_in, n_columns = matrix_KN.shape
-    column = -(-fan_in // CHUNK) * CHUNK
+    column = -(-fan_in // form.chunk) * form.chunk
     group = min(form.group or column, column)
     matrix_KN = jnp.pad(matrix_KN, ((0, -fan_in % group), (0, 0)))
     grouped = matrix_KN.reshape(-1, group, n_columns)
-    largest_GN = jnp.take_along_axis(grouped, jnp.abs(grouped).argmax(1, keepdims=True), 1)[:, 0]
-    lowest = -(2 ** (form.bits - 1))
-    scale_GN = (largest_GN / lowest).astype(jnp.bfloat16)
-    divisor = jnp.where(scale_GN == 0, 1, scale_GN).astype(jnp.float32)[:, None]
-    integers = jnp.clip(jnp.round(grouped / divisor), lowest, -lowest - 1).astype(jnp.int32)
-    per_word = 32 // form.bits
-    places = jnp.arange(per_word)[None, :, None] * form.bits
-    fields = (integers.reshape(-1, per_word, n_columns) & (2**form.bits - 1)) << places
-    return QuantArray(fields.sum(1, dtype=jnp.int32), scale_GN, fan_in, form, transposed)
+    scale_GN = _scale(grouped, form).astype(jnp.bfloat16)
+    integers_KN = _round(grouped, scale_GN, form).astype(jnp.int32).reshape(-1, n_columns)
+    return QuantArray(_pack(integers_KN, form), scale_GN, fan_in, form, transposed)
+
+
+def _scale(grouped: Array, form: Format) -> Array:
+    """The scale (G, N) of each group of a column, (G, group, N).
+
+    int8 (and int4 without odd levels): the number of largest magnitude becomes the most negative
+    integer, which has no positive counterpart, and the scale takes its sign. So int4 has 16 steps
+    instead of 15, as in llama.cpp's Q4_0.
+    Ternary: that of the least squared error after rounding with the mean magnitude, BitNet's scale
+    (arXiv:2402.17764). It follows the weights without jumps, which matters in training.
+    Others: that of the least squared error among a few. The fewer the levels, the more it pays to
+    clip the largest numbers.
+    """
+    magnitude = jnp.abs(grouped)
+    if not form.is_balanced:
+        largest_GN = jnp.take_along_axis(grouped, magnitude.argmax(1, keepdims=True), 1)
+        return largest_GN[:, 0] / -(form.highest + 1)
+    if form.bits == "ternary":
+        levels = _round(grouped, magnitude.mean(1), form)
+        return jnp.sum(grouped * levels, 1) / jnp.maximum(jnp.abs(levels).sum(1), 1)
+    widest_GN = magnitude.max(1) / form.highest
+    fractions = jnp.arange(1, TRIED + 1)[:, None, None] / TRIED
+    scales_SGN = (widest_GN * fractions).astype(jnp.bfloat16)
+
+    def squared_error(scale_GN: Array) -> Array:
+        rounded = _round(grouped, scale_GN, form) * scale_GN[:, None].astype(jnp.float32)
+        return jnp.sum((rounded - grouped) ** 2, 1)
+
+    best_1GN = lax.map(squared_error, scales_SGN).argmin(0, keepdims=True)
+    return jnp.take_along_axis(scales_SGN, best_1GN, 0)[0]
+
+
+def _round(grouped: Array, scale_GN: Array, form: Format) -> Array:
+    """The nearest levels of a format, as float32, to the numbers of each group (G, group, N)."""
+    x = grouped / jnp.where(scale_GN == 0, 1, scale_GN).astype(jnp.float32)[:, None]
+    h = form.highest
+    if form.bits == "ternary":
+        return jnp.clip(jnp.round(x), -h, h)
+    if form.is_balanced:
+        return jnp.clip(2 * jnp.floor(x / 2) + 1, -h, h)
+    return jnp.clip(jnp.round(x), -h - 1, h)
 
 
 def quantize_params(params: Any, form: Format) -> Any:
     """A model's parameters in a format: kernels and tables as QuantArrays, vectors as bfloat16.
 
     A kernel has a scale per output (or per group of inputs), a table one per row (or group).
+    Of fewer than 4 bits are only the matrices of blocks, which are most of a model. Tables and the
+    output head are int4: they cost more loss than they save, as in BitNet and ParetoQ.
     """
     if form == FLOAT32:
         return params
@@ -197,7 +288,10 @@ def quantize_params(params: Any, form: Format) -> Any:
     def convert(path: tuple[Any, ...], p: Array) -> Any:
         if p.ndim < 2 or form.bits == 16:
             return p.astype(jnp.bfloat16)
-        return quantize(p, form, transposed=path[-1].key == "table")
+        here = form
+        if form.is_low and "block_" not in jax.tree_util.keystr(path):
+            here = dataclasses.replace(form, bits=4, group=CHUNK)
+        return quantize(p, here, transposed=path[-1].key == "table")
 
     return jax.tree_util.tree_map_with_path(convert, params)
 

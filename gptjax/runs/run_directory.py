@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 
@@ -36,7 +36,7 @@ from gptjax.data.dataset import Data
 from gptjax.data.texts import TextData
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError, naming
-from gptjax.quantization.quant_array import FLOAT32, Format
+from gptjax.quantization.quant_array import FLOAT32, Bits, Format
 from gptjax.scale import processes
 
 # A start that is killed early leaves some of these without config.json, which is written last.
@@ -249,14 +249,21 @@ def require_one_model(folder: Path, what: str) -> None:
         )
 
 
+class _FormatFile(TypedDict):
+    bits: Bits
+    group: int
+    activation_bits: int
+    odd: NotRequired[bool]
+
+
 def read_format(folder: Path) -> Format:
     """The number format of a run's parameters: float32 unless it was quantized."""
     path = folder / "format.json"
     if not os.path.lexists(path):
         return FLOAT32
     fix = "quantize the run again"
-    saved = json_files.read(path, dict[str, int], fix)
+    saved: Any = json_files.read(path, _FormatFile, fix)
     try:
-        return Format(**saved)
+        return Format(**{"odd": False, **saved})  # files before 2026-11-27 do not say
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} has no number format ({error}); {fix}") from None

@@ -34,7 +34,11 @@ def load(config: Config, vocabulary: Tokenizer) -> Callable[[Batch], Array] | No
     if folder is None:
         return None
     runs = [folder] if (folder / "config.json").exists() else _runs_in(folder)
-    teachers = [_load(run, config, vocabulary) for run in runs]
+    return mean_probabilities([_load(run, config, vocabulary) for run in runs])
+
+
+def mean_probabilities(teachers: list[tuple[Any, Any]]) -> Callable[[Batch], Array]:
+    """A function from a batch to the mean probabilities (B, T, V) of (model, parameters) pairs."""
 
     def probabilities(batch: Batch) -> Array:
         def of(model: Any, params: Any) -> Array:

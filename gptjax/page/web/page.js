@@ -126,7 +126,8 @@ function describe({ contents, config }) {
   const facts = `${size}context ${config.block_size}; ${count(contents.parameters)} parameters at step ${count(contents.step)}.`;
   /** @type {HTMLElement} */ (document.getElementById("facts")).textContent = facts;
   const bits = contents.run_bits;
-  const were = bits === 32 ? "" : ` gptjax quantize had rounded them to ${bits} bits before.`;
+  const to = bits === "ternary" ? "-1, 0 or 1, times a scale," : `${bits} bits`;
+  const were = bits === 32 ? "" : ` gptjax quantize had rounded them to ${to} before.`;
   let cost = "The weights are those of the run, float32.";
   if (format !== "float32") {
     cost = `The weights are rounded to ${format}. `;
