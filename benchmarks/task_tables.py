@@ -19,12 +19,12 @@ QUANT = (
     "an embedding table: per row), or as int4 with one scale per 32 numbers of a column. int3, "
     "int2 and ternary, with one scale per column, are of the matrices in blocks; embeddings and "
     "output head are int4 there. Vectors (gains, biases, short convolutions) are bfloat16. "
-    "Integers are packed into int32 words: 4, 8, 10, 16 or 20 per word. With up to four rows to multiply, one loop over the columns unpacks, "
-    "multiplies and sums 32 inputs at a time, so no float weight is written to memory: XLA's CPU "
-    "backend vectorises that loop, but neither a conversion from int8 nor a sum over rows. With "
-    "more rows, a matrix is unpacked just before its matmul. The column bits includes scales and "
-    "vectors. A CPU computes in float32: XLA makes a float32 copy of bf16 parameters before the "
-    "loop over tokens and keeps it."
+    "Integers are packed into int32 words: 4, 8, 10, 16 or 20 per word. With up to four rows to "
+    "multiply, one loop over the columns unpacks, multiplies and sums about 32 inputs at a time, "
+    "so no float weight is written to memory: XLA's CPU backend vectorises that loop, but neither "
+    "a conversion from int8 nor a sum over rows. With more rows, a matrix is unpacked just before "
+    "its matmul. The column bits includes scales and vectors. A CPU computes in float32: XLA makes "
+    "a float32 copy of bf16 parameters before the loop over tokens and keeps it."
 )
 KEPT = (
     "Embeddings and vectors are quantized as well: that costs next to nothing, and they are a "

@@ -26,7 +26,9 @@ from gptjax.scale import devices
 CHUNK = 32
 """Values that are multiplied and summed at a time: 8 words of int8, 4 of int4, or 2 of int2."""
 TRIED = 16
-"""Scales that are tried for a group; see `_scale`."""
+"""Scales that are tried for a group of int3 or int4."""
+FIRST_SCALE = {"ternary": 1.0, 2: 0.6}
+"""Times the mean magnitude. Ternary: BitNet's (arXiv:2402.17764). int2: best for a Gaussian."""
 Bits = Literal["ternary", 2, 3, 4, 8, 16, 32]
 
 
@@ -66,9 +68,8 @@ class Format:
     @property
     def highest(self) -> int:
         """The highest level."""
-        if self.bits == "ternary":
-            return 1
-        return 2**self.bits - 1 if self.is_balanced else 2 ** (self.bits - 1) - 1
+        n_bits = 1 if self.bits == "ternary" else self.bits
+        return 2**n_bits - 1 if self.is_balanced else 2 ** (n_bits - 1) - 1
 
     @property
     def per_word(self) -> int:
@@ -238,20 +239,20 @@ def _scale(grouped: Array, form: Format) -> Array:
     """The scale (G, N) of each group of a column, (G, group, N).
 
     int8 (and int4 without odd levels): the number of largest magnitude becomes the most negative
-    integer, which has no positive counterpart, and the scale takes its sign. So int4 has 16 steps
-    instead of 15, as in llama.cpp's Q4_0.
-    Ternary: that of the least squared error after rounding with the mean magnitude, BitNet's scale
-    (arXiv:2402.17764). It follows the weights without jumps, which matters in training.
-    Others: that of the least squared error among a few. The fewer the levels, the more it pays to
-    clip the largest numbers.
+    integer, which has no positive counterpart. So int4 has 16 steps, as in llama.cpp's Q4_0.
+    Ternary, int2: the scale of least squared error for the integers that a first one gives. It
+    follows the weights without jumps, which training needs: with the search below it got stuck.
+    int3, int4: the scale of least squared error among a few. Clipping the largest number pays.
     """
     magnitude = jnp.abs(grouped)
     if not form.is_balanced:
         largest_GN = jnp.take_along_axis(grouped, magnitude.argmax(1, keepdims=True), 1)
         return largest_GN[:, 0] / -(form.highest + 1)
-    if form.bits == "ternary":
-        levels = _round(grouped, magnitude.mean(1), form)
-        return jnp.sum(grouped * levels, 1) / jnp.maximum(jnp.abs(levels).sum(1), 1)
+    if form.bits in FIRST_SCALE:
+        used = grouped != 0  # not what pads a column
+        mean_GN = magnitude.sum(1) / jnp.maximum(used.sum(1), 1)
+        levels = used * _round(grouped, FIRST_SCALE[form.bits] * mean_GN, form)
+        return jnp.sum(grouped * levels, 1) / jnp.maximum(jnp.sum(levels**2, 1), 1)
     widest_GN = magnitude.max(1) / form.highest
     fractions = jnp.arange(1, TRIED + 1)[:, None, None] / TRIED
     scales_SGN = (widest_GN * fractions).astype(jnp.bfloat16)
@@ -279,8 +280,7 @@ def quantize_params(params: Any, form: Format) -> Any:
     """A model's parameters in a format: kernels and tables as QuantArrays, vectors as bfloat16.
 
     A kernel has a scale per output (or per group of inputs), a table one per row (or group).
-    Of fewer than 4 bits are only the matrices of blocks, which are most of a model. Tables and the
-    output head are int4: they cost more loss than they save, as in BitNet and ParetoQ.
+    Fewer than 4 bits are for the matrices of blocks; others are int4, as they are few but matter.
     """
     if form == FLOAT32:
         return params
