@@ -51,7 +51,7 @@ from gptjax.runs import checkpoints, run_directory
 from gptjax.scale import devices
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
-QAT_STEPS = {"gpt_cpu": 400, "gpt_cpu_wide": 400, "g2p_cpu": 400, "digits_cpu": 50}
+QAT_STEPS = {"gpt_cpu": 1600, "gpt_cpu_wide": 1600, "g2p_cpu": 400, "digits_cpu": 50}
 ALL = ("int4", "int3", "int2", "ternary")
 QAT_FORMATS = {"gpt_cpu": ALL, "gpt_cpu_wide": ALL}
 """Formats that are trained for a card; int4 alone for other runs."""

@@ -280,7 +280,7 @@ def quantize_params(params: Any, form: Format) -> Any:
     """A model's parameters in a format: kernels and tables as QuantArrays, vectors as bfloat16.
 
     A kernel has a scale per output (or per group of inputs), a table one per row (or group).
-    Fewer than 4 bits are for the matrices of blocks; others are int4, as they are few but matter.
+    Fewer than 4 bits are for the matrices of blocks; others are int4. BitNet does alike.
     """
     if form == FLOAT32:
         return params
