@@ -25,8 +25,8 @@ from gptjax.runs import teachers
 from gptjax.scale import devices
 
 LEARNING_RATE_FACTOR, LOW_LEARNING_RATE_FACTOR = 0.1, 0.4
-"""The fine-tuning starts at this share of the learning rates that the run was trained with. Weights
-of fewer than 4 bits move further."""
+"""The fine-tuning starts at this share of the learning rates that the run was trained with. Ternary
+and int2 weights move further."""
 
 
 def straight_through(params: Any, form: Format) -> Any:
@@ -70,7 +70,7 @@ def fine_tune(
     FLOAT32 as the format rounds nothing. teacher: float32 parameters, whose probabilities are half
     of what is learned. Raises TrainingDiverged for a loss that is not finite.
     """
-    factor = LOW_LEARNING_RATE_FACTOR if form.is_low else LEARNING_RATE_FACTOR
+    factor = LOW_LEARNING_RATE_FACTOR if form.bits in ("ternary", 2) else LEARNING_RATE_FACTOR
     optim_config = dataclasses.replace(
         config.optim,
         learning_rate=factor * config.optim.learning_rate,
