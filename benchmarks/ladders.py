@@ -168,7 +168,7 @@ LADDERS = {
         text_share=0.1,
     ),
     "10min": Ladder(
-        note="From `configs/gpt_cpu_10min.py` as it was until 2026-11-27 to today's. The whole text "
+        note="From `configs/gpt_cpu_10min.py` of 2026-11-27 to today's. The whole text "
         "is read more than four times, so the question is how well the model does on text that it "
         "has not seen.",
         base="--config configs/gpt_cpu_10min.py --model.predict-ahead 0 --model.drop-attention "
