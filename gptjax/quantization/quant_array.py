@@ -241,7 +241,7 @@ def _scale(grouped: Array, form: Format) -> Array:
     int8 (and int4 without odd levels): the number of largest magnitude becomes the most negative
     integer, which has no positive counterpart. So int4 has 16 steps, as in llama.cpp's Q4_0.
     Ternary, int2: the scale of least squared error for the integers that a first one gives. It
-    follows the weights without jumps, which training needs: with the search below it got stuck.
+    follows the weights without jumps; with the search below, training ended at a higher loss.
     int3, int4: the scale of least squared error among a few. Clipping the largest number pays.
     """
     magnitude = jnp.abs(grouped)
