@@ -202,8 +202,8 @@ def test_a_tampered_config_is_one_line(
         ("environment.json", '{"data": {"source": "", "sha256": 3}}', "data.sha256 is 3, but"),
         ("environment.json", "[" * 9999, "nested more than 100 deep"),
         ("format.json", "[]", "it is [], but must be an object"),
-        ("format.json", '{"bits": "8"}', "bits is '8', but must be a whole number"),
-        ("format.json", '{"bits": 7}', "bits is 7, but must be 4, 8, 16 or 32"),
+        ("format.json", '{"bits": "8"}', "bits is '8', but must be one of ternary, 2"),
+        ("format.json", '{"bits": 7}', "bits is 7, but must be one of ternary, 2"),
         ("format.json", '{"bits": 8, "other": 1}', "other"),
     ],
 )

@@ -27,7 +27,6 @@ class Quantize:
     The new run holds parameters only. It can be sampled and evaluated, but not trained further.
 
         gptjax quantize runs/gpt_cpu --out runs/gpt_cpu-int8
-        gptjax quantize runs/gpt_cpu --activations 8 --out runs/gpt_cpu-w8a8
         gptjax quantize runs/gpt_cpu --bits 4 --qat-steps 400 --out runs/gpt_cpu-int4
         gptjax quantize runs/gpt_cpu --bits ternary --qat-steps 1600 --out runs/gpt_cpu-ternary
     """
