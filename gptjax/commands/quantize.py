@@ -75,7 +75,7 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
     if not resuming.has_data(command.run):
         raise UserError(f"{command.run} was imported, so it has no data to measure a card on")
     with run_directory.new_run(command.out) as part:
-        dataset = data.load(config, init_from.vocabulary(config, command.run))
+        dataset = data.load(config, init_from.vocabulary(config, command.run), to_train=n_steps > 0)
         resuming.check_same_data(command.run, dataset)
         dtype = devices.compute_dtype(config.train)
         trained = models.build(config.model, dataset.tokenizer, dtype)

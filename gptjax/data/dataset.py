@@ -65,8 +65,8 @@ def training_batches(
 def _ahead_weight(config: Config, step: int, rows: slice) -> Batch:
     """The weight (B,) of the loss of the heads that predict further ahead, if there are any.
 
-    It falls to zero at the last step, so that a model ends with nothing but the next token in
-    mind. A constant weight keeps half of the gain only.
+    It falls to zero at the last step, so that a model ends with training on the next token
+    alone.
     """
     if not isinstance(config.model, GPTConfig) or not config.model.predict_ahead:
         return {}

@@ -112,7 +112,7 @@ class SpeechData:
         """Strings of similar length, so that a batch has little padding.
 
         The longest have two words at first and all of string_clips from half of the training on:
-        which part of a sound belongs to a word is learned three times as fast from short ones.
+        which part of a sound belongs to a word is learned faster from short ones.
         """
         model = config.model
         assert isinstance(model, SpeechConfig)
