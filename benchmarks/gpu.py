@@ -444,7 +444,7 @@ PARTS = {
     "race": Part(measure_race, 150, 90),
     "startup": Part(measure_startup, 90, 40),
     "fast": Part(measure_fast, 100, 60),
-    "best": Part(measure_best, 150, 70),
+    "best": Part(measure_best, 220, 70),
     "sampling": Part(measure_sampling, 75, 45),
     "gpt2": Part(measure_gpt2, 110, 75),
     "int8": Part(measure_int8, 120, 60),
