@@ -1,5 +1,7 @@
 """What benchmarks/gpu.py measured, as text. A part that has no JSON yet is left out."""
 
+from typing import Any
+
 from benchmarks import race
 from benchmarks.records import measured_on, read, shown, table
 
@@ -61,17 +63,32 @@ def learning() -> str:
     texts = []
     if fast := read("gpu-fast"):
         best = min(fast["losses"], key=lambda row: row[2])
-        text = f"`gpt_fast.py` takes {fast['ms_per_step']:.2f} ms a step. "
+        text = (
+            "`gpt_fast.py` of that commit, with batches of 64 and dropout of attention weights, "
+            f"took {fast['ms_per_step']:.2f} ms a step. "
+        )
         if passed := fast["passed"]:
             seconds = passed["step"] * fast["ms_per_step"] / 1e3
             text += (
-                f"Its val_loss, of the whole split, is at most {fast['target']} at step "
+                f"Its val_loss, of the whole split, was at most {fast['target']} at step "
                 f"{passed['step']}, after {seconds:.1f} s of steps"
             )
         else:
             text += f"It did not reach {fast['target']}"
-        text += f"; the lowest is {best[2]:.4f} at step {best[0]}. {measured_on(fast)}"
+        text += f"; the lowest was {best[2]:.4f} at step {best[0]}. {measured_on(fast)}"
         texts.append(text)
+    if steps := read("gpu-fast-steps"):
+        texts.append(
+            "\n".join(
+                [
+                    "A step of `gpt_fast.py`, the first row, and of what it would be otherwise:",
+                    "",
+                    table(["", "ms/step, median (least to most)"], step_rows(steps)),
+                    "",
+                    f"{measured_on(steps)} [What they learn](recipe.md#variations-on-a-gpu).",
+                ]
+            )
+        )
     if best_runs := read("gpu-best"):
         rows = []
         for run in best_runs["runs"]:
@@ -93,6 +110,18 @@ def learning() -> str:
             )
         )
     return "\n\n".join(texts)
+
+
+def step_rows(record: dict[str, Any]) -> list[list[str]]:
+    """Name and milliseconds per step of each competitor."""
+    return [
+        [
+            row["name"],
+            f"{1e3 * row['median']:.2f} ({1e3 * row['least']:.2f} to {1e3 * row['most']:.2f})",
+        ]
+        for row in record["rows"]
+        if "error" not in row
+    ]
 
 
 def gpt2() -> str:

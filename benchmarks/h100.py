@@ -123,8 +123,7 @@ def section() -> str:
             table(["config", "val_loss at step"], loss_rows),
             "",
             f"The original's best is {ORIGINAL_BEST} (sampled). These models of 10.7 M "
-            "parameters overfit: `gpt_fast.py` is best at step 300, and 1.25 M parameters reach "
-            "a lower loss on a CPU (`gpt_cpu_10min.py`).",
+            "parameters overfitted. `gpt_fast.py` and `gpt_best.py` have changed since.",
             "",
             f"Measured on {about['device']} (driver {about['driver']}), {packages}, Python "
             f"{about['python']}, {about['date']}, at commit {about['commit']}. The raw figures are "

@@ -211,6 +211,11 @@ LADDERS = {
                 "Eight epochs of a model of this size do learn the text by heart. Against that "
                 "stand dropout, back again, and ten times the weight decay (Kim et al. 2025).",
             ),
+            Rung(
+                "no dropout of attention weights, batches of 32",
+                "--model.no-drop-attention --train.batch-size 32",
+                "Half the work in a step, and as many steps: four epochs overfit less than eight.",
+            ),
         ),
     ),
 }

@@ -22,6 +22,7 @@ from benchmarks import (
     quality,
     race,
     scaling,
+    sweep,
     verdicts,
 )
 from benchmarks import task_tables as tasks
@@ -98,7 +99,7 @@ def benchmarks_md() -> str:
         "",
         "## What the configurations reach",
         "",
-        tasks.expected_table("#on-an-h100"),
+        tasks.expected_table("#ready-and-trained-on-a-gpu"),
         "",
         "## On an H100",
         "",
@@ -225,6 +226,9 @@ def recipe_md() -> str:
         ]
         lines += [f"![{heading}](benchmarks/{name}.png)", "", ablate.ideas(which), ""]
         lines += [measured_on(record), ""]
+    if record := read("sweep-gpu"):
+        lines += ["## Variations on a GPU", "", sweep.NOTE, "", *sweep.tables(record)]
+        lines += [measured_on(record), ""]
     return "\n".join([*lines, ladders.HOW_IT_WAS_CHOSEN])
 
 
@@ -236,7 +240,7 @@ def parts() -> dict[str, dict[str, str]]:
             "sample": "\n".join(["```", *sample, "```"]),
             "race": verdicts.verdicts(),
         },
-        "docs/training.md": {"expected": tasks.expected_table("benchmarks.md#on-an-h100")},
+        "docs/training.md": {"expected": tasks.expected_table("benchmarks.md#ready-and-trained-on-a-gpu")},
         "docs/devices.md": {
             "h100": f"{h100.verdict()}: [measurements](benchmarks.md{h100.anchor()})."
         },

@@ -97,7 +97,8 @@ def test_tables_show_the_parts_that_exist(tmp_path: Path, monkeypatch: pytest.Mo
     assert "| nothing cached | 9.0 s | 12.1 s |" in text
     assert "| compilation cache filled | 3.1 s |  |" in text
     assert (
-        "at most 1.4994 at step 220, after 1.1 s of steps; the lowest is 1.4512 at step 240" in text
+        "at most 1.4994 at step 220, after 1.1 s of steps; the lowest was 1.4512 at step 240"
+        in text
     )
     assert "| 1 | 1.4400 at 500 | 1.4600 at 750 (stopped there) |" in text
     assert "NVIDIA H100 80GB HBM3, jax 0.11.2, torch 2.11.0, Python 3.12.3, 2030-01-02" in text
