@@ -240,7 +240,9 @@ def parts() -> dict[str, dict[str, str]]:
             "sample": "\n".join(["```", *sample, "```"]),
             "race": verdicts.verdicts(),
         },
-        "docs/training.md": {"expected": tasks.expected_table("benchmarks.md#ready-and-trained-on-a-gpu")},
+        "docs/training.md": {
+            "expected": tasks.expected_table("benchmarks.md#ready-and-trained-on-a-gpu")
+        },
         "docs/devices.md": {
             "h100": f"{h100.verdict()}: [measurements](benchmarks.md{h100.anchor()})."
         },
