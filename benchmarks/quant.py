@@ -103,8 +103,11 @@ def loaded(name: str) -> tuple[Any, Any, Any, int, Any]:
     """(config, data set, model, step, parameters) of a trained run."""
     config = run_directory.read_config(RUNS / name)
     dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer, devices.compute_dtype(config.train))
-    return config, dataset, model, *checkpoints.load_params(RUNS / name, model)
+    dtype = devices.compute_dtype(config.train)
+    trained = models.build(config.model, dataset.tokenizer, dtype)
+    step, params = checkpoints.load_params(RUNS / name, trained)
+    config, params = models.for_use(config, params)
+    return config, dataset, models.build(config.model, dataset.tokenizer, dtype), step, params
 
 
 KEPT: dict[str, Callable[[str, Any], bool]] = {

@@ -1,5 +1,6 @@
 """From a configuration to a model, and to its first parameters."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -75,6 +76,14 @@ def without_heads_ahead(params: Any) -> Any:
         return params
     kept = {name: part for name, part in params.items() if not name.startswith("ahead_")}
     return {name: without_heads_ahead(part) for name, part in kept.items()}
+
+
+def for_use(config: Config, params: Any) -> tuple[Config, Any]:
+    """A run's configuration and parameters, without the heads that only training uses."""
+    if getattr(config.model, "predict_ahead", 0):
+        without: Any = dataclasses.replace(config.model, predict_ahead=0)
+        config = dataclasses.replace(config, model=without)
+    return config, without_heads_ahead(params)
 
 
 def count(params: Any) -> int:

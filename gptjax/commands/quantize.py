@@ -80,10 +80,7 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
         dtype = devices.compute_dtype(config.train)
         trained = models.build(config.model, dataset.tokenizer, dtype)
         step, params = checkpoints.load_params(command.run, trained, command.step)
-        if getattr(config.model, "predict_ahead", 0):  # of use in training only
-            without: Any = dataclasses.replace(config.model, predict_ahead=0)
-            config = dataclasses.replace(config, model=without)
-            params = models.without_heads_ahead(params)
+        config, params = models.for_use(config, params)
         model = models.build(config.model, dataset.tokenizer, dtype)
 
         saved = card.name_of(form) + ("+QAT" if n_steps else "")
