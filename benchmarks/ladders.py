@@ -243,4 +243,9 @@ Tried in single runs and left out, so there are no figures of them here:
 - Stochastic depth (Huang et al. 2016, arXiv:1603.09382) helped on the short text about as much as
   better-chosen dropout and weight decay.
 - Three steps of Newton-Schulz in place of Muon's five cost more than the time they save.
+- NorMuon (Li et al. 2025, arXiv:2510.05491), which scales Muon's rows by their size, gave nothing at
+  four layers.
+
+Not tried on these models: label smoothing and z-loss, batches that grow, and the same layers several
+times.
 """
