@@ -41,6 +41,9 @@ WIDE_STEPS = ["--train.max-steps", "3440", "--train.eval-interval", "860"]
 PARTS = {
     "bigram": ["configs/bigram.py"],
     "gpt_cpu": ["configs/gpt_cpu.py"],
+    **{f"gpt_cpu-{seed}": ["configs/gpt_cpu.py", "--seed", seed] for seed in "12"},
+    "gpt_cpu_10min": ["configs/gpt_cpu_10min.py"],
+    "gpt_cpu_10min-three": ["configs/gpt_cpu_10min.py", "--train.members", "3"],
     "gpt_cpu_wide": ["configs/gpt_cpu_10min.py", "--model.n-embd", "192", *WIDE_STEPS],
     "gpt_first_steps": ["configs/gpt.py", *FIRST_STEPS],
     "gpt": ["configs/gpt.py"],
@@ -99,6 +102,8 @@ def run(name: str) -> dict[str, Any]:
     samples = sorted((folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
     if samples:
         record["sample"] = samples[-1].read_text()
+    if isinstance(model, GPTConfig) and not isinstance(model, EncoderDecoderConfig | SpeechConfig):
+        record["halves"] = halves(folder)
     if isinstance(model, SpeechConfig):
         record |= measure_speech(folder)
     if isinstance(model, EncoderDecoderConfig):
@@ -108,6 +113,34 @@ def run(name: str) -> dict[str, Any]:
     if name == "gpt_cpu":
         draw_attention(folder, "--prompt", ATTENTION_PROMPT)
     return record
+
+
+def halves(folder: Path) -> dict[str, list[float]]:
+    """Loss of each half of the validation split: of the run and, of several models, of each."""
+    from gptjax import evaluation, models
+    from gptjax.data import dataset as data
+    from gptjax.data import texts
+    from gptjax.ensemble import Ensemble, member, one_model
+    from gptjax.runs import checkpoints
+
+    config = read_config(folder)
+    text = data.load(config)
+    model = models.of_run(config, text.tokenizer)
+    _, params = checkpoints.load_params(folder, model)
+    middle = len(text.val) // 2
+    parts = {"whole": text.val, "first": text.val[:middle], "second": text.val[middle:]}
+
+    def loss(model: Any, params: Any, tokens: Any) -> float:
+        split = texts.whole_split(tokens, config.model.block_size, 8)
+        return evaluation.make_evaluate(model)(params, split)
+
+    found = {}
+    for name, tokens in parts.items():
+        found[name] = [loss(model, params, tokens)]
+        if isinstance(model, Ensemble):
+            for i in range(model.n_members):
+                found[name].append(loss(one_model(model), member(params, i), tokens))
+    return found
 
 
 def draw_attention(folder: Path, *what: str) -> str:

@@ -116,8 +116,9 @@ ORIGINAL = Rung(
 
 LADDERS = {
     "cpu": Ladder(
-        note="From the original's architecture at 4 layers and width 128 to `configs/gpt_cpu.py`, "
-        "with 800 steps; `gpt_cpu.py` itself takes 1,600.",
+        note="From the original's architecture at 4 layers and width 128 to `configs/gpt_cpu.py` "
+        "of 2026-11-23, with 800 steps. Since then that has a learning rate of 0.015 for AdamW and "
+        "1,700 steps; [variations](#variations-on-a-gpu) says why.",
         base="--config configs/gpt.py --model.n-layer 4 --model.n-head 4 --model.n-embd 128 "
         "--model.block-size 64 --train.batch-size 16",
         steps=800,
@@ -243,9 +244,9 @@ Tried in single runs and left out, so there are no figures of them here:
 - Stochastic depth (Huang et al. 2016, arXiv:1603.09382) helped on the short text about as much as
   better-chosen dropout and weight decay.
 - Three steps of Newton-Schulz in place of Muon's five cost more than the time they save.
-- NorMuon (Li et al. 2025, arXiv:2510.05491), which scales Muon's rows by their size, gave nothing at
-  four layers.
+- NorMuon (Li et al. 2025, arXiv:2510.05491), which scales Muon's rows by their size, gave nothing
+  at four layers.
 
-Not tried on these models: label smoothing and z-loss, batches that grow, and the same layers several
-times.
+Not tried on these models: label smoothing and z-loss, batches that grow, and the same layers
+several times.
 """

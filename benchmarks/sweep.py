@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks import rounds
 from benchmarks.records import table
 from gptjax.atomic import write_text
 from gptjax.command_line import parse
 from gptjax.data import dataset as data
+from gptjax.drawing import COLORS, save
 from gptjax.errors import exit_codes
 
 WORKERS, CAPACITY, ROWS = 6, 50, 8
@@ -279,6 +281,29 @@ def tables(record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def plot(record: dict[str, Any], path: Path) -> None:
+    """What each variation gave on the second half, on which nothing was chosen: every model."""
+    shown = {name: sweep for name, sweep in SWEEPS.items() if sweep.members > 1}
+    heights = [len(sweep.variations) for sweep in shown.values()]
+    figure = Figure(figsize=(8, 0.27 * sum(heights) + 1.4), dpi=110, layout="constrained")
+    all_axes = figure.subplots(len(shown), height_ratios=heights)
+    for (name, sweep), axes in zip(shown.items(), all_axes, strict=True):
+        losses = {r["name"]: r["second_half"] for r in record["runs"] if r["sweep"] == name}
+        base = sweep.variations[0].name
+        order = sorted(losses.keys() - {base}, key=lambda of: -statistics.mean(losses[of]))
+        for i, of in enumerate([base, *order]):
+            color = COLORS[0] if of == base else COLORS[1]
+            axes.plot(losses[of], [i] * len(losses[of]), ".", color=color, alpha=0.6)
+            axes.plot(statistics.mean(losses[of]), i, "|", color=color, markersize=14)
+        axes.axvline(statistics.mean(losses[base]), color=COLORS[0], linewidth=0.8, alpha=0.5)
+        axes.set_yticks(range(len(losses)), [base.split(":")[0], *order])
+        axes.set_title(sweep.title, fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[-1].set_xlabel("loss on the second half of the validation split; | is the mean")
+    save(figure, path)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sweep",
@@ -298,6 +323,8 @@ def main(argv: list[str] | None = None) -> None:
         elif arguments.json:
             command = " ".join(["python -m benchmarks.sweep", *sys.argv[1:]])
             run_all(arguments.json, arguments.seconds, command)
+            record = json.loads(arguments.json.read_text())
+            plot(record, arguments.json.with_suffix(".png"))
         else:
             parser.error("--json is missing; name a file for the figures")
 

@@ -227,7 +227,8 @@ def recipe_md() -> str:
         lines += [f"![{heading}](benchmarks/{name}.png)", "", ablate.ideas(which), ""]
         lines += [measured_on(record), ""]
     if record := read("sweep-gpu"):
-        lines += ["## Variations on a GPU", "", sweep.NOTE, "", *sweep.tables(record)]
+        lines += ["## Variations on a GPU", "", sweep.NOTE, ""]
+        lines += ["![Variations](benchmarks/sweep-gpu.png)", "", *sweep.tables(record)]
         lines += [measured_on(record), ""]
     return "\n".join([*lines, ladders.HOW_IT_WAS_CHOSEN])
 
