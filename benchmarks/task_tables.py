@@ -95,8 +95,8 @@ def expected_table(h100_link: str) -> str:
     rows = [*cpu, *([*row, "", original if i == 0 else ""] for i, row in enumerate(gpu))]
     header = ["config", "val_loss, whole split", "time in all", "the original logs"]
     return table(header, rows) + (
-        f"\n\nCPU rows: measured on {machine(gpt_cpu)}, compiling included. GPU rows: one H100, several runs "
-        f"at once, so no times ([details]({h100_link}))."
+        f"\n\nCPU rows: measured on {machine(gpt_cpu)}, compiling included. GPU rows: one H100, "
+        f"several runs at once, so no times ([details]({h100_link}))."
     )
 
 
