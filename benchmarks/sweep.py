@@ -32,7 +32,7 @@ from gptjax.data import dataset as data
 from gptjax.drawing import COLORS, save
 from gptjax.errors import exit_codes
 
-WORKERS, CAPACITY, ROWS = 6, 50, 8
+WORKERS, CAPACITY, GROUP = 6, 50, 4096
 CHILD = {"XLA_FLAGS": "--xla_gpu_autotune_level=0"} | rounds.CHILD
 
 
@@ -203,10 +203,13 @@ def measure(sweep: Sweep, variation: Variation) -> dict[str, Any]:
 
 
 def groups(tokens: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The windows of a split, (K, ROWS, T), and the tokens that follow; a rest is left out."""
-    length = config.model.block_size
-    n = (len(tokens) - 1) // (length * ROWS) * length * ROWS
-    return tuple(tokens[i : i + n].reshape(-1, ROWS, length) for i in range(2))  # pyright: ignore
+    """The windows of a split, (K, B, T), and the tokens that follow, in groups of GROUP tokens.
+
+    A rest is left out: it has to be the same for every length of a window.
+    """
+    n = (len(tokens) - 1) // GROUP * GROUP
+    shape = -1, GROUP // config.model.block_size, config.model.block_size
+    return tokens[:n].reshape(shape), tokens[1 : n + 1].reshape(shape)
 
 
 def add_noise(batches: dict[str, Any], steps: range, share: float, vocab_size: int) -> None:
