@@ -14,7 +14,6 @@ from gptjax import config_json, models
 from gptjax.config import Config, GPTConfig, ModelConfig
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError
-from gptjax.quantization.quant_array import FLOAT32
 from gptjax.runs import checkpoints, run_directory
 
 FREE = ("dropout", "drop_attention", "zero_init")
@@ -31,18 +30,11 @@ def vocabulary(config: Config, folder: Path) -> Tokenizer | None:
         return None
     if checkpoints.committed_steps(folder):  # a resumed run does not need the other one any more
         return run_directory.read_tokenizer(folder)
-    had = run_directory.read_config(source).model
-    if run_directory.read_format(source) != FLOAT32:
-        raise UserError(
-            f"--train.init-from {source} is quantized; name the run that it was made from"
-        )
+    run_directory.require_like(source, config.model, "--train.init-from")
     run_directory.require_one_model(source, "--train.init-from")
     if not checkpoints.committed_steps(source):
         raise UserError(f"--train.init-from {source} has no checkpoint yet; let it train first")
-    if type(had) is not type(config.model):
-        kinds = [type(model).__name__.removesuffix("Config") for model in (had, config.model)]
-        raise UserError(f"--train.init-from {source} is a {kinds[0]}, but this is a {kinds[1]}")
-    if flags := _differences(had, config.model):
+    if flags := _differences(run_directory.read_config(source).model, config.model):
         raise UserError(
             f"--train.init-from {source} has another model; for the same one add {' '.join(flags)}"
         )

@@ -30,7 +30,7 @@ import jax
 
 from gptjax import checksums, config_json, json_files
 from gptjax.atomic import open_here, sigterm_as_exception, write_json
-from gptjax.config import Config
+from gptjax.config import Config, ModelConfig
 from gptjax.data import tokenizer as tokenizer_lib
 from gptjax.data.dataset import Data
 from gptjax.data.texts import TextData
@@ -247,6 +247,16 @@ def require_one_model(folder: Path, what: str) -> None:
             f"{folder} is an ensemble of {n_members} models, and {what} needs one; train one that "
             f"learns from it, with --train.teacher {folder}"
         )
+
+
+def require_like(folder: Path, model: ModelConfig, option: str) -> None:
+    """Raises UserError for a run of another kind of model, or a quantized one."""
+    theirs = read_config(folder).model
+    if type(theirs) is not type(model):
+        kinds = [type(c).__name__.removesuffix("Config") for c in (theirs, model)]
+        raise UserError(f"{option} {folder} is a {kinds[0]}, but this is a {kinds[1]}")
+    if read_format(folder) != FLOAT32:
+        raise UserError(f"{option} {folder} is quantized; name the run that it was made from")
 
 
 class _FormatFile(TypedDict):

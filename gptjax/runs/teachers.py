@@ -16,7 +16,6 @@ from gptjax import config_json, models
 from gptjax.config import Config
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError
-from gptjax.quantization.quant_array import FLOAT32
 from gptjax.runs import checkpoints, run_directory
 from gptjax.training import Batch
 
@@ -61,17 +60,13 @@ def _runs_in(folder: Path) -> list[Path]:
 
 def _load(run: Path, config: Config, vocabulary: Tokenizer) -> tuple[Any, Any]:
     """(model, parameters) of a run that can teach."""
-    theirs = run_directory.read_config(run)
-    if type(theirs.model) is not type(config.model):
-        kinds = [type(c.model).__name__.removesuffix("Config") for c in (theirs, config)]
-        raise UserError(f"--train.teacher {run} is a {kinds[0]}, but this is a {kinds[1]}")
+    run_directory.require_like(run, config.model, "--train.teacher")
     if run_directory.read_tokenizer(run).to_dict() != vocabulary.to_dict():
         raise UserError(
             f"--train.teacher {run} has another vocabulary; a teacher must have been trained on "
             "the same data"
         )
-    if run_directory.read_format(run) != FLOAT32:
-        raise UserError(f"--train.teacher {run} is quantized; name the run that it was made from")
+    theirs = run_directory.read_config(run)
     had, wanted = config_json.flatten(theirs.model), config_json.flatten(config.model)
     for name in LENGTHS:
         if had.get(name, 0) < wanted.get(name, 0):
