@@ -53,7 +53,7 @@ CARDS = {
 def expected_table(h100_link: str) -> str:
     """What each configuration reaches, and on which machine; the link leads to h100.section."""
     bigram, gpt_cpu = load("expected-bigram"), load("expected-gpt_cpu")
-    ten_minutes, three = (load(f"expected-gpt_cpu_10min{of}") for of in ("", "-three"))
+    ten_minutes, three = load("expected-gpt_cpu_10min"), read("expected-gpt_cpu_10min-three")
     gpt, best = h100.losses("gpt"), load("gpu-best")
     (fast,) = (run for run in load("sweep-gpu")["runs"] if run["name"] == FAST)
     last = [run["losses"][-1] for run in best["runs"]]
@@ -76,13 +76,10 @@ def expected_table(h100_link: str) -> str:
             f"{ten_minutes['seconds']:.0f} s",
             "",
         ],
-        [
-            "`gpt_cpu_10min.py`, three models that answer together (`--train.members 3`)",
-            f"{three['val_loss']:.4f}",
-            f"{three['seconds']:.0f} s",
-            "",
-        ],
     ]
+    if three:
+        what = "`gpt_cpu_10min.py`, three models that answer together (`--train.members 3`)"
+        cpu.append([what, f"{three['val_loss']:.4f}", "", ""])
     original = f"{h100.ORIGINAL_BEST} (sampled, best)"
     gpu = [
         [f"`gpt.py`, GPU, stopped at step {max(gpt):,} of 5,000", f"{gpt[max(gpt)]:.4f}"],
@@ -94,7 +91,16 @@ def expected_table(h100_link: str) -> str:
     ]
     rows = [*cpu, *([*row, "", original if i == 0 else ""] for i, row in enumerate(gpu))]
     header = ["config", "val_loss, whole split", "time in all", "the original logs"]
+    seeds = [load(f"expected-gpt_cpu-{seed}")["val_loss"] for seed in (1, 2)]
+    note = f"With other seeds `gpt_cpu.py` ends at {seeds[0]:.4f} and {seeds[1]:.4f}."
+    second = [f"{of['halves']['second'][0]:.4f}" for of in (gpt_cpu, ten_minutes)]
+    note += f" On the second half of the split, on which nothing was chosen, it ends at {second[0]}"
+    note += f", and `gpt_cpu_10min.py` at {second[1]}."
+    if three:
+        alone = ", ".join(f"{loss:.4f}" for loss in three["halves"]["whole"][1:])
+        note += f" The three models alone end at {alone}; they take as long as three runs."
     return table(header, rows) + (
+        f"\n\n{note}"
         f"\n\nCPU rows: measured on {machine(gpt_cpu)}, compiling included. GPU rows: one H100, "
         f"several runs at once, so no times ([details]({h100_link}))."
     )
