@@ -75,7 +75,8 @@ def learning() -> str:
             )
         else:
             text += f"It did not reach {fast['target']}"
-        text += f"; the lowest was {best[2]:.4f} at step {best[0]}. {measured_on(fast)}"
+        stopped = "" if fast["complete"] else ", where a time limit ended the run"
+        text += f"; the lowest was {best[2]:.4f} at step {best[0]}{stopped}. {measured_on(fast)}"
         texts.append(text)
     if steps := read("gpu-fast-steps"):
         texts.append(

@@ -102,7 +102,8 @@ def expected_table(h100_link: str) -> str:
     return table(header, rows) + (
         f"\n\n{note}"
         f"\n\nCPU rows: measured on {machine(gpt_cpu)}, compiling included. GPU rows: one H100, "
-        f"several runs at once, so no times ([details]({h100_link}))."
+        f"several runs at once, so no times ([details]({h100_link})); `gpt_fast.py` "
+        "without the last 948 characters of the split."
     )
 
 
