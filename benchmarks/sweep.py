@@ -290,7 +290,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
     shown = {name: sweep for name, sweep in SWEEPS.items() if sweep.members > 1}
     heights = [len(sweep.variations) for sweep in shown.values()]
     figure = Figure(figsize=(8, 0.27 * sum(heights) + 1.4), dpi=110, layout="constrained")
-    all_axes = figure.subplots(len(shown), height_ratios=heights)
+    all_axes = figure.subplots(len(shown), height_ratios=heights, squeeze=False)[:, 0]
     for (name, sweep), axes in zip(shown.items(), all_axes, strict=True):
         losses = {r["name"]: r["second_half"] for r in record["runs"] if r["sweep"] == name}
         base = sweep.variations[0].name

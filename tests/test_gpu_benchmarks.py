@@ -4,9 +4,11 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import gpu, gpu_tables, h100, records, rounds
+from benchmarks import gpu, gpu_tables, h100, records, rounds, sweep
+from gptjax import command_line
 
 ENVIRONMENT = {
     "device": "1 x NVIDIA H100 80GB HBM3",
@@ -165,3 +167,34 @@ def test_the_start_is_measured_at_tiny_size(
         of = record[name]
         assert 0 < of["first_evaluation"] <= of["first_training_steps"] <= of["end"]
         assert any("compiled side by side" in line for _, line in of["output"])
+
+
+@pytest.mark.slow
+def test_variations_are_trained_and_evaluated_on_the_same_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question.\n" * 1500)
+    base = f"--config configs/debug.py --data.path {text} --train.max-steps 40"
+    variations = (
+        sweep.Variation("base"),
+        sweep.Variation("longer windows", "--model.block-size 64"),
+        sweep.Variation("short windows first", windows=((0.5, 16, 4), (0.5, 32, 4)), noise=0.1),
+    )
+    monkeypatch.setattr(sweep, "SWEEPS", {"10min": sweep.Sweep("tiny", base, variations, 2)})
+    runs = []
+    for variation in variations:
+        found = sweep.measure(sweep.SWEEPS["10min"], variation)
+        assert max(found["val_loss"]) < np.log(26)
+        # The mean of probabilities is at least as good as the mean model (Jensen).
+        assert found["together"] < np.mean(found["val_loss"])
+        runs.append({"sweep": "10min", "name": variation.name, "options": "", **found})
+    config, _ = command_line.parse(base.split())
+    tokens, targets = sweep.groups(np.arange(10_000), config)
+    assert tokens.shape == targets.shape == (2, 4096 // config.model.block_size, 32)
+    assert (tokens.ravel() == np.arange(8192)).all()
+    assert (targets.ravel() == np.arange(1, 8193)).all()
+    lines = sweep.tables({"runs": runs})
+    assert lines[0] == "### tiny"
+    sweep.plot({"runs": runs}, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 1000
