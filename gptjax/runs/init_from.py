@@ -30,10 +30,10 @@ def vocabulary(config: Config, folder: Path) -> Tokenizer | None:
         return None
     if checkpoints.committed_steps(folder):  # a resumed run does not need the other one any more
         return run_directory.read_tokenizer(folder)
-    run_directory.require_like(source, config.model, "--train.init-from")
     run_directory.require_one_model(source, "--train.init-from")
     if not checkpoints.committed_steps(source):
         raise UserError(f"--train.init-from {source} has no checkpoint yet; let it train first")
+    run_directory.require_like(source, config.model, "--train.init-from")
     if flags := _differences(run_directory.read_config(source).model, config.model):
         raise UserError(
             f"--train.init-from {source} has another model; for the same one add {' '.join(flags)}"

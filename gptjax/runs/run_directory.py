@@ -251,12 +251,12 @@ def require_one_model(folder: Path, what: str) -> None:
 
 def require_like(folder: Path, model: ModelConfig, option: str) -> None:
     """Raises UserError for a run of another kind of model, or a quantized one."""
+    if read_format(folder) != FLOAT32:
+        raise UserError(f"{option} {folder} is quantized; name the run that it was made from")
     theirs = read_config(folder).model
     if type(theirs) is not type(model):
         kinds = [type(c).__name__.removesuffix("Config") for c in (theirs, model)]
         raise UserError(f"{option} {folder} is a {kinds[0]}, but this is a {kinds[1]}")
-    if read_format(folder) != FLOAT32:
-        raise UserError(f"{option} {folder} is quantized; name the run that it was made from")
 
 
 class _FormatFile(TypedDict):
