@@ -205,9 +205,9 @@ def main(argv: list[str]) -> None:
             record |= torch_first_steps()
         path = FOLDER / f"expected-{part}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
-        if part != "gpt_first_steps" and "-without-" not in part:
+        if part != "gpt_first_steps" and "-" not in part:
             shutil.copy(RUNS / part / "loss.png", FOLDER / f"{part}.png")
-        if (RUNS / part / "attention.png").exists() and "-without-" not in part:
+        if (RUNS / part / "attention.png").exists() and "-" not in part:
             shutil.copy(RUNS / part / "attention.png", FOLDER / f"{part}-attention.png")
         print(f"{path}: val_loss {record['val_loss']:.4f} after {record['seconds']:.0f} s")
 
