@@ -2,10 +2,18 @@
 
 import os
 import platform
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+# Prints `describe()`, for a process that must not start JAX itself: it would hold GPU memory.
+DESCRIBE = [
+    sys.executable,
+    "-c",
+    "import json; from benchmarks import environment; print(json.dumps(environment.describe()))",
+]
 
 
 def describe() -> dict[str, Any]:

@@ -20,13 +20,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import quality
 from benchmarks.environment import processor
+from gptjax import models
 from gptjax.commands.evaluate import Evaluate, evaluate
 from gptjax.config import GPTConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.config_files import load_file
-from gptjax.data import speech
+from gptjax.data import dataset as data
+from gptjax.data import speech, texts
 from gptjax.data.audio import SAMPLE_RATE
+from gptjax.ensemble import Ensemble, member, one_model
+from gptjax.evaluation import make_evaluate
+from gptjax.runs import checkpoints
 from gptjax.runs.metrics import read_metrics
 from gptjax.runs.run_directory import read_config
 
@@ -62,6 +68,8 @@ PARTS = {
     "digits_debug": ["configs/digits_cpu.py", *TINY],
 }
 BEAM = 4
+ROWS = 8
+"""Windows per batch of an evaluation."""
 ATTENTION_PROMPT = "ROMEO:\nI love thee"
 ATTENTION_WORD = "philharmonic"
 ATTENTION_STRING = 7
@@ -102,7 +110,7 @@ def run(name: str) -> dict[str, Any]:
     samples = sorted((folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
     if samples:
         record["sample"] = samples[-1].read_text()
-    if isinstance(model, GPTConfig) and not isinstance(model, EncoderDecoderConfig | SpeechConfig):
+    if type(model) is GPTConfig:  # a text; models with an encoder are GPTConfigs, too
         record["halves"] = halves(folder)
     if isinstance(model, SpeechConfig):
         record |= measure_speech(folder)
@@ -116,31 +124,25 @@ def run(name: str) -> dict[str, Any]:
 
 
 def halves(folder: Path) -> dict[str, list[float]]:
-    """Loss of each half of the validation split: of the run and, of several models, of each."""
-    from gptjax import evaluation, models
-    from gptjax.data import dataset as data
-    from gptjax.data import texts
-    from gptjax.ensemble import Ensemble, member, one_model
-    from gptjax.runs import checkpoints
-
+    """Losses on the validation split and its halves: of the run and, of several models, of each."""
     config = read_config(folder)
     text = data.load(config)
     model = models.of_run(config, text.tokenizer)
     _, params = checkpoints.load_params(folder, model)
-    middle = len(text.val) // 2
-    parts = {"whole": text.val, "first": text.val[:middle], "second": text.val[middle:]}
+    pairs = [(make_evaluate(model), params)]
+    if isinstance(model, Ensemble):
+        of_one = make_evaluate(one_model(model))
+        pairs += [(of_one, member(params, i)) for i in range(model.n_members)]
 
-    def loss(model: Any, params: Any, tokens: Any) -> float:
-        split = texts.whole_split(tokens, config.model.block_size, 8)
-        return evaluation.make_evaluate(model)(params, split)
+    def losses(evaluate: Any, params: Any) -> dict[str, float]:
+        def mean_loss(tokens: Any) -> float:
+            return evaluate(params, texts.whole_split(tokens, config.model.block_size, ROWS))
 
-    found = {}
-    for name, tokens in parts.items():
-        found[name] = [loss(model, params, tokens)]
-        if isinstance(model, Ensemble):
-            for i in range(model.n_members):
-                found[name].append(loss(one_model(model), member(params, i), tokens))
-    return found
+        return quality.losses(text, mean_loss)
+
+    found = [losses(*pair) for pair in pairs]
+    parts = {"whole": "val_loss", "first": "first_half", "second": "second_half"}
+    return {part: [of[name] for of in found] for part, name in parts.items()}
 
 
 def draw_attention(folder: Path, *what: str) -> str:

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import race, rounds
+from benchmarks.environment import DESCRIBE
 from gptjax import config_json
 from gptjax.config import Config, GPTConfig
 from gptjax.config_files import load_file
@@ -77,11 +78,8 @@ class Session:
         """Of the part that is being measured."""
         self.work = Path(tempfile.mkdtemp(prefix="gptjax-gpu-"))
         self.children: list[subprocess.Popen[str]] = []
-        command = (
-            "import json; from benchmarks import environment as e; print(json.dumps(e.describe()))"
-        )
         self._describing = subprocess.Popen(
-            [sys.executable, "-c", command],
+            DESCRIBE,
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | rounds.CHILD,
@@ -303,9 +301,8 @@ def measure_fast(session: Session) -> None:
     options += ["--train.eval-batches", "0", "--train.sample-tokens", "0"]
     # The steps are timed apart: the run below saves a checkpoint every 20 steps.
     racers = [
-        racer | {"name": name}
+        competitors(session, changed)[0] | {"name": name}
         for name, changed in fast_variations(config_of(session, "gpt_fast")).items()
-        for racer in competitors(session, changed)[:1]
     ]
     n_rounds = 1 if session.tiny else 5
     variations = rounds.race("benchmarks.race", racers, n_rounds, True, session.deadline)

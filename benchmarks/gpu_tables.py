@@ -86,7 +86,8 @@ def learning() -> str:
                     "",
                     table(["", "ms/step, median (least to most)"], step_rows(steps)),
                     "",
-                    f"{measured_on(steps)} [What they learn](recipe.md#variations-on-a-gpu).",
+                    f"{measured_on(steps)} A draft of that script printed these times. "
+                    "[What they learn](recipe.md#variations-on-a-gpu).",
                 ]
             )
         )

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import rounds
+from benchmarks import environment, rounds
 from benchmarks.records import table
 from gptjax.atomic import write_text
 from gptjax.command_line import parse
@@ -131,7 +131,8 @@ NOTE = (
     "The last column is the loss of the mean of the three models' probabilities. Choices were made "
     "by the first half of the validation split. Losses do not depend on speed, so six variations "
     "shared the GPU, in bfloat16. The last 948 of the 111,540 characters of the split are left "
-    "out. The script was tidied after this run."
+    "out. These "
+    "figures were printed by a draft of the script."
 )
 
 
@@ -231,9 +232,7 @@ def run_all(path: Path, seconds: float, command: str) -> None:
     if path.exists():
         record = json.loads(path.read_text())
     else:
-        describe = "import json; from benchmarks import environment as e; "
-        describe += "print(json.dumps(e.describe()))"
-        printed = subprocess.check_output([sys.executable, "-c", describe], text=True)
+        printed = subprocess.check_output(environment.DESCRIBE, text=True)
         record["environment"] = json.loads(printed.splitlines()[-1])
     done = {(run["sweep"], run["name"]) for run in record["runs"]}
     end = time.perf_counter() + seconds

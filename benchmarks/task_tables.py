@@ -94,7 +94,8 @@ def expected_table(h100_link: str) -> str:
     seeds = [load(f"expected-gpt_cpu-{seed}")["val_loss"] for seed in (1, 2)]
     note = f"With other seeds `gpt_cpu.py` ends at {seeds[0]:.4f} and {seeds[1]:.4f}."
     second = [f"{of['halves']['second'][0]:.4f}" for of in (gpt_cpu, ten_minutes)]
-    note += f" On the second half of the split, on which nothing was chosen, it ends at {second[0]}"
+    note += " On the second half of the split, by which recipes are not chosen ([one exception]"
+    note += f"(recipe.md#how-it-was-chosen)), it ends at {second[0]}"
     note += f", and `gpt_cpu_10min.py` at {second[1]}."
     if three:
         alone = ", ".join(f"{loss:.4f}" for loss in three["halves"]["whole"][1:])
