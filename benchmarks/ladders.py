@@ -231,13 +231,13 @@ LADDERS = {
 
 HOW_IT_WAS_CHOSEN = """## How it was chosen
 
-By the loss on the first half of the validation split alone. The tables show the whole split and its
-second half, on which nothing was chosen, with one exception: a variant of `gpt_cpu_10min.py`, whose
-rates fall from the first step on and where AdamW's is 0.015, ended lower on the first half in one
-run, higher on the second, and was left out. A gain within the standard deviations is no gain: by
-this ladder RMSNorm, QK-norm, squared ReLU, zero initialisation and the soft-cap give nothing on
-a CPU. They were chosen earlier, cost little and stay until they are measured on a GPU, at the size of
-`configs/gpt.py`.
+By the loss on the first half of the validation split alone. The tables show the whole split and
+its second half, on which nothing was chosen, with one exception: a variant of `gpt_cpu_10min.py`,
+whose rates fall from the first step on and where AdamW's is 0.015, ended lower on the first half
+in one run, higher on the second, and was left out. A gain within the standard deviations is no
+gain: by this ladder RMSNorm, QK-norm, squared ReLU, zero initialisation and the soft-cap give
+nothing on a CPU. They were chosen earlier, cost little and stay until they are measured on a GPU,
+at the size of `configs/gpt.py`.
 
 Tried in single runs and left out, so there are no figures of them here:
 
