@@ -52,8 +52,10 @@ from gptjax.scale import devices
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
 QAT_STEPS = {"gpt_cpu": 1600, "gpt_cpu_wide": 1600, "g2p_cpu": 400, "digits_cpu": 50}
-ALL = ("int4", "int3", "int2", "ternary")
-QAT_FORMATS = {"gpt_cpu": ALL, "gpt_cpu_wide": ALL}
+QAT_FORMATS = {
+    "gpt_cpu": ("int4", "int3", "int2", "ternary"),
+    "gpt_cpu_wide": ("int4", "ternary"),
+}
 """Formats that are trained for a card; int4 alone for other runs."""
 SIZES = {
     "seed": (load_file(Path("configs/gpt.py")).model, 65),

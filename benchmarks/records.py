@@ -35,15 +35,15 @@ def machine(record: dict[str, Any]) -> str:
 def measured_on(record: dict[str, Any]) -> str:
     """Hardware, versions, date, commit and command of a record with benchmarks.environment."""
     e = record["environment"]
-    packages = ", ".join(
-        f"{name} {e['packages'][name]}" for name in ("jax", "torch") if e["packages"][name]
-    )
-    commit = f", commit {e['commit']}" if e.get("commit") else ""
     where = f"{e['cpus']} cores of {e['processor']}" if e["backend"] == "cpu" else e["device"]
-    return (
-        f"Measured on {where}, {packages}, Python {e['python']}, {e['date']}{commit}, by "
-        f"`{record['command']}`."
-    )
+    packages = e.get("packages", {})  # a draft of a script may have left them out
+    parts = [
+        where,
+        *(f"{name} {packages[name]}" for name in ("jax", "torch") if packages.get(name)),
+    ]
+    parts += [f"Python {e['python']}"] if "python" in e else []
+    parts += [e["date"], *([f"commit {e['commit']}"] if e.get("commit") else [])]
+    return f"Measured on {', '.join(parts)}, by `{record['command']}`."
 
 
 def shown(table: str) -> str:

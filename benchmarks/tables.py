@@ -22,6 +22,7 @@ from benchmarks import (
     quality,
     race,
     scaling,
+    speakers,
     sweep,
     verdicts,
 )
@@ -230,6 +231,12 @@ def recipe_md() -> str:
         lines += ["## Variations on a GPU", "", sweep.NOTE, ""]
         lines += ["![Variations](benchmarks/sweep-gpu.png)", "", *sweep.tables(record)]
         lines += [measured_on(record), ""]
+    if record := read("sweep-g2p-gpu"):
+        lines += ["## Spelling to pronunciation", "", sweep.PAIRS_NOTE, ""]
+        lines += [sweep.error_rates(record), "", measured_on(record), ""]
+    if record := read("speakers-gpu"):
+        lines += ["## Speakers that were never heard", "", speakers.NOTE, ""]
+        lines += [speakers.results(record), "", measured_on(record), ""]
     return "\n".join([*lines, ladders.HOW_IT_WAS_CHOSEN])
 
 

@@ -20,6 +20,8 @@ config = Config(
         dropout=0.2,
     ),
     data=PairsDataConfig(tokenizer="word", val_fraction=0.05),
-    optim=OptimConfig.modern(warmup_steps=50, weight_decay=0.1),
+    optim=OptimConfig.modern(
+        muon_learning_rate=0.01, warmup_steps=50, decay_fraction=1.0, weight_decay=0.1
+    ),
     train=TrainConfig(max_steps=14_000, batch_size=256, eval_interval=1000, eval_batches=0),
 )

@@ -21,6 +21,6 @@ config = Config(
         source_block_size=32,
     ),
     data=PairsDataConfig(tokenizer="word", val_fraction=0.05),
-    optim=OptimConfig.modern(weight_decay=0.1),
+    optim=OptimConfig.modern(muon_learning_rate=0.01, decay_fraction=1.0, weight_decay=0.1),
     train=TrainConfig(max_steps=6000, batch_size=128, eval_interval=1000, eval_batches=0),
 )

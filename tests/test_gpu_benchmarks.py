@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import gpu, gpu_tables, h100, records, rounds, sweep
+from benchmarks import gpu, gpu_tables, h100, records, rounds, speakers, sweep
 from gptjax import command_line
 
 ENVIRONMENT = {
@@ -198,3 +198,53 @@ def test_variations_are_trained_and_evaluated_on_the_same_text(
     assert lines[0] == "### tiny"
     sweep.plot({"runs": runs}, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_speakers_are_left_out_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recordings = Path(__file__).parents[2] / "shared/speech/fsdd/recordings"
+    monkeypatch.setenv("FSDD", str(recordings))
+    small = "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 32 --train.batch-size 2 "
+    small += "--train.max-steps 3 --data.extra-clips 0"
+    monkeypatch.setattr(speakers, "BASE", f"{speakers.BASE} {small}")
+    monkeypatch.setattr(speakers, "VARIATIONS", {"base": "", "8 bands": "--model.n-mels 8"})
+    monkeypatch.setattr(speakers, "SPEAKERS", ("lucas", "theo"))
+    found = speakers.groups()
+    assert [[t.speaker for t in group] for group in found.values()] == [["lucas", "theo"]] * 2
+    speakers.main(["--group", json.dumps(list(found.values())[1])])
+    runs = json.loads(capsys.readouterr().out)
+    assert [(run["speaker"], run["clips"], run["steps"]) for run in runs] == [
+        ("lucas", 500, 3),
+        ("theo", 500, 3),
+    ]
+    assert all(0 <= run["accuracy"] < 0.5 and run["wrong"] for run in runs)
+    assert "| 8 bands | 3 |" in speakers.results({"runs": runs})
+
+
+def test_batches_of_several_trainings_share_a_buffer() -> None:
+    config = speakers.Training("base", "theo", speakers.BASE).config()
+    slots = speakers.ring(bytearray(speakers.ring_bytes(2, config)), 2, config)
+    last = {name: leaf.copy() for name, leaf in slots[-1].items()}
+    batch = {"targets": np.full((16, 6), 7), "source": np.ones((16, 160, 32))}
+    speakers.fill(slots[-2], 1, batch)
+    assert slots[-2]["targets"][1].sum() == 16 * 6 * 7
+    assert slots[-2]["source"][1].sum() == batch["source"].size
+    assert not slots[-2]["targets"][0].any()
+    assert all((slots[-1][name] == last[name]).all() for name in last)
+
+
+@pytest.mark.slow
+def test_a_variation_of_pairs_has_error_rates(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{'ab'[i % 2] * (1 + i // 2)}\tA B\n" for i in range(60)))
+    small = f"--config configs/g2p_cpu.py --data.path {path} --data.val-fraction 0.2 "
+    small += "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 32 --train.batch-size 4 "
+    small += "--train.max-steps 3 --train.sample-tokens 0"
+    variation = sweep.Variation("other rate", "--optim.learning-rate 1e-3")
+    found = sweep.measure_pairs(sweep.Sweep("tiny", small, (variation,), 1), variation)
+    assert found["val_loss"][0] > 0
+    assert 0 <= found["wer"] <= 1
+    rows = sweep.error_rates({"runs": [found | {"name": variation.name}]})
+    assert "| other rate |" in rows
