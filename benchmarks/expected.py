@@ -65,7 +65,7 @@ PARTS = {
     "digits": ["configs/digits.py"],
     "debug": ["configs/debug.py"],
     "g2p_debug": ["configs/g2p_cpu.py", *TINY],
-    "digits_debug": ["configs/digits_cpu.py", *TINY],
+    "digits_debug": ["configs/digits_cpu.py", "--data.extra-clips", "0", *TINY],
 }
 BEAM = 4
 ROWS = 8

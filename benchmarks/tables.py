@@ -235,7 +235,7 @@ def recipe_md() -> str:
         lines += ["## Spelling to pronunciation", "", sweep.PAIRS_NOTE, ""]
         lines += [sweep.error_rates(record), "", measured_on(record), ""]
     if record := read("speakers-gpu"):
-        lines += ["## Speakers that were never heard", "", speakers.NOTE, ""]
+        lines += ["## Speakers that were never heard", "", speakers.note(), ""]
         lines += [speakers.results(record), "", measured_on(record), ""]
     return "\n".join([*lines, ladders.HOW_IT_WAS_CHOSEN])
 

@@ -169,7 +169,13 @@ def digits_table(part: str = "digits_cpu") -> str:
         else:
             cells += ["not measured", ""]
         rows.append(cells)
-    rows.append(["**all**", f"**{test['accuracy']:.1%}**", f"**{strings['wer']:.2%}**", "", ""])
+    unseen = [read(f"expected-{part}-without-{name}") for name in test["per_speaker"]]
+    mean = ["", ""]
+    if all(unseen):
+        tests = [of["test"] for of in unseen if of]
+        mean = [f"{statistics.mean(of['accuracy'] for of in tests):.1%}"]
+        mean += [f"{statistics.mean(of['strings']['wer'] for of in tests):.2%}"]
+    rows.append(["**all**", f"**{test['accuracy']:.1%}**", f"**{strings['wer']:.2%}**", *mean])
     header = ["speaker", "digits right", "WER of strings", "digits right, unseen speaker"]
     low, high = strings["wer_interval"]
     return table([*header, "WER, unseen speaker"], rows) + (
@@ -177,8 +183,8 @@ def digits_table(part: str = "digits_cpu") -> str:
         f"strings of three to five of them (95 % interval of their WER: {low:.2%} to {high:.2%}). "
         f"{test['parameters']:,} parameters, {record['evaluations'][-1]['step']:,} steps, "
         f"{record['seconds'] / 60:.1f} minutes in all. The last two columns are from five other "
-        f"trainings, each without that speaker. Measured on {machine(record)}, by "
-        f"`python -m benchmarks.expected {part}`."
+        "trainings, each without that speaker; below them the mean. Measured on "
+        f"{machine(record)}, by `python -m benchmarks.expected {part}`."
     )
 
 
