@@ -1,8 +1,11 @@
 """Reads the JSON under docs/benchmarks/, and writes what every table of it needs."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
+
+from benchmarks.environment import DESCRIBE
 
 FOLDER = Path("docs/benchmarks")
 
@@ -15,6 +18,14 @@ def load(name: str) -> dict[str, Any]:
 def read(name: str) -> dict[str, Any] | None:
     """As load, but None for a record that does not exist, because it has not been measured."""
     return load(name) if (FOLDER / f"{name}.json").exists() else None
+
+
+def begun(path: Path, command: str) -> dict[str, Any]:
+    """The record at `path`, to go on with, or a new one of this machine. Its `runs` are a list."""
+    if path.exists():
+        return json.loads(path.read_text())
+    printed = subprocess.check_output(DESCRIBE, text=True)
+    return {"command": command, "environment": json.loads(printed.splitlines()[-1]), "runs": []}
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

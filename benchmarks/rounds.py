@@ -29,6 +29,8 @@ CHILD = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "TOKENIZERS_PARALLELISM": "false",
 }
+UNTUNED = {"XLA_FLAGS": "--xla_gpu_autotune_level=0"} | CHILD
+"""Where only results count: a program that was not tuned computes the same, and compiles sooner."""
 
 
 def serve(

@@ -10,6 +10,7 @@ decoding would write its digit and then end. Nothing is timed.
 
 import argparse
 import json
+import math
 import mmap
 import multiprocessing
 import os
@@ -24,8 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import environment, rounds
-from benchmarks.records import load, table
+from benchmarks import rounds
+from benchmarks.records import begun, load, table
 from gptjax.atomic import write_text
 from gptjax.command_line import parse
 from gptjax.config import Config
@@ -54,16 +55,15 @@ NOTE = (
     "Spoken Digit Dataset, and tested on the 500 recordings of that one: the share of digits that "
     "are right, in percent. The four variations that ended at step 865 were cut short, before the "
     "learning rate had fallen: compare them with each other alone. These figures were made by a "
-    "draft of the script. The first row's settings, trained on a CPU, gave {unseen:.1%}, mean of "
-    "the five: rounding alone changes what a training learns, so only large differences mean "
-    "something. Without a speaker left out they gave {known:.1%} of the usual test split. "
-    "`configs/digits_cpu.py`, whose 1,500 steps change only the speed, gives more there and less "
-    "for unseen speakers ([speech.md](speech.md)), so it has not been changed yet."
+    "draft of the script. The settings of the first row were also trained on a CPU. There the mean "
+    "of the five is {unseen:.1%}: other rounding changes a training by several points, so small "
+    "differences mean nothing. Trained on all speakers, they are right in {known:.1%} of the usual "
+    "test split. `configs/digits_cpu.py` does not have these settings: it is better on the usual "
+    "test split, and worse for unseen speakers ([speech.md](speech.md))."
 )
 SLOTS = 4
 """Batches that the workers are ahead."""
 TEST_ROWS = 50
-CHILD = {"XLA_FLAGS": "--xla_gpu_autotune_level=0"} | rounds.CHILD
 WORKER = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
@@ -99,22 +99,26 @@ def groups() -> dict[SpeechConfig, list[Training]]:
 # --- batches, made by worker processes
 
 
-def ring(buffer: Any, n: int, config: Config) -> list[Arrays]:
-    """SLOTS batches (n, B, ...) of n trainings inside a buffer."""
-    model, batch_size = config.model, config.train.batch_size
+def layout(n: int, config: Config) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and type of every array of a batch (n, B, ...) of n trainings."""
+    model, rows = config.model, (n, config.train.batch_size)
     assert isinstance(model, SpeechConfig)
-    rows = n, batch_size
-    arrays = {
-        "source": ((*rows, 2 * model.source_block_size, model.n_mels), np.float32),
-        "source_mask": ((*rows, 2 * model.source_block_size), np.bool_),
-        "tokens": ((*rows, model.block_size), np.int32),
-        "targets": ((*rows, model.block_size), np.int32),
-        "loss_weights": ((*rows, model.block_size), np.float32),
+    frames, tokens = (*rows, 2 * model.source_block_size), (*rows, model.block_size)
+    return {
+        "source": ((*frames, model.n_mels), np.float32),
+        "source_mask": (frames, np.bool_),
+        "tokens": (tokens, np.int32),
+        "targets": (tokens, np.int32),
+        "loss_weights": (tokens, np.float32),
     }
+
+
+def ring(buffer: Any, n: int, config: Config) -> list[Arrays]:
+    """SLOTS batches inside a buffer."""
     slots, offset = [], 0
     for _ in range(SLOTS):
         slot = {}
-        for name, (shape, dtype) in arrays.items():
+        for name, (shape, dtype) in layout(n, config).items():
             slot[name] = np.ndarray(shape, dtype, buffer, offset)
             offset += slot[name].nbytes
         slots.append(slot)
@@ -123,11 +127,8 @@ def ring(buffer: Any, n: int, config: Config) -> list[Arrays]:
 
 def ring_bytes(n: int, config: Config) -> int:
     """Size of the buffer of `ring`."""
-    model = config.model
-    assert isinstance(model, SpeechConfig)
-    frame = 4 * model.n_mels + 1
-    row = 2 * model.source_block_size * frame + 3 * 4 * model.block_size
-    return SLOTS * n * config.train.batch_size * row
+    arrays = layout(n, config).values()
+    return SLOTS * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays)
 
 
 def fill(slot: Arrays, i: int, batch: Arrays) -> None:
@@ -253,12 +254,7 @@ def test(training: Training, params: Any, i: int) -> dict[str, Any]:
 
 def run_all(path: Path, command: str) -> None:
     """Runs every group that the JSON at `path` lacks, side by side."""
-    record: dict[str, Any] = {"command": command, "runs": []}
-    if path.exists():
-        record = json.loads(path.read_text())
-    else:
-        printed = subprocess.check_output(environment.DESCRIBE, text=True)
-        record["environment"] = json.loads(printed.splitlines()[-1])
+    record = begun(path, command)
     done = {run["variation"] for run in record["runs"]}
     missing = [group for group in groups().values() if not {t.variation for t in group} <= done]
     n_trainings = sum(map(len, missing))
@@ -267,7 +263,7 @@ def run_all(path: Path, command: str) -> None:
         n_workers = max(2, (os.cpu_count() or 1) * len(group) // n_trainings)
         child = [sys.executable, "-m", "benchmarks.speakers", "--group", json.dumps(group)]
         child += ["--workers", str(n_workers)]
-        printed = subprocess.check_output(child, text=True, env=os.environ | CHILD)
+        printed = subprocess.check_output(child, text=True, env=os.environ | rounds.UNTUNED)
         record["runs"] += json.loads(printed.splitlines()[-1])
         write_text(path, json.dumps(record, indent=1) + "\n")
 

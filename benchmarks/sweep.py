@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import environment, rounds
-from benchmarks.records import table
+from benchmarks import rounds
+from benchmarks.records import begun, table
 from gptjax.atomic import write_text
 from gptjax.command_line import parse
 from gptjax.commands.evaluate import Evaluate, evaluate
@@ -37,7 +37,6 @@ from gptjax.errors import exit_codes
 from gptjax.runs.metrics import read_metrics
 
 WORKERS, CAPACITY, GROUP = 6, 50, 4096
-CHILD = {"XLA_FLAGS": "--xla_gpu_autotune_level=0"} | rounds.CHILD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +170,9 @@ NOTE = (
 
 PAIRS_NOTE = (
     "One run of each, side by side on a GPU, in float32. `configs/g2p_cpu.py` has the settings of "
-    "the first row. It was chosen by the word error rate of the test split, because the loss does "
-    "not tell which outputs are right; expect a slightly higher rate on other words. These figures "
-    "were made by a draft of the script."
+    "the first row. They were chosen by the word error rate of the test split, because a lower "
+    "loss is not always a lower error rate. Expect a slightly higher error rate on other words. "
+    "These figures were made by a draft of the script."
 )
 
 # --- one variation, in its own process
@@ -280,12 +279,7 @@ def add_noise(batches: dict[str, Any], steps: range, share: float, vocab_size: i
 
 def run_all(path: Path, sweeps: dict[str, Sweep], seconds: float, command: str) -> None:
     """Runs what the JSON at `path` lacks, until `seconds` are over; writes it after every run."""
-    record: dict[str, Any] = {"command": command, "runs": []}
-    if path.exists():
-        record = json.loads(path.read_text())
-    else:
-        printed = subprocess.check_output(environment.DESCRIBE, text=True)
-        record["environment"] = json.loads(printed.splitlines()[-1])
+    record = begun(path, command)
     done = {(run["sweep"], run["name"]) for run in record["runs"]}
     end = time.perf_counter() + seconds
 
@@ -296,7 +290,7 @@ def run_all(path: Path, sweeps: dict[str, Sweep], seconds: float, command: str) 
         child = [sys.executable, "-m", "benchmarks.sweep", "--one", sweep, variation.name]
         try:
             printed = subprocess.check_output(
-                child, text=True, env=os.environ | CHILD, timeout=left
+                child, text=True, env=os.environ | rounds.UNTUNED, timeout=left
             )
         except (subprocess.SubprocessError, OSError) as error:
             print(f"{sweep}, {variation.name}: {error!r}"[:300], file=sys.stderr)
