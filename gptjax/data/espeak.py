@@ -85,6 +85,8 @@ def make(
             (part / manifest.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
             (part / "made.json").write_text(json.dumps(request) + "\n", encoding="utf-8")
     except OSError as error:
+        if _made(folder) == request:  # another process has made it in the meantime
+            return manifest
         raise UserError(f"{folder} cannot be written ({error.strerror}); name another") from None
     return manifest
 
