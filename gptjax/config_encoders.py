@@ -39,6 +39,8 @@ class SpeechConfig(GPTConfig):
     """Longest recording, in positions of 20 ms. Longer ones are cut into windows."""
     pad_source: bool = False
     """Pad every recording with silence to the longest, without a mask, as Whisper does."""
+    predict_frames: bool = False
+    """Training: a further output head, which tells the token that sounds at every position."""
 
 
 @dataclass(frozen=True)

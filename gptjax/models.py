@@ -70,20 +70,22 @@ def source_of(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in ("source", "source_mask") if name in batch}
 
 
-def without_heads_ahead(params: Any) -> Any:
+def without_training_heads(params: Any) -> Any:
     """The parameters without the heads that only training uses, in the decoder too."""
     if not isinstance(params, dict):
         return params
-    kept = {name: part for name, part in params.items() if not name.startswith("ahead_")}
-    return {name: without_heads_ahead(part) for name, part in kept.items()}
+    heads = "ahead_", "frame_head"
+    kept = {name: part for name, part in params.items() if not name.startswith(heads)}
+    return {name: without_training_heads(part) for name, part in kept.items()}
 
 
 def for_use(config: Config, params: Any) -> tuple[Config, Any]:
     """A run's configuration and parameters, without the heads that only training uses."""
-    if getattr(config.model, "predict_ahead", 0):
-        without: Any = dataclasses.replace(config.model, predict_ahead=0)
-        config = dataclasses.replace(config, model=without)
-    return config, without_heads_ahead(params)
+    model: Any = config.model
+    for option in ("predict_ahead", "predict_frames"):
+        if getattr(model, option, 0):
+            model = dataclasses.replace(model, **{option: type(getattr(model, option))()})
+    return dataclasses.replace(config, model=model), without_training_heads(params)
 
 
 def count(params: Any) -> int:

@@ -45,6 +45,10 @@ class SpeechRecognizer(nn.Module):
         if source is not None:
             encoder = SpeechEncoder(c, dtype, self.remat, name="encoder")
             x_BSD = encoder(source, source_mask, rows_B)
+            in_training = rows_B is not None or self.is_initializing()
+            if c.predict_frames and in_training:  # see data/frame_targets.py
+                head = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name="frame_head")
+                self.sow("frames", "logits", head(x_BSD))
         mask_BS = None if source_mask is None else every_second_frame(source_mask)
         decoder = GPT(c, self.vocab_size, dtype, self.remat, name="decoder")
         return decoder(tokens_BT, cache, rows_B, EncoderOutput(x_BSD, mask_BS))

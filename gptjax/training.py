@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 
 from gptjax.ensemble import Ensemble, one_model
 from gptjax.kernels.cross_entropy import (
+    TRAINING_HEADS,
     distillation_losses,
-    gradient_of_heads_ahead,
+    gradient_of_training_heads,
     token_losses,
 )
 from gptjax.models import Model, source_of
@@ -62,20 +63,20 @@ def cross_entropy(
     because means over micro-batches with different padding could not be added.
     """
     forward = partial(model.apply, {"params": params}, batch["tokens"], **source_of(batch))
-    ahead = {}
+    sown = {}
     if dropout_key is None:
         logits_BTV, _ = forward()
     else:
         rows_B = jnp.arange(len(batch["targets"])) if rows_B is None else rows_B
         rngs = {"dropout": dropout_key}
-        (logits_BTV, _), ahead = forward(rows_B=rows_B, rngs=rngs, mutable=["ahead"])
+        (logits_BTV, _), sown = forward(rows_B=rows_B, rngs=rngs, mutable=TRAINING_HEADS)
     # -log softmax(logits)[target]: 0 if the model is sure of the right token, ln V if it knows
     # nothing.
     losses_BT = token_losses(logits_BTV, batch["targets"])
     if "teacher" in batch:  # probabilities (B, T, V) of a trained model
         losses_BT = (losses_BT + distillation_losses(logits_BTV, batch["teacher"])) / 2
     loss_sum = jnp.sum(losses_BT * batch["loss_weights"])
-    loss_sum += gradient_of_heads_ahead(jax.tree.leaves(ahead), batch)
+    loss_sum += gradient_of_training_heads(sown, batch)
     return loss_sum, jnp.sum(batch["loss_weights"])
 
 

@@ -85,7 +85,7 @@ def test_their_weight_falls_to_zero(text_file: Path) -> None:
 def test_a_model_answers_and_decodes_without_them() -> None:
     model, params = made(AHEAD)
     plain = models.build(ONE_LAYER, V)
-    kept = models.without_heads_ahead(params)
+    kept = models.without_training_heads(params)
     assert set(params) - set(kept) == {"ahead_0", "ahead_1"}
     tokens = batch_of(V)["tokens"]
     expected, _ = plain.apply({"params": kept}, tokens)
@@ -101,7 +101,7 @@ def test_the_decoder_of_an_encoder_decoder_has_them_too() -> None:
     batch = batch_of(model.vocab_size, source=source, source_mask=np.ones((4, 6), bool))
     _, grads = training.make_gradient(model, 4)(params, batch, jax.random.key(0))
     assert np.abs(grads["decoder"]["ahead_1"]["kernel"]).max() > 1e-3
-    assert "ahead_1" not in models.without_heads_ahead(params)["decoder"]
+    assert "ahead_1" not in models.without_training_heads(params)["decoder"]
 
 
 @pytest.mark.slow

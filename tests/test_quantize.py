@@ -372,7 +372,7 @@ def test_a_copy_has_no_heads_that_predict_ahead(
     quantize.main([str(tmp_path / "ahead"), "--out", str(tmp_path / "out")])
     small = params_of(tmp_path / "out")
     assert {"ahead_0", "ahead_1"} == params.keys() - small.keys()
-    kept = models.without_heads_ahead(params)
+    kept = models.without_training_heads(params)
     assert card(tmp_path / "out")["float32"]["memory_bytes"] == n_bytes(kept)
     jax.tree.map(np.testing.assert_array_equal, small, quantize_params(kept, INT8))
 

@@ -157,19 +157,6 @@ def test_augmentation_changes_the_sound_and_not_the_text(folder: Path) -> None:
         assert not same or not np.array_equal(varied["source"], batch["source"]), name
 
 
-def test_strings_grow_while_a_run_learns(folder: Path) -> None:
-    config = make_config(folder, string_clips=5)
-    dataset = speech.load(config)
-
-    def most_words(step: int) -> int:
-        texts = dataset.batch(config, step)["loss_weights"].sum(1)
-        return int(max(texts)) - 1  # without the end of the text
-
-    half = config.train.max_steps // 2
-    assert max(most_words(step) for step in range(8)) == 2
-    assert max(most_words(half + step) for step in range(8)) == 5
-
-
 def test_samples_are_read_only_when_a_batch_needs_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,8 @@ import functools
 import numpy as np
 
 Batch = dict[str, np.ndarray]
-"""Arrays by name: tokens, targets, loss_weights; with an encoder also source, source_mask."""
+"""Arrays by name: tokens, targets, loss_weights; with an encoder also source, source_mask; what
+the heads learn that only training uses."""
 
 ALL = slice(None)
 """All rows of a batch. With several processes, each one makes only its own rows."""

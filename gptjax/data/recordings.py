@@ -7,6 +7,7 @@ string is several recorded words of one speaker, joined with pauses into one exa
 
 import functools
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -243,6 +244,12 @@ class Plan(NamedTuple):
     @property
     def text(self) -> str:
         return " ".join(clip.text for clip in self.clips)
+
+    @property
+    def starts(self) -> list[int]:
+        """The first sample of each clip."""
+        pairs = zip(self.clips, self.pauses, strict=False)  # the last clip has no pause
+        return [0, *itertools.accumulate(clip.n_samples + pause for clip, pause in pairs)]
 
     @property
     def size(self) -> int:

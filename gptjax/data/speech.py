@@ -19,6 +19,7 @@ from gptjax.data import audio, recording_checks, recordings, speech_sources, tok
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.data.augmentation import vary_samples, vary_spectrograms
 from gptjax.data.batches import ALL, TRAINING, Batch, bucket_batch
+from gptjax.data.frame_targets import frame_targets
 from gptjax.data.recordings import PAUSE_SECONDS, Clip, Example, FileFacts, Plan, Strings
 from gptjax.data.tokenizer import SpeechTokenizer, Tokenizer
 from gptjax.errors import UserError
@@ -88,7 +89,7 @@ class SpeechData:
         rng = np.random.default_rng((config.seed, TRAINING, step))
         speed_B = 1 + rng.uniform(-c.speed_change, c.speed_change, batch_size)
         if self.string_clips > 1:
-            plans = self._random_strings(config, step, rng, speed_B)
+            plans = self._random_strings(model, rng, speed_B)
             size_B = np.array([plan.size for plan in plans])
         else:
             chosen_B = self._epoch_clips(config, step)
@@ -104,25 +105,19 @@ class SpeechData:
         ]
         batch = make_batch(varied, model, self.tokenizer, n_frames, [plan.text for plan in plans])
         batch["source"] = vary_spectrograms(batch["source"], batch["source_mask"], c, rngs)
+        if model.predict_frames:
+            batch |= frame_targets(plans[rows], speed_B[rows], self.tokenizer, batch)
         return batch
 
     def _random_strings(
-        self, config: Config, step: int, rng: np.random.Generator, speed_B: np.ndarray
+        self, model: SpeechConfig, rng: np.random.Generator, speed_B: np.ndarray
     ) -> list[Plan]:
-        """Strings of similar length, so that a batch has little padding.
-
-        The longest have two words at first and all of string_clips from half of the training on:
-        which part of a sound belongs to a word is learned faster from short ones.
-        """
-        model = config.model
-        assert isinstance(model, SpeechConfig)
-        progress = min(1.0, 2 * step / config.train.max_steps)
-        most = 2 + round(progress * (self.string_clips - 2))
-        pool = Strings(self.train, most)
+        """Strings of similar length, so that a batch has little padding."""
+        pool = Strings(self.train, self.string_clips)
         n_widths = audio.N_WIDTHS
         longest = audio.longest_clip(model) * rng.integers(1, n_widths + 1) / n_widths
         sizes = longest * rng.uniform(0.4, 1, len(speed_B)) * np.minimum(speed_B, 1)
-        return [pool.draw(rng, most, int(size)) for size in sizes]
+        return [pool.draw(rng, self.string_clips, int(size)) for size in sizes]
 
     def _epoch_clips(self, config: Config, step: int) -> np.ndarray:
         """The training clips (B,) of a step's batch, all padded to the same length."""

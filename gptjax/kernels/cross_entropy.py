@@ -3,7 +3,7 @@
 Array names: B batch, T position, V vocabulary.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,17 +53,27 @@ def distillation_losses(logits_BTV: Array, teacher_BTV: Array) -> Array:
     return -jnp.sum(teacher_BTV * jax.nn.log_softmax(logits_BTV.astype(jnp.float32)), -1)
 
 
-def gradient_of_heads_ahead(ahead: Sequence[Array], batch: dict[str, Array]) -> Array:
-    """A sum of losses of value zero that has the gradient of the heads for later tokens.
+TRAINING_HEADS = ["ahead", "frames"]
+"""Collections with the logits of the heads that only training uses. See below."""
 
-    ahead[i] (B, T, V) are the logits of token t + 2 + i at position t. batch["ahead_weight"] (B,)
-    is the weight of each head's loss next to 1 of the next token's. Such heads make the model keep
-    what it will need later (Gloeckle et al. 2024, arXiv:2404.19737). Nobody reads their answers,
-    so their loss does not count as the model's.
+
+def gradient_of_training_heads(sown: dict[str, Any], batch: dict[str, Array]) -> Array:
+    """A sum of losses of value zero that has the gradient of the heads that only training uses.
+
+    Nobody reads their answers, so their loss does not count as the model's.
+
+    sown["ahead"]: the i-th leaf (B, T, V) has the logits of token t + 2 + i at position t.
+    batch["ahead_weight"] (B,) is the weight of each head's loss next to 1 of the next token's. Such
+    heads make the model keep what it will need later (Gloeckle et al. 2024, arXiv:2404.19737).
+
+    sown["frames"]: one leaf (B, S, V) with the logits of the token that sounds at each position of
+    the encoder, which is batch["frames"] (B, S). batch["frame_weights"] (B, S) are the weights.
     """
     total = jnp.float32(0)
-    for i, logits_BTV in enumerate(ahead, start=1):
+    for i, logits_BTV in enumerate(jax.tree.leaves(sown.get("ahead")), start=1):
         losses_BT = token_losses(logits_BTV[:, :-i], batch["targets"][:, i:])
         weights_BT = batch["loss_weights"][:, i:] * batch["ahead_weight"][:, None]
         total += jnp.sum(losses_BT * weights_BT)
+    for logits_BSV in jax.tree.leaves(sown.get("frames")):
+        total += jnp.sum(token_losses(logits_BSV, batch["frames"]) * batch["frame_weights"])
     return total - lax.stop_gradient(total)

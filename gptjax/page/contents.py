@@ -55,7 +55,7 @@ def contents(
     found, params = checkpoints.load_params(run, model, step)
     if run_directory.read_format(run) != FLOAT32:
         params = dequantize_params(params)
-    params = jax.device_get(models.without_heads_ahead(params))
+    params = jax.device_get(models.without_training_heads(params))
     _check_size(run, models.count(params), weights, most_bytes)
     examples: dict[str, Any] = {}
     loss: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def _others(run: Path, model: Any, found: int, shown: Any, n: int) -> list[dict[
         return []  # a quantized run has one
     made = []
     for step in steps:
-        params = models.without_heads_ahead(checkpoints.load_params(run, model, str(step))[1])
+        params = models.without_training_heads(checkpoints.load_params(run, model, str(step))[1])
         made.append({"step": step, **pack_difference(params, shown)})
     return made
 

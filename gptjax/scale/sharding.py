@@ -29,7 +29,7 @@ RULES = (
     (r"\.(query|key|value|hidden|gate)\.kernel", P("fsdp", "model")),
     # ... and from those its part of a sum over all of them.
     (r"\.output\.kernel", P("model", "fsdp")),
-    (r"(^|\.)(head|ahead_\d+|conv_\d)\.kernel", P("fsdp", "model")),
+    (r"(^|\.)(head|ahead_\d+|frame_head|conv_\d)\.kernel", P("fsdp", "model")),
     # (vocabulary or position, width)
     (r"(^|\.)(token_embedding|position_embedding|table)\.table", P("model", "fsdp")),
     (r"\.(bias|scale|w_-?\d+)", P(("model", "fsdp"))),
