@@ -34,11 +34,16 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def cores(n: int) -> str:
+    """A number of processor cores in words."""
+    return "one core" if n == 1 else f"{n} cores"
+
+
 def machine(record: dict[str, Any]) -> str:
     """Hardware, versions and date of a record of benchmarks.expected."""
     environment = record["environment"]
     return (
-        f"{environment['cpus']} cores of {record['processor']}, jax "
+        f"{cores(environment['cpus'])} of {record['processor']}, jax "
         f"{environment['packages']['jax']}, Python {environment['python']}, {record['date']}"
     )
 
@@ -46,7 +51,7 @@ def machine(record: dict[str, Any]) -> str:
 def measured_on(record: dict[str, Any]) -> str:
     """Hardware, versions, date, commit and command of a record with benchmarks.environment."""
     e = record["environment"]
-    where = f"{e['cpus']} cores of {e['processor']}" if e["backend"] == "cpu" else e["device"]
+    where = f"{cores(e['cpus'])} of {e['processor']}" if e["backend"] == "cpu" else e["device"]
     packages = e.get("packages", {})  # a draft of a script may have left them out
     parts = [
         where,

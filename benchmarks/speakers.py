@@ -62,7 +62,8 @@ NOTE = (
     "rounding changes a training by several points, so small differences mean nothing. Trained on "
     "all speakers, they are right in {known:.1%} of the usual test split. 1,500 steps make that "
     "{longer:.1%}, and {nicolas:.1%} for nicolas. `configs/digits_cpu.py` has these settings, "
-    "1,500 steps, and `predict_frames` besides ([speech.md](speech.md))."
+    "1,500 steps, and `predict_frames` besides: that is better on the usual test split, and no "
+    "better for unseen speakers ([speech.md](speech.md))."
 )
 SLOTS = 4
 """Batches that the workers are ahead."""

@@ -18,6 +18,7 @@ config = Config(
         n_embd=256,
         block_size=8,
         source_block_size=320,
+        predict_frames=True,
         dropout=0.2,
     ),
     data=SpeechDataConfig(
