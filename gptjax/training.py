@@ -63,7 +63,7 @@ def cross_entropy(
     because means over micro-batches with different padding could not be added.
     """
     forward = partial(model.apply, {"params": params}, batch["tokens"], **source_of(batch))
-    sown = {}
+    sown: Any = {}
     if dropout_key is None:
         logits_BTV, _ = forward()
     else:
