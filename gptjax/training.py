@@ -63,9 +63,8 @@ def cross_entropy(
     because means over micro-batches with different padding could not be added.
     """
     forward = partial(model.apply, {"params": params}, batch["tokens"], **source_of(batch))
-    sown: Any = {}
     if dropout_key is None:
-        logits_BTV, _ = forward()
+        (logits_BTV, _), sown = forward(), {}
     else:
         rows_B = jnp.arange(len(batch["targets"])) if rows_B is None else rows_B
         rngs = {"dropout": dropout_key}

@@ -57,7 +57,7 @@ TRAINING_HEADS = ["ahead", "frames"]
 """Collections with the logits of the heads that only training uses. See below."""
 
 
-def gradient_of_training_heads(sown: dict[str, Any], batch: dict[str, Array]) -> Array:
+def gradient_of_training_heads(sown: Any, batch: dict[str, Array]) -> Array:
     """A sum of losses of value zero that has the gradient of the heads that only training uses.
 
     Nobody reads their answers, so their loss does not count as the model's.
