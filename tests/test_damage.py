@@ -31,9 +31,6 @@ from gptjax.runs.checkpoints import Checkpoints
 from gptjax.runs.report import Reporter
 from gptjax.training import TrainState
 
-# Reads and writes that fail leave unfinished work of orbax's threads behind.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 def some_state(step: int, n: int = 64) -> TrainState:
     """A training state of a few arrays that depend on the step."""
