@@ -81,10 +81,9 @@ def without_training_heads(params: Any) -> Any:
 
 def for_use(config: Config, params: Any) -> tuple[Config, Any]:
     """A run's configuration and parameters, without the heads that only training uses."""
-    model: Any = config.model
-    for option in ("predict_ahead", "predict_frames"):
-        if getattr(model, option, 0):
-            model = dataclasses.replace(model, **{option: type(getattr(model, option))()})
+    none = {"predict_ahead": 0, "predict_frames": False}
+    fields: Any = {name: value for name, value in none.items() if hasattr(config.model, name)}
+    model = dataclasses.replace(config.model, **fields)
     return dataclasses.replace(config, model=model), without_training_heads(params)
 
 

@@ -23,7 +23,8 @@ def frame_targets(
     evenly, as in the first round of training a hidden Markov model. The weights of a row add up to
     those of its text, so that both losses count alike.
     """
-    frames_BS = np.full(batch["source_mask"][:, ::2].shape, tok.end, np.int32)
+    weights_BS = batch["source_mask"][:, ::2].astype(np.float32)  # a position is two frames
+    frames_BS = np.full(weights_BS.shape, tok.end, np.int32)
     for frames_S, plan, speed in zip(frames_BS, plans, speed_B, strict=True):
         for clip, start in zip(plan.clips, plan.starts, strict=True):
             ids = tok.target.encode(clip.text)
@@ -31,6 +32,5 @@ def frame_targets(
             bounds = np.round(samples / speed / (2 * HOP)).astype(int)
             for token, first, end in zip(ids, bounds, bounds[1:], strict=False):
                 frames_S[first:end] = token
-    weights_BS = batch["source_mask"][:, ::2].astype(np.float32)
     weights_BS *= (batch["loss_weights"].sum(1) / np.maximum(weights_BS.sum(1), 1))[:, None]
     return {"frames": frames_BS, "frame_weights": weights_BS}
