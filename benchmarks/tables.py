@@ -234,9 +234,11 @@ def recipe_md() -> str:
     if record := read("sweep-g2p-gpu"):
         lines += ["## Spelling to pronunciation", "", sweep.PAIRS_NOTE, ""]
         lines += [sweep.error_rates(record), "", measured_on(record), ""]
-    if record := read("speakers-gpu"):
-        lines += ["## Speakers that were never heard", "", speakers.note(), ""]
+    if record := read("speakers-heads-gpu"):
+        lines += ["## Speakers that were never heard", "", speakers.note(record), ""]
         lines += [speakers.results(record), "", measured_on(record), ""]
+    if record := read("speakers-gpu"):
+        lines += [speakers.former_note(), "", speakers.results(record), "", measured_on(record), ""]
     return "\n".join([*lines, ladders.HOW_IT_WAS_CHOSEN])
 
 

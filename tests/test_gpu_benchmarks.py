@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import gpu, gpu_tables, h100, records, rounds, speakers, sweep
 from gptjax import command_line
+from gptjax.data import dataset
 
 ENVIRONMENT = {
     "device": "1 x NVIDIA H100 80GB HBM3",
@@ -209,24 +210,37 @@ def test_speakers_are_left_out_one_by_one(
     small = "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 32 --train.batch-size 2 "
     small += "--train.max-steps 3 --data.extra-clips 0"
     monkeypatch.setattr(speakers, "BASE", f"{speakers.BASE} {small}")
-    monkeypatch.setattr(
-        speakers, "VARIATIONS", {"base": "", "8 bands": "--model.n-mels 8 --model.predict-frames"}
-    )
+    variations = {
+        "untold": speakers.Variation(head="off"),
+        "dropout": speakers.Variation(model="--model.dropout 0.1"),
+    }
+    monkeypatch.setattr(speakers, "VARIATIONS", variations)
     monkeypatch.setattr(speakers, "SPEAKERS", ("lucas", "theo"))
-    found = speakers.groups()
-    assert [[t.speaker for t in group] for group in found.values()] == [["lucas", "theo"]] * 2
-    speakers.main(["--group", json.dumps(list(found.values())[1])])
-    runs = json.loads(capsys.readouterr().out)
-    assert [(run["speaker"], run["clips"], run["steps"]) for run in runs] == [
-        ("lucas", 500, 3),
-        ("theo", 500, 3),
-    ]
+    monkeypatch.setattr(speakers, "SEEDS", (1,))
+    made = iter([_batches(step) for step in range(3)])
+    monkeypatch.setattr(speakers, "batches", lambda streams, n_workers, n_steps: made)
+    speakers.main(["--json", str(tmp_path / "speakers.json")])
+    runs = json.loads((tmp_path / "speakers.json").read_text())["runs"]
+    about = [(run["variation"], run["speaker"], run["clips"], run["steps"]) for run in runs]
+    n_clips = {"lucas": 500, "theo": 500, "": 250}
+    assert about == [(name, who, n, 3) for name in variations for who, n in n_clips.items()]
     assert all(0 <= run["accuracy"] < 0.5 and run["wrong"] for run in runs)
-    assert "| 8 bands | 3 |" in speakers.results({"runs": runs})
+    assert "| untold | 3 |" in speakers.results({"runs": runs})
+    assert "all known" in capsys.readouterr().out
+
+
+def _batches(step: int) -> dict[str, np.ndarray]:
+    """The batches of one step, of the three streams, without worker processes."""
+    streams = list(dict.fromkeys(t.stream for t in speakers.trainings()))
+    config = streams[0].config()
+    (slot, *_) = speakers.ring(bytearray(speakers.ring_bytes(3, config)), 3, config)
+    for i, stream in enumerate(streams):
+        speakers.fill(slot, i, dataset.load(stream.config()).batch(stream.config(), step))
+    return slot
 
 
 def test_batches_of_several_trainings_share_a_buffer() -> None:
-    config = speakers.Training("base", "theo", speakers.BASE).config()
+    config = speakers.Stream("", "theo", 1).config()
     slots = speakers.ring(bytearray(speakers.ring_bytes(2, config)), 2, config)
     last = {name: leaf.copy() for name, leaf in slots[-1].items()}
     batch = {"targets": np.full((16, 6), 7), "source": np.ones((16, 160, 32))}
@@ -235,6 +249,14 @@ def test_batches_of_several_trainings_share_a_buffer() -> None:
     assert slots[-2]["source"][1].sum() == batch["source"].size
     assert not slots[-2]["targets"][0].any()
     assert all((slots[-1][name] == last[name]).all() for name in last)
+
+
+@pytest.mark.parametrize(
+    ("head", "weights"),
+    [("off", [0, 0, 0]), ("always", [1, 1, 1]), ("falling", [1, 0.5, 0])],
+)
+def test_weight_of_the_frames_head_over_a_training(head: str, weights: list[float]) -> None:
+    assert [speakers.HEADS[head](share) for share in (0, 0.25, 0.75)] == weights
 
 
 @pytest.mark.slow
