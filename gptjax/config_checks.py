@@ -148,7 +148,7 @@ def _check_data(config: Config) -> None:
         rule = f"{data.tokenizer}, as --data.tokenizer, for --model.share-embeddings"
         require(can_share, "data.source-tokenizer", data.source_tokenizer, rule)
     if isinstance(data, SpeechDataConfig):
-        shares = ("speed_change", "voice_change", "channel_change", "noise")
+        shares = ("speed_change", "tempo_change", "voice_change", "channel_change", "noise")
         _require_all("data", data, shares, lambda x: 0 <= x <= 0.9, "in [0, 0.9]")
         counts = ("string_clips", "synthetic_clips")
         _require_all("data", data, counts, lambda n: n >= 1, "at least 1")

@@ -72,6 +72,8 @@ class SpeechDataConfig(DataConfig):
     """A speaker who is never trained on; the test split."""
     speed_change: float = 0.0
     """Training: play up to this share faster or slower."""
+    tempo_change: float = 0.0
+    """Training: speak up to this share faster or slower, at the same pitch."""
     voice_change: float = 0.0
     """Training: move all formants up or down by up to this share, as if others spoke."""
     channel_change: float = 0.0

@@ -180,6 +180,20 @@ def test_speed_changes_length_and_pitch(factor: float) -> None:
     assert spectrum.argmax() * 16_000 / len(fast) == pytest.approx(440 * factor, abs=3)
 
 
+def test_tempo_changes_the_length_and_nothing_else() -> None:
+    mask = np.arange(12) < np.array([[4], [8], [8], [1]])
+    mel = np.where(mask[..., None], np.arange(12)[:, None] + np.array([0.0, 0.5]), 0)
+    tempo = np.array([0.5, 2.0, 0.5, 1.5])
+    changed, new_mask = augmentation.change_tempo(mel.astype(np.float32), mask, tempo)
+    assert new_mask.sum(1).tolist() == [8, 4, 12, 1]  # the third is cut to the array
+    for row, (was, n) in enumerate(zip(mask.sum(1), new_mask.sum(1), strict=True)):
+        line = np.linspace(0, was - 1, n)[:, None] + np.array([0.0, 0.5])
+        np.testing.assert_allclose(changed[row, :n], line, rtol=1e-6)
+        assert not changed[row, n:].any()
+    same, _ = augmentation.change_tempo(changed, new_mask, np.ones(4))
+    np.testing.assert_array_equal(same, changed)
+
+
 def test_noise_is_as_loud_as_asked_for_and_repeats() -> None:
     clip = tone()
     noisy, again = (augmentation.add_noise(clip, np.random.default_rng(5), 20) for _ in range(2))

@@ -123,6 +123,7 @@ def test_batches_have_the_targets_if_the_model_has_the_head(rows: slice, tmp_pat
     for path in RECORDINGS.glob("[0-2]_theo_?.wav"):
         (tmp_path / path.name).symlink_to(path)
     data = SpeechDataConfig(path=tmp_path, tokenizer="word", string_clips=3, speed_change=0.1)
+    data = dataclasses.replace(data, tempo_change=0.5)
     config = Config(model=MODEL, data=data, train=TrainConfig(max_steps=4, batch_size=4))
     loaded = dataset.load(config)
     assert isinstance(loaded, speech.SpeechData)

@@ -67,7 +67,13 @@ def load(path: Path | None, **data: object) -> SpeechData:
     return speech.load(make_config(path, **data))
 
 
-VARIED = {"speed_change": 0.2, "voice_change": 0.1, "channel_change": 0.5, "noise": 0.5}
+VARIED = {
+    "speed_change": 0.2,
+    "tempo_change": 0.3,
+    "voice_change": 0.1,
+    "channel_change": 0.5,
+    "noise": 0.5,
+}
 VARIED["spec_masks"] = 2
 
 

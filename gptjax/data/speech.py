@@ -17,7 +17,7 @@ from gptjax.config import Config
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data import audio, recording_checks, recordings, speech_sources, tokenizer
 from gptjax.data.audio import HOP, SAMPLE_RATE
-from gptjax.data.augmentation import vary_samples, vary_spectrograms
+from gptjax.data.augmentation import change_tempo, vary_samples, vary_spectrograms
 from gptjax.data.batches import ALL, TRAINING, Batch, bucket_batch
 from gptjax.data.frame_targets import frame_targets
 from gptjax.data.recordings import PAUSE_SECONDS, Clip, Example, FileFacts, Plan, Strings
@@ -88,15 +88,19 @@ class SpeechData:
         batch_size = config.train.batch_size
         rng = np.random.default_rng((config.seed, TRAINING, step))
         speed_B = 1 + rng.uniform(-c.speed_change, c.speed_change, batch_size)
+        tempo_B = np.ones(batch_size)
+        if c.tempo_change:
+            tempo_B = (1 + c.tempo_change) ** rng.uniform(-1, 1, batch_size)
+        slowest_B = speed_B * np.minimum(tempo_B, 1)
         if self.string_clips > 1:
-            plans = self._random_strings(model, rng, speed_B)
+            plans = self._random_strings(model, rng, slowest_B)
             size_B = np.array([plan.size for plan in plans])
         else:
             chosen_B = self._epoch_clips(config, step)
             plans = [Plan((self.train[i],)) for i in chosen_B]
             size_B = np.round(self.seconds[chosen_B] * SAMPLE_RATE)
         # At most the model's window: a slower clip can be a little longer.
-        n_frames = int(min((size_B / speed_B).max(), audio.longest_clip(model))) // HOP
+        n_frames = int(min((size_B / slowest_B).max(), audio.longest_clip(model))) // HOP
         seeds = [(config.seed, TRAINING, step, 1 + row) for row in range(batch_size)]
         rngs = list(map(np.random.default_rng, seeds[rows]))
         varied = [
@@ -104,9 +108,12 @@ class SpeechData:
             for e, speed, rng in zip(self._read(plans[rows]), speed_B[rows], rngs, strict=True)
         ]
         batch = make_batch(varied, model, self.tokenizer, n_frames, [plan.text for plan in plans])
+        if c.tempo_change:
+            stretched = change_tempo(batch["source"], batch["source_mask"], tempo_B[rows])
+            batch["source"], batch["source_mask"] = stretched
         batch["source"] = vary_spectrograms(batch["source"], batch["source_mask"], c, rngs)
         if model.predict_frames:
-            batch |= frame_targets(plans[rows], speed_B[rows], self.tokenizer, batch)
+            batch |= frame_targets(plans[rows], (speed_B * tempo_B)[rows], self.tokenizer, batch)
         return batch
 
     def _random_strings(

@@ -22,8 +22,8 @@ FIXED = ("model", "optim.name", "data", "train.members")
 # ... except for these. (A tokenizer and its data are compared by content instead.)
 FREE = ("model.dropout", "model.drop_attention", "data.path", "data.name", "data.vocab_size")
 FREE += ("data.tokenizer", "data.field", "data.on_broken")
-FREE += ("data.speed_change", "data.voice_change", "data.channel_change", "data.noise")
-FREE += ("data.spec_masks",)
+FREE += ("data.speed_change", "data.tempo_change", "data.voice_change", "data.channel_change")
+FREE += ("data.noise", "data.spec_masks")
 
 RECORDINGS = "recordings.json"
 """File of a speech run: SpeechData.files of its first start."""
