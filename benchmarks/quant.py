@@ -1,6 +1,7 @@
 """Quantization: the cards of trained runs, and decoding speed at the size of gpt.py and of GPT-2.
 
     python -m benchmarks.quant card gpt_cpu gpt_cpu_wide g2p_cpu digits_cpu
+    python -m benchmarks.quant rates gpt_cpu_wide    # the tokens per second of a card once more
     python -m benchmarks.quant kept gpt_cpu gpt_cpu_wide
     python -m benchmarks.quant decode seed --tag cpu
 
@@ -42,6 +43,7 @@ from gptjax.quantization.card import (
     BATCH_SIZES,
     FORMATS,
     STEPS,
+    add_rates,
     decoder,
     decoding_rates,
     measure,
@@ -99,6 +101,19 @@ def card(name: str) -> dict[str, Any]:
                     part, config, dataset.tokenizer, params_by_name[side], origin, files
                 )
         record["test"] = {side: evaluate(Evaluate(folder)) for side, folder in sides.items()}
+    return record
+
+
+def rates(name: str) -> dict[str, Any]:
+    """A card with its tokens per second measured again, for a card that was made on a busy machine.
+
+    Trained or not, the parameters of a format decode as fast.
+    """
+    record = json.loads((FOLDER / f"quant-card-{name}.json").read_text())
+    config, dataset, model, _, params = loaded(name)
+    of_row = {row["format"]: row["format"].split("+")[0] for row in record["rows"]}
+    params_by_name = {row: quantize_params(params, FORMATS[form]) for row, form in of_row.items()}
+    add_rates(record["rows"], model, params_by_name, dataset, config)
     return record
 
 
@@ -244,17 +259,16 @@ def work_bytes(model: Any, params: Any, batch_size: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("card", "kept", "decode"))
+    parser.add_argument("what", choices=("card", "rates", "kept", "decode"))
     parser.add_argument("names", nargs="+")
     parser.add_argument("--tag", default="cpu", help="of decode's JSON: quant-NAME-TAG.json")
     arguments = parser.parse_args()
-    measure = {"card": card, "kept": kept, "decode": decode}[arguments.what]
+    measure = {"card": card, "rates": rates, "kept": kept, "decode": decode}[arguments.what]
     for name in arguments.names:
         record = {"command": f"python -m benchmarks.quant {arguments.what} {name}"}
         record |= measure(name)
-        decoding = arguments.what == "decode"
-        tag = f"{name}-{arguments.tag}" if decoding else f"{arguments.what}-{name}"
-        path = FOLDER / f"quant-{tag}.json"
+        tags = {"decode": f"{name}-{arguments.tag}", "kept": f"kept-{name}"}
+        path = FOLDER / f"quant-{tags.get(arguments.what, f'card-{name}')}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
         print(path)
         for row in record["rows"]:

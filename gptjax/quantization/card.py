@@ -95,14 +95,25 @@ def measure(
                 "delta": val_loss - (rows[0]["val_loss"] if rows else val_loss),
             }
         )
+    add_rates(rows, model, params_by_name, dataset, config)
+    return rows
+
+
+def add_rates(
+    rows: list[dict[str, Any]],
+    model: Model,
+    params_by_name: dict[str, Any],
+    dataset: Data,
+    config: Config,
+) -> None:
+    """Measures how fast the parameters of each row decode, and writes it into the rows."""
     for n in BATCH_SIZES:
         decode = decoder(model, dataset, config, n)
         rates = decoding_rates(
-            {name: partial(decode, params) for name, params in params_by_name.items()}
+            {row["format"]: partial(decode, params_by_name[row["format"]]) for row in rows}
         )
         for row in rows:
             row[f"tokens_per_second_{n}"] = round(rates[row["format"]], 1)
-    return rows
 
 
 def disk_bytes(params: Any) -> int:

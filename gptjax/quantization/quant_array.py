@@ -12,6 +12,7 @@ Array names end in their dimensions:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -115,8 +116,8 @@ class QuantArray:
 
     def dequantize(self, dtype: Any = jnp.float32) -> Array:
         """The matrix (K, N), or (N, K) if transposed."""
-        matrix_KN = _scaled(_unpack(self.words_RN, self.format), self.scale_GN, dtype)
-        matrix_KN = matrix_KN[: self.fan_in]
+        integers_KN = _unpack(self.words_RN, self.format)
+        matrix_KN = _scaled(integers_KN, self.scale_GN, dtype)[: self.fan_in]
         return matrix_KN.T if self.transposed else matrix_KN
 
     def __getitem__(self, ids: Array) -> Array:
@@ -219,6 +220,7 @@ def _scaled(integers_KN: Array, scale_GN: Array, dtype: Any) -> Array:
     return grouped.reshape(-1, n_columns).astype(dtype)
 
 
+@functools.partial(jax.jit, static_argnames=("form", "transposed"))
 def quantize(matrix_KN: Array, form: Format, transposed: bool = False) -> QuantArray:
     """The nearest QuantArray to a matrix (K, N), or to a table (N, K) if transposed.
 
@@ -246,8 +248,8 @@ def _scale(grouped: Array, form: Format) -> Array:
     """
     magnitude = jnp.abs(grouped)
     if not form.is_balanced:
-        largest_GN = jnp.take_along_axis(grouped, magnitude.argmax(1, keepdims=True), 1)
-        return largest_GN[:, 0] / -(form.highest + 1)
+        at_1N = magnitude.argmax(1, keepdims=True)
+        return jnp.take_along_axis(grouped, at_1N, 1)[:, 0] / -(form.highest + 1)
     if form.bits in FIRST_SCALE:
         used = grouped != 0  # not what pads a column
         mean_GN = magnitude.sum(1) / jnp.maximum(used.sum(1), 1)
@@ -268,12 +270,10 @@ def _scale(grouped: Array, form: Format) -> Array:
 def _round(grouped: Array, scale_GN: Array, form: Format) -> Array:
     """The nearest levels of a format, as float32, to the numbers of each group (G, group, N)."""
     x = grouped / jnp.where(scale_GN == 0, 1, scale_GN).astype(jnp.float32)[:, None]
-    h = form.highest
-    if form.bits == "ternary":
-        return jnp.clip(jnp.round(x), -h, h)
-    if form.is_balanced:
-        return jnp.clip(2 * jnp.floor(x / 2) + 1, -h, h)
-    return jnp.clip(jnp.round(x), -h - 1, h)
+    has_odd_levels = form.is_balanced and form.bits != "ternary"
+    nearest = 2 * jnp.floor(x / 2) + 1 if has_odd_levels else jnp.round(x)
+    lowest = -form.highest if form.is_balanced else -form.highest - 1
+    return jnp.clip(nearest, lowest, form.highest)
 
 
 def quantize_params(params: Any, form: Format) -> Any:
