@@ -150,6 +150,9 @@ def _check_data(config: Config) -> None:
     if isinstance(data, SpeechDataConfig):
         shares = ("speed_change", "tempo_change", "voice_change", "channel_change", "noise")
         _require_all("data", data, shares, lambda x: 0 <= x <= 0.9, "in [0, 0.9]")
+        padded = isinstance(model, SpeechConfig) and model.pad_source
+        can_stretch, rule = not (padded and data.tempo_change), "0 with --model.pad-source"
+        require(can_stretch, "data.tempo-change", data.tempo_change, rule)
         counts = ("string_clips", "synthetic_clips")
         _require_all("data", data, counts, lambda n: n >= 1, "at least 1")
         _require_all("data", data, ("extra_clips", "spec_masks"), lambda n: n >= 0, "at least 0")

@@ -395,6 +395,12 @@ def test_a_recording_that_breaks_does_not_end_the_training(
         ("configs/librispeech.py", "librispeech", "name that with --data.path"),
         ("configs/digits_cpu.py", "fsdd --data.path /nowhere", "/nowhere does not exist"),
         ("configs/digits_cpu.py", "fsdd --data.noise 2", "--data.noise is 2.0"),
+        ("configs/digits_cpu.py", "fsdd --data.tempo-change 1", "--data.tempo-change is 1.0"),
+        (
+            "configs/digits_cpu.py",
+            "fsdd --model.pad-source",
+            "--data.tempo-change is 0.5, but must be 0 with --model.pad-source",
+        ),
         ("configs/digits_cpu.py", "fsdd --data.string-clips 0", "--data.string-clips is 0"),
     ],
 )
