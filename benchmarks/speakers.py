@@ -1,6 +1,6 @@
 """Spoken digits of unseen speakers: variations of a recipe, many trainings at once on one GPU.
 
-    FSDD=FOLDER python -m benchmarks.speakers --json docs/benchmarks/speakers-gpu.json
+    FSDD=FOLDER python -m benchmarks.speakers --json docs/benchmarks/speakers-heads-gpu.json
 
 Every variation is trained without each speaker in turn, and tested on all recordings of that one;
 and once with all speakers, for the usual test split. Trainings of one architecture are one program
@@ -387,10 +387,13 @@ def results_of(group: Group, steps: int, tests: dict[str, Test]) -> list[dict[st
 
 
 def run_all(path: Path, command: str, n_workers: int, seconds: float) -> None:
-    """Trains and tests all of them; writes the JSON."""
+    """Trains and tests the variations that the JSON at `path` lacks; writes it."""
     deadline = time.perf_counter() + seconds
     record = begun(path, command)
-    wanted = trainings()
+    done = {run["variation"] for run in record["runs"]}
+    wanted = [training for training in trainings() if training.variation not in done]
+    if not wanted:
+        return
     streams = list(dict.fromkeys(t.stream for t in wanted))
     n_steps = streams[0].config().train.max_steps
     made = batches(streams, n_workers, n_steps)

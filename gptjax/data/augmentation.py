@@ -74,17 +74,17 @@ def change_tempo(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each clip spoken tempo_B times as fast, and the new masks. Pitch and formants stay.
 
-    New frames lie on straight lines between old ones. A clip ends at the end of the array.
+    New frames lie on straight lines between old ones. A clip takes at most the whole array.
     """
-    faster_BTM, n_frames = np.zeros_like(mel_BTM), mask_BT.shape[1]
+    changed_BTM, n_frames = np.zeros_like(mel_BTM), mask_BT.shape[1]
     old_B = mask_BT.sum(1)
     new_B = np.clip(np.round(old_B / tempo_B).astype(int), 1, n_frames)
-    for faster_TM, mel_TM, n_old, n_new in zip(faster_BTM, mel_BTM, old_B, new_B, strict=True):
+    for changed_TM, mel_TM, n_old, n_new in zip(changed_BTM, mel_BTM, old_B, new_B, strict=True):
         at = np.linspace(0, n_old - 1, n_new, dtype=np.float32)[:, None]
         before = at.astype(int)[:, 0]
         after, share = np.minimum(before + 1, n_old - 1), at - before[:, None]
-        faster_TM[:n_new] = mel_TM[before] * (1 - share) + mel_TM[after] * share
-    return faster_BTM, np.arange(n_frames) < new_B[:, None]
+        changed_TM[:n_new] = mel_TM[before] * (1 - share) + mel_TM[after] * share
+    return changed_BTM, np.arange(n_frames) < new_B[:, None]
 
 
 def add_noise(samples_N: np.ndarray, rng: np.random.Generator, ratio_db: float) -> np.ndarray:
