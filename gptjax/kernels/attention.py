@@ -153,6 +153,9 @@ def _inputs(
     return (*sources, streams_B2, *mask, *angles)
 
 
+# jax.jit here and around the backward pass: all layers call them with the same shapes, and so share
+# what is traced and translated once. That is half of the time from Python to a program for XLA.
+@functools.partial(jax.jit, static_argnames="options")
 def _forward(
     sources: Sources,
     streams_B2: Array | None,
@@ -188,6 +191,7 @@ def _attention_forward(
     return y, (sources, streams_B2, mask_BS, rotary, y, lse)
 
 
+@functools.partial(jax.jit, static_argnames="options")
 def _attention_backward(
     options: Options, residuals: Any, dy: Array
 ) -> tuple[Any, None, None, None]:

@@ -38,6 +38,7 @@ MULTIPLIER = 0xD256D193
 WEYL = 0x9E3779B9  # added to the key after each round
 
 
+@functools.partial(jax.jit, static_argnames="rounds")  # traced once for all calls of one shape
 def philox(counter_0: Array, counter_1: Array, key: Array, rounds: int) -> tuple[Array, Array]:
     """Philox 2x32: uint32 arrays that broadcast -> two words of the same shape."""
     for i in range(rounds):

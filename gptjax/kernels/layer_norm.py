@@ -44,7 +44,9 @@ def plain_norm(x: Array, scale_D: Array, bias_D: Array | None, center: bool, dty
     return x.astype(dtype)
 
 
+# As in attention.py, jax.jit is there so that all layers share what is traced once.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.jit, static_argnames="options")
 def norm(x: Array, scale_D: Array, bias_D: Array | None, options: Options) -> Any:
     """`plain_norm` by kernels, (..., D) -> (..., D) in x's dtype."""
     x_ND = x.reshape(-1, x.shape[-1])
@@ -134,11 +136,13 @@ def _backward_kernel(
 
 
 def _forward(x: Array, scale_D: Array, bias_D: Array | None, options: Options) -> Any:
-    return norm(x, scale_D, bias_D, options), (x, scale_D, bias_D is not None)
+    return norm(x, scale_D, bias_D, options), (x, scale_D, bias_D)
 
 
+@functools.partial(jax.jit, static_argnames="options")
 def _backward(options: Options, residuals: Any, dy: Array) -> Any:
-    x, scale_D, has_bias = residuals
+    x, scale_D, bias_D = residuals
+    has_bias = bias_D is not None
     x_ND = x.reshape(-1, x.shape[-1])
     n_tiles = -(-x_ND.shape[0] // (options.rows * PROGRAMS))
     n_programs = -(-x_ND.shape[0] // (options.rows * n_tiles))
