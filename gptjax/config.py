@@ -181,7 +181,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of activations and matmuls. Weights are float32. auto: bfloat16 on GPU, TPU."""
     eval_interval: int = 500
-    """Steps between evaluations. Each one also writes loss.png, a sample and a checkpoint."""
+    """Steps between evaluations, each with a sample, a checkpoint and loss.png."""
     eval_batches: int = 200
     """Random batches of val_loss_sampled, the original project's measure. 0: leave it out."""
     log_interval: int = 10

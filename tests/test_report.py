@@ -17,7 +17,7 @@ import pytest
 from gptjax.commands import plot
 from gptjax.config import Config, GPTConfig, TrainConfig
 from gptjax.drawing import lettering
-from gptjax.runs import progress, report
+from gptjax.runs import plots, progress, report
 from gptjax.runs.report import Reporter, Row, read_metrics
 
 REPO = Path(__file__).parents[1]
@@ -211,9 +211,11 @@ def test_loss_png_is_a_picture_of_the_curves(tmp_path: Path) -> None:
 
 def test_a_picture_without_any_training_row(tmp_path: Path) -> None:
     with Reporter(tmp_path, CONFIG, 0, TOKENS_PER_STEP) as reporter:
-        reporter.evaluation(0, {"val_loss": 3.0})
+        reporter.evaluation(0, {"val_loss": 3.0})  # one point is no curve
+        assert not (tmp_path / "loss.png").exists()
+        reporter.evaluation(2, {"val_loss": 2.0})
     pixels(tmp_path / "loss.png")
-    report.plot({"empty": []}, tmp_path / "empty.png")
+    plots.plot({"empty": []}, tmp_path / "empty.png")
     pixels(tmp_path / "empty.png")
 
 
@@ -221,7 +223,7 @@ def test_plot_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", offset=0.5)
     plot.main([str(a), str(b), "--out", str(tmp_path / "x.png")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "x.png")
-    report.plot({str(a): read_metrics(a)}, tmp_path / "one.png")
+    plots.plot({str(a): read_metrics(a)}, tmp_path / "one.png")
     assert not np.array_equal(pixels(tmp_path / "x.png"), pixels(tmp_path / "one.png"))
 
 
@@ -252,13 +254,13 @@ def test_curves_carry_the_names_of_their_runs(tmp_path: Path) -> None:
 )
 def test_a_run_may_have_any_name(tmp_path: Path, name: str) -> None:
     rows = read_metrics(write_run(tmp_path / "a"))
-    report.plot({name: rows, "other": rows}, tmp_path / "x.svg")
+    plots.plot({name: rows, "other": rows}, tmp_path / "x.svg")
     svg = (tmp_path / "x.svg").read_text()
     shown = lettering([name])[0][0]
     assert shown.isprintable()
     shown = shown.replace("&", "&amp;").replace("-", "")
     assert f"<!-- {shown}  2.1000 -->" in svg
-    report.plot({name: rows}, tmp_path / "one.svg")
+    plots.plot({name: rows}, tmp_path / "one.svg")
     assert f"<!-- {shown} -->" in (tmp_path / "one.svg").read_text()
 
 

@@ -19,7 +19,6 @@ from gptjax.config import Config
 from gptjax.errors import import_extra, naming
 from gptjax.runs import progress
 from gptjax.runs.metrics import Row, damaged_lines, metrics_lines, read_metrics
-from gptjax.runs.plots import plot
 from gptjax.runs.progress import MOST_BAR, NotebookBar, Speed, bar_width
 
 # Seconds between lines when the output is not a terminal. An evaluation always prints.
@@ -150,13 +149,15 @@ class Reporter:
         )
 
     def evaluation(self, step: int, losses: dict[str, float]) -> None:
-        """Writes the row of an evaluation, and draws loss.png again."""
+        """Writes the row of an evaluation, and draws loss.png again once there is a curve."""
         row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **losses}
         self._store(row)
         self._show(line=True)
         self._shown.pop("val_loss")  # shown where it was measured, not beside later steps
-        rows = read_metrics(self.folder)
-        plot({self.folder.name: rows}, self.folder / "loss.png")
+        if step:
+            from gptjax.runs.plots import plot  # not before: Matplotlib delays a start
+
+            plot({self.folder.name: read_metrics(self.folder)}, self.folder / "loss.png")
         self._speed.evaluated(step)
 
     def _store(self, row: Row) -> None:
