@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: a tiny model on real text, cheap to compile."""
 
+import gc
 import json
 import os
 import random
@@ -18,6 +19,7 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     " --xla_cpu_parallel_codegen_split_count=1",
 )
+gc.set_threshold(20_000)  # as the commands do
 _CACHE = tempfile.TemporaryDirectory(prefix="gptjax-tests-", ignore_cleanup_errors=True)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
