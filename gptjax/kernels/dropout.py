@@ -74,7 +74,9 @@ def row_streams(key: Array, rows_B: Array) -> Array:
     words = jax.random.key_data(key)
     row_B = rows_B.astype(jnp.uint32)
     first = jnp.broadcast_to(words[0], row_B.shape)
-    return jnp.stack(philox(row_B, first, words[-1], STREAM_ROUNDS), axis=-1)
+    streams_B2 = jnp.stack(philox(row_B, first, words[-1], STREAM_ROUNDS), axis=-1)
+    # Without the barrier XLA makes a program of its own for each word and each pass.
+    return lax.optimization_barrier(streams_B2)
 
 
 def position_of(t: Array, n_t: int) -> tuple[Array, Array]:
