@@ -154,9 +154,11 @@ def compiled() -> str:
                 f"{row['gb_per_step']:.1f} GB",
                 str(row["kernels_per_step"]),
                 f"{row['temporaries_mib']:,.0f} MiB",
+                f"{row['trace_cpu_seconds']:.1f} s",
+                f"{row['compile_cpu_seconds']:.1f} s",
             ]
         )
-    header = ["train step", "memory traffic", "kernels", "temporary memory"]
+    header = ["train step", "memory traffic", "kernels", "temporary memory", "traced", "compiled"]
     return "\n".join(
         [
             "### What a step is made of",
@@ -169,6 +171,7 @@ def compiled() -> str:
             f"jax {record['jax']}, {record['date']}, by `python -m benchmarks.compile_for --json "
             "docs/benchmarks/compiled-h100.json`. Memory traffic counts what every kernel reads "
             "and writes once, work space of matmuls included. Temporary memory is what a step "
-            "needs besides its parameters, optimizer state and batch.",
+            "needs besides its parameters, optimizer state and batch. The last two columns are "
+            "CPU seconds before a first step: from Python to a program for XLA, and by XLA.",
         ]
     )

@@ -35,6 +35,8 @@ OPEN_ON_A_GPU = {
     "race-gpt-gpu": "milliseconds per step of today's `configs/gpt.py` (`{script} race`)",
     "gpu-startup": "seconds to the first steps, with an empty and a filled compilation cache "
     "(`{script} startup`)",
+    "gpu-startup-h100": "start-up on an H100, and since the layers share what is traced "
+    "(`{script} startup`)",
     "gpu-fast": "seconds to the original's best validation loss, 1.4994 (`{script} fast`)",
     "gpu-best": "whole runs of `gpt_best.py` with three seeds (`{script} best`)",
     "decode-gpu": "tokens per second of sampling, batch 1 and 32 (`{script} sampling`)",
