@@ -1,8 +1,10 @@
 """`gptjax page`: the model in a real browser computes what gptjax computes."""
 
 import dataclasses
+import functools
 import json
 import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +18,29 @@ from gptjax import config_files, models
 from gptjax.commands import page as page_command
 from gptjax.config import BigramConfig, Config, GPTConfig, ModelConfig
 from gptjax.data import tokenizer
-from gptjax.decoding import attention_weights, sampling
-from gptjax.quantization.quant_array import Format, quantize_params
+from gptjax.decoding import sampling
+from gptjax.quantization.quant_array import Format, dequantize_params, quantize_params
 from gptjax.runs import checkpoints, run_directory
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n"
+GPT_CPU = config_files.load_file(Path(__file__).parents[1] / "configs/gpt_cpu.py").model
 OPTIONS = {
     "original": TINY,
     "modern": MODERN,
     "swiglu": dataclasses.replace(
-        MODERN, activation="swiglu", tie_embeddings=True, bias=True, attention_bias=True
+        MODERN, n_layer=1, activation="swiglu", tie_embeddings=True, bias=True, attention_bias=True
     ),
     "gelu": dataclasses.replace(
-        TINY, activation="gelu", norm="rmsnorm", position="rotary", short_conv=2, n_head=1
+        TINY,
+        n_layer=1,
+        activation="gelu",
+        norm="rmsnorm",
+        position="rotary",
+        short_conv=2,
+        n_head=1,
     ),
     "bigram": BigramConfig(),
-    "gpt_cpu": config_files.load_file(Path(__file__).parents[1] / "configs/gpt_cpu.py").model,
+    "gpt_cpu": dataclasses.replace(GPT_CPU, n_layer=1),
 }
 # The 65 characters of the default text.
 CHARACTERS = "\n !$&',-.3:;?" + string.ascii_letters
@@ -48,6 +57,15 @@ READ = """(text) => {
     const weights = [...probe.weights.values()].flat().map((w) => [...w.data]);
     return { ids, loss, logits: [...logits.data], weights };
 }"""
+PARTS = """() => {
+    const { run, readText, Probe, logitAttribution } = gptjax;
+    const probe = new Probe(), ids = run.tokenizer.encode("the fox").ids;
+    const config = { ...run.config, logit_softcap: 0 };
+    const logits = readText(config, run.params, ids, probe).logits.row(3);
+    const parts = logitAttribution(config, run.params, probe, 3, 5, run.params.token_embedding);
+    const mean = logits.reduce((a, b) => a + b) / logits.length;
+    return [parts.reduce((sum, part) => sum + part.value, 0), logits[5] - mean];
+}"""
 
 
 def make_run(folder: Path, config: ModelConfig, tok: Any, **settings: Any) -> tuple[Any, Any]:
@@ -58,13 +76,13 @@ def make_run(folder: Path, config: ModelConfig, tok: Any, **settings: Any) -> tu
     model = models.build(config, tok)
     rng = np.random.default_rng(0)
 
-    # Less for a larger model, whose logits would be large, and their rounding errors too.
-    noise = np.float32(0.2 if getattr(config, "n_embd", 0) < 64 else 0.05)
+    def draw(path: Any, p: jax.ShapeDtypeStruct) -> np.ndarray:
+        """Less for a larger matrix: large logits would have large rounding errors."""
+        size, mean = (0.3, path[-1].key == "scale") if p.ndim == 1 else (p.shape[-1] ** -0.5, 0)
+        return rng.normal(mean, size, p.shape).astype(np.float32)
 
-    def vary(p: jax.Array) -> np.ndarray:
-        return np.asarray(p) + noise * rng.standard_normal(p.shape, np.float32)
-
-    params = jax.tree.map(vary, models.init(model, seed=0))
+    shapes = jax.eval_shape(lambda: models.init(model, seed=0))
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
     settings = {"model": config} | settings
     data = {"source": "none", "sha256": "", "imported": True}
     with run_directory.new_run(folder) as part:
@@ -77,56 +95,70 @@ def make_page(run: Path, *options: str) -> Path:
     return run.parent / "a.html"
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+# Calls with a name of OPTIONS return (a run, its model, its parameters); each is made once.
+MakeRun = Callable[[str], tuple[Path, Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    @functools.cache
+    def run(name: str) -> tuple[Path, Any, Any]:
+        folder = tmp_path_factory.mktemp(name) / "run"
+        return folder, *make_run(folder, OPTIONS[name], tokenizer.train("char", CHARACTERS, 0))
+
+    return run
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def computed(model: Any, params: Any, tokens_BT: np.ndarray) -> Any:
+    """(logits, what the attention of each layer sows)."""
+    (logits_BTV, _), sown = model.apply({"params": params}, tokens_BT, mutable="intermediates")
+    return logits_BTV, sown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        *((name, "float32") for name in OPTIONS),
+        *(("modern", "int8"), ("modern", "float16"), ("gpt_cpu", "int8")),
+    ],
+)
 def test_the_page_computes_what_gptjax_computes(
     name: str,
-    tmp_path: Path,
-    open_page: OpenPage,  # noqa: F811
-) -> None:
-    config, tok = OPTIONS[name], tokenizer.train("char", CHARACTERS, 0)
-    model, params = make_run(tmp_path / "run", config, tok)
-    page = open_page(make_page(tmp_path / "run", "--weights", "float32"))
-
-    text = TEXT[: config.block_size]
-    found, ids = page.evaluate(READ, text), tok.encode(text)
-    assert found["ids"] == ids.tolist()
-    logits_BTV, _ = model.apply({"params": params}, ids[None])
-    np.testing.assert_allclose(found["logits"], np.ravel(logits_BTV), atol=1e-4)
-    if isinstance(config, GPTConfig):
-        weights = attention_weights.self_attention(model, params, ids)
-        flat = np.concatenate([np.ravel(w) for w in found["weights"]])
-        np.testing.assert_allclose(flat, np.ravel(weights), atol=1e-5)
-    # Past the end of the window, which then moves.
-    made = sampling.complete(
-        model, params, tok.encode(TEXT[:9])[None], 200, sampler=sampling.Sampler(temperature=0)
-    )
-    assert page.evaluate(GREEDY, 200)[9:] == made[0].tolist()
-
-
-@pytest.mark.parametrize(
-    ("name", "weights"), [("modern", "int8"), ("modern", "float16"), ("gpt_cpu", "int8")]
-)
-def test_smaller_weights(
-    name: str,
     weights: str,
-    tmp_path: Path,
+    run_of: MakeRun,
     open_page: OpenPage,  # noqa: F811
 ) -> None:
     """int8 is what `gptjax quantize` makes of the run."""
-    tok = tokenizer.train("char", CHARACTERS, 0)
-    model, params = make_run(tmp_path / "run", OPTIONS[name], tok)
-    path = make_page(tmp_path / "run", "--weights", weights)
+    run, model, params = run_of(name)
+    page = open_page(make_page(run, "--weights", weights))
     if weights == "int8":
-        params = quantize_params(params, Format(bits=8))
-    else:
+        params = jax.jit(lambda p: dequantize_params(quantize_params(p, Format(bits=8))))(params)
+    elif weights == "float16":
         params = jax.tree.map(lambda p: p.astype(np.float16).astype(np.float32), params)
-    page, ids = open_page(path), tok.encode(TEXT[:16])
-    logits_BTV, _ = model.apply({"params": params}, ids[None])
-    found = page.evaluate(READ, TEXT[:16])["logits"]
-    np.testing.assert_allclose(found, np.ravel(logits_BTV), atol=1e-4)
-    made = sampling.complete(model, params, ids[None, :9], 200, sampler=sampling.Sampler(0))
-    assert page.evaluate(GREEDY, 200)[9:] == made[0].tolist()
-    assert f"rounded to {weights}" in page.inner_text("footer")
+    if weights != "float32":
+        assert f"rounded to {weights}" in page.inner_text("footer")
+
+    text = TEXT[: model.config.block_size]
+    tok = tokenizer.train("char", CHARACTERS, 0)
+    ids = tok.encode(text)
+    found = page.evaluate(READ, text)
+    assert found["ids"] == ids.tolist()
+    logits_BTV, sown = jax.device_get(computed(model, params, ids[None]))
+    np.testing.assert_allclose(found["logits"], np.ravel(logits_BTV), atol=1e-4)
+    if isinstance(model.config, GPTConfig):
+        layers = [sown["intermediates"][f"block_{i}"] for i in range(model.config.n_layer)]
+        expected = np.concatenate([np.ravel(layer["attention"]["weights"]) for layer in layers])
+        np.testing.assert_allclose(np.concatenate(found["weights"]), expected, atol=1e-5)
+        # Direct logit attribution: all parts together are the logit above the average one.
+        parts, logit = page.evaluate(PARTS)
+        assert parts == pytest.approx(logit, abs=1e-4)
+    # Past the end of a window of 16 tokens, which then moves.
+    greedy = sampling.Sampler(temperature=0)
+    prompt_1T = tok.encode(TEXT[:9])[None]
+    made = sampling.complete(model, params, prompt_1T, 40, sampler=greedy)
+    assert page.evaluate(GREEDY, 40)[9:] == made[0].tolist()
 
 
 @pytest.mark.parametrize("kind", ["word", "byte", "bpe"])
@@ -149,11 +181,17 @@ def test_tokenizers(
         assert page.evaluate(script, ids) == tok.decode(ids)
 
 
-@pytest.fixture
-def page(tmp_path: Path, open_page: OpenPage) -> Any:  # noqa: F811
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("views") / "run"
     tok = tokenizer.train("char", TEXT + TEXT.upper(), 0)
-    make_run(tmp_path / "run", dataclasses.replace(MODERN, block_size=64), tok)
-    return open_page(make_page(tmp_path / "run"))
+    make_run(run, dataclasses.replace(MODERN, block_size=64), tok)
+    return make_page(run)
+
+
+@pytest.fixture
+def page(page_file: Path, open_page: OpenPage) -> Any:  # noqa: F811
+    return open_page(page_file)
 
 
 def test_write(page: Any) -> None:
@@ -213,40 +251,13 @@ def test_look(page: Any) -> None:
     assert "Position 10" in page.inner_text("#view-look")
 
 
-@pytest.mark.parametrize("name", ["original", "modern", "swiglu"])
-def test_parts_sum_to_the_logit(
-    name: str,
-    tmp_path: Path,
-    open_page: OpenPage,  # noqa: F811
-) -> None:
-    """Direct logit attribution: all parts together are the logit above the average one."""
-    make_run(tmp_path / "run", OPTIONS[name], tokenizer.train("char", TEXT, 0))
-    page = open_page(make_page(tmp_path / "run"))
-    found = page.evaluate(
-        """() => {
-            const { run, readText, Probe, logitAttribution } = gptjax;
-            const probe = new Probe(), ids = run.tokenizer.encode("the fox").ids;
-            const config = { ...run.config, logit_softcap: 0 };
-            const logits = readText(config, run.params, ids, probe).logits.row(3);
-            const table = run.params.token_embedding;
-            const parts = logitAttribution(config, run.params, probe, 3, 5, table);
-            const mean = logits.reduce((a, b) => a + b) / logits.length;
-            return [parts.reduce((sum, part) => sum + part.value, 0), logits[5] - mean];
-        }"""
-    )
-    assert found[0] == pytest.approx(found[1], abs=1e-4)
-
-
 @pytest.mark.parametrize("width", [360, 1200, 3840])
 def test_no_view_is_wider_than_the_window(
     width: int,
-    tmp_path: Path,
+    page_file: Path,
     open_page: OpenPage,  # noqa: F811
 ) -> None:
-    tok = tokenizer.train("char", TEXT, 0)
-    make_run(tmp_path / "run", TINY, tok)
-    page = open_page(make_page(tmp_path / "run"), width)
+    page = open_page(page_file, width)
     for view in page.evaluate("gptjax.views.map((view) => view.id)"):
         page.click(f"#tab-{view}")
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        page.screenshot(path=tmp_path / f"{view}-{width}.png")
