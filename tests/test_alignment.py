@@ -1,53 +1,62 @@
 """What the heads of a language model look at; tests of cross-attention are in test_search.py."""
 
+import dataclasses
 import functools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import VOCAB_SIZE, Refused
+from conftest import TINY, VOCAB_SIZE, Refused
+from test_page import make_run
 
-from gptjax import models, train
+from gptjax import models
 from gptjax.commands import sample
-from gptjax.config import GPTConfig
+from gptjax.config import BigramConfig, GPTConfig
+from gptjax.data.tokenizer import CharTokenizer
 from gptjax.decoding import attention_weights
 from gptjax.rotary import rotary_angles, rotate
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-FLAGS = {
-    "gpt": "debug.py --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.block-size 64"
-    " --model.dropout 0.2",
-    "bigram": "bigram.py --model.block-size 8",
+CONFIGS = {
+    "gpt": dataclasses.replace(TINY, n_layer=1, block_size=64),
+    "bigram": BigramConfig(),
 }
 
 
-@pytest.fixture(scope="module", params=FLAGS)
+@pytest.fixture(scope="module", params=CONFIGS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
-    (folder / "text.txt").write_text("To be, or not to be,\nthat is the question: $x_{y$\n" * 40)
-    flags = f"--config {CONFIGS}/{FLAGS[request.param]} --train.max-steps 1 --train.batch-size 4"
-    flags += f" --train.eval-batches 0 --train.sample-tokens 0 --data.path {folder / 'text.txt'}"
-    train.main(["--run-dir", str(folder / "run"), *flags.split()])
+    make_run(folder / "run", CONFIGS[request.param], CharTokenizer.train("to be\n$x_{y:"))
     return folder / "run"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_tokens", [2, 16, 70])
+def compiled(model: models.GPT) -> Any:
+    """The model, with one program for a call instead of one for each operation."""
+    apply = jax.jit(model.apply, static_argnames="mutable")
+    return SimpleNamespace(config=model.config, apply=apply)
+
+
+@pytest.mark.parametrize("n_tokens", [2, 70])
 def test_no_position_looks_ahead_and_the_shares_add_up(
     gpt_config: GPTConfig, n_tokens: int
 ) -> None:
     """Also where the queries are worked through in several parts."""
-    model = models.GPT(GPTConfig(**vars(gpt_config) | {"block_size": 128}), VOCAB_SIZE)
-    params = jax.tree.map(lambda p: 2 * p, models.init(model, seed=3))
-    tokens_T = np.random.default_rng(0).integers(0, VOCAB_SIZE, n_tokens)
+    config = dataclasses.replace(gpt_config, n_layer=1, block_size=128)
+    model, rng = models.GPT(config, VOCAB_SIZE), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: models.init(model, seed=3))
+    params = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(p.dtype), shapes)
+    tokens_T, model = rng.integers(0, VOCAB_SIZE, n_tokens), compiled(model)
     weights = attention_weights.self_attention(model, params, tokens_T)
-    assert weights.shape == (2, 2, n_tokens, n_tokens)
+    assert weights.shape == (1, 2, n_tokens, n_tokens)
     assert (np.triu(weights, k=1) == 0).all()
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
-    shorter = attention_weights.self_attention(model, params, tokens_T[:-1])
-    np.testing.assert_allclose(weights[..., :-1, :-1], shorter, atol=1e-5)
+    tokens_T[-1] = (tokens_T[-1] + 1) % VOCAB_SIZE
+    other = attention_weights.self_attention(model, params, tokens_T)
+    np.testing.assert_allclose(weights[..., :-1, :], other[..., :-1, :], atol=1e-5)
+    assert not np.allclose(weights[..., -1, :], other[..., -1, :], atol=1e-3)
 
 
 def test_self_attention_equals_its_definition(
@@ -56,8 +65,8 @@ def test_self_attention_equals_its_definition(
     """softmax(q k / sqrt(K)) over what is not later, of queries and keys that the model makes."""
     c, n_tokens = model.config, len(tokens[0])
     capture = functools.partial(model.apply, capture_intermediates=True, mutable="intermediates")
-    _, sown = jax.jit(capture)({"params": params}, tokens[:1])
-    weights = attention_weights.self_attention(model, params, tokens[0])
+    _, sown = jax.device_get(jax.jit(capture)({"params": params}, tokens[:1]))
+    weights = attention_weights.self_attention(compiled(model), params, tokens[0])
     for i in range(c.n_layer):
         attention = sown["intermediates"][f"block_{i}"]["attention"]
         q, k = (
@@ -83,14 +92,14 @@ def test_sample_draws_the_heads(
 ) -> None:
     pictures = []
     for prompt in ("to be\n$x_{y$", "to be\n$x_{y:"):  # dollars would begin a formula
-        flags = ["--prompt", prompt, "--max-new-tokens", "3", "--attention"]
+        flags = ["--prompt", prompt, "--max-new-tokens", "1", "--attention"]
         sample.main([str(run), *flags, str(tmp_path / "out.png")])
         said = capsys.readouterr()
         assert said.out.startswith(prompt)
         assert f"attention: {tmp_path / 'out.png'}" in said.err
         pictures.append(matplotlib.image.imread(tmp_path / "out.png"))
     assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
-    assert min(pictures[0].shape[:2]) > 300
+    assert min(pictures[0].shape[:2]) > 200
     assert pictures[0][..., :3].min() < 0.2
     assert not np.array_equal(*pictures)
 
