@@ -1,7 +1,8 @@
 """Schedules, weight decay and who is moved by which optimizer."""
 
+import dataclasses
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
@@ -12,10 +13,12 @@ from gptjax import models, muon, optim
 from gptjax.config import OptimConfig
 from gptjax.muon import scale_by_muon
 
+ONE_LAYER = dataclasses.replace(MODERN, n_layer=1)
+
 
 def rates(config: OptimConfig, max_steps: int = 100) -> list[float]:
-    schedule = optim.schedule(config, max_steps, peak=1.0)
-    return [float(schedule(step)) for step in range(max_steps + 1)]
+    schedule = jax.jit(jax.vmap(optim.schedule(config, max_steps, peak=1.0)))
+    return schedule(np.arange(max_steps + 1)).tolist()
 
 
 def test_constant():
@@ -40,12 +43,22 @@ def test_cosine_decay():
 
 def updates(config: OptimConfig, gradient_scale: float = 0.0) -> tuple[dict, dict]:
     """(parameters, their first update), with random gradients of the given scale."""
-    params = models.init(models.GPT(MODERN, VOCAB_SIZE), seed=0)
-    keys = iter(jax.random.split(jax.random.key(0), 100))
-    grads = jax.tree.map(lambda p: gradient_scale * jax.random.normal(next(keys), p.shape), params)
+    params, grads = random_params(0), random_params(1)
     optimizer = optim.build(config, 100)
-    update, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
-    return params, update
+
+    @jax.jit
+    def first_update(grads: dict, params: dict) -> dict:
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    scaled = jax.tree.map(lambda g: np.float32(gradient_scale) * g, grads)
+    return params, jax.device_get(first_update(scaled, params))
+
+
+def random_params(seed: int) -> dict:
+    """Arrays with the shapes of a model's parameters."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: models.init(models.GPT(ONE_LAYER, VOCAB_SIZE), seed=0))
+    return jax.tree.map(lambda p: rng.standard_normal(p.shape, np.float32), shapes)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -53,7 +66,7 @@ def test_weight_decay_is_for_matrices_only(name):
     config = OptimConfig(name=name, learning_rate=0.5, muon_learning_rate=0.5, weight_decay=0.1)
     params, update = updates(config)
     for p, u in zip(jax.tree.leaves(params), jax.tree.leaves(update), strict=True):
-        expected = -0.05 * p if p.ndim == 2 else jnp.zeros_like(p)
+        expected = -0.05 * p if p.ndim == 2 else np.zeros_like(p)
         np.testing.assert_allclose(u, expected, rtol=1e-5)
 
 
@@ -76,10 +89,11 @@ def test_clipping_bounds_the_gradient():
     """Adam's first step does not feel the scale of a gradient, so look at its average."""
     config = OptimConfig(grad_clip=1.0)
     optimizer = optim.build(config, 100)
-    params = {"w": jnp.ones((10, 10))}
-    _, state = optimizer.update({"w": jnp.full((10, 10), 50.0)}, optimizer.init(params), params)
+    params = {"w": np.ones((10, 10), np.float32)}
+    update = jax.jit(lambda grads: optimizer.update(grads, optimizer.init(params), params))
+    _, state = update({"w": np.full((10, 10), 50, np.float32)})
     mu = next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == (10, 10))
-    assert float(jnp.linalg.norm(mu)) == pytest.approx(0.1, rel=1e-4)  # (1 - beta1) * 1.0
+    assert np.linalg.norm(mu) == pytest.approx(0.1, rel=1e-4)  # (1 - beta1) * 1.0
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (8, 40), (40, 8)])
@@ -95,29 +109,28 @@ def test_matrices_of_all_shapes_and_ranks_become_orthogonal(
     for _ in range(muon.N_ITERATIONS):
         a, b, c = muon.COEFFICIENTS
         expected = a * expected + b * expected**3 + c * expected**5
-    found = muon.orthogonalize(jnp.asarray(u * s @ v, jnp.float32)[None])[0]
+    (found,) = np.asarray(jax.jit(muon.orthogonalize)((u * s @ v)[None].astype(np.float32)))
     np.testing.assert_allclose(found, u * expected @ v, atol=1e-3)
 
 
 @pytest.mark.slow
 def test_stacks_of_matrices_move_as_each_matrix_alone():
-    params = jax.tree.map(jnp.asarray, models.init(models.GPT(MODERN, VOCAB_SIZE), seed=0))
-    matrices = {str(i): p for i, p in enumerate(jax.tree.leaves(params)) if p.ndim == 2}
+    matrices, grads = (
+        {str(i): p for i, p in enumerate(jax.tree.leaves(random_params(seed))) if p.ndim == 2}
+        for seed in range(2)
+    )
     assert len({p.shape for p in matrices.values()}) > 2
-    keys = jax.random.split(jax.random.key(0), len(matrices))
-    grads = {
-        name: jax.random.normal(key, p.shape)
-        for key, (name, p) in zip(keys, matrices.items(), strict=True)
-    }
     alone = optax.contrib.muon(0.1, weight_decay=0.1)
     together = optim.stacked(
         optax.chain(
             scale_by_muon(), optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(0.1)
         )
     )
-    a, b = alone.init(matrices), together.init(matrices)
+    a, b = jax.jit(lambda: (alone.init(matrices), together.init(matrices)))()
+    update = jax.jit(
+        lambda a, b: (alone.update(grads, a, matrices), together.update(grads, b, matrices))
+    )
     for _ in range(3):
-        expected, a = alone.update(grads, a, matrices)
-        found, b = together.update(grads, b, matrices)
+        (expected, a), (found, b) = update(a, b)
         for name in matrices:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
