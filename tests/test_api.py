@@ -27,7 +27,7 @@ def test_loss_is_the_mean_over_the_tokens_after_the_first(text_run):
     run = gptjax.load(text_run)
     text = "a bad cab fed a hog "[:12]
     ids = run.tokenizer.encode(text)
-    logits_BTV, _ = run.model.apply({"params": run.params}, ids[None, :-1])
+    logits_BTV, _ = jax.jit(run.model.apply)({"params": run.params}, ids[None, :-1])
     logits = np.asarray(logits_BTV[0], np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -np.mean([log_p[t, target] for t, target in enumerate(ids[1:])])

@@ -104,7 +104,7 @@ def clips() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     made = [rng.standard_normal(16_000).astype(np.float32) * 0.1]
     made.append(np.concatenate([np.zeros(4000, np.float32), tone()]))
-    return made + [audio.read(path) for path in sorted(RECORDINGS.glob("*_7.wav"))[::10]]
+    return made + [audio.read(path) for path in sorted(RECORDINGS.glob("*_7.wav"))[::20]]
 
 
 def test_log_mel_equals_librosas() -> None:
@@ -151,14 +151,13 @@ def spec_augment(mel_BTM: Any, key: Any, *masks: int) -> Any:
 
 @pytest.mark.slow
 def test_spec_augment_hides_stretches_of_time_and_frequency() -> None:
-    mel = jax.random.normal(KEY, (200, 50, 80)) + 3
-    hidden = spec_augment(mel, KEY, 2, 10, 1, 20)
+    mel = np.random.default_rng(3).normal(3, 1, (200, 50, 80)).astype(np.float32)
+    hidden = np.asarray(spec_augment(mel, KEY, 2, 10, 1, 20))
     np.testing.assert_array_equal(hidden, spec_augment(mel, KEY, 2, 10, 1, 20))
     assert (hidden != spec_augment(mel, jax.random.key(4), 2, 10, 1, 20)).any()
-    changed = np.asarray(hidden != mel)
-    np.testing.assert_allclose(
-        hidden[changed], np.broadcast_to(mel.mean((1, 2))[:, None, None], mel.shape)[changed]
-    )
+    changed = hidden != mel
+    mean = np.broadcast_to(mel.mean((1, 2))[:, None, None], mel.shape)
+    np.testing.assert_allclose(hidden[changed], mean[changed], rtol=1e-5)
     frames, bands = changed.all(2), changed.all(1)
     np.testing.assert_array_equal(changed, frames[:, :, None] | bands[:, None, :])
     assert frames.sum(1).max() <= 20
