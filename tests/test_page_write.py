@@ -38,10 +38,16 @@ def test_a_text_that_grows_is_the_text_of_its_tokens(
     assert page.evaluate(WRITTEN) == page.evaluate(DECODED)
 
 
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("page") / "run"
+    make_run(run, TINY, tokenizer.train("char", TEXT, 0))
+    return make_page(run)
+
+
 @pytest.fixture
-def page(tmp_path: Path, open_page: OpenPage) -> Any:  # noqa: F811
-    make_run(tmp_path / "run", TINY, tokenizer.train("char", TEXT, 0))
-    return open_page(make_page(tmp_path / "run"))
+def page(page_file: Path, open_page: OpenPage) -> Any:  # noqa: F811
+    return open_page(page_file)
 
 
 def test_a_text_that_is_begun_anew_is_computed_once_a_frame(page: Any) -> None:
