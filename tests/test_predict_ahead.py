@@ -25,12 +25,11 @@ PAIRS = PairTokenizer(CharTokenizer("abcdefgh"), CharTokenizer("tuvwxyz"))
 
 
 def made(config: GPTConfig, vocabulary: Any = V) -> tuple[Any, Any]:
-    """A model none of whose parameters is zero."""
+    """A model none of whose parameters is zero. To initialize them would compile each shape."""
     model = models.build(config, vocabulary)
     rng = np.random.default_rng(1)
-    params = models.init(model, seed=2)
-    noise = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), params)
-    return model, jax.tree.map(lambda p, n: p + 0.3 * n, params, noise)
+    shapes = jax.eval_shape(lambda: models.init(model, seed=2))
+    return model, jax.tree.map(lambda p: np.float32(0.4 * rng.standard_normal(p.shape)), shapes)
 
 
 def batch_of(vocab_size: int, **source: Any) -> training.Batch:
@@ -48,7 +47,7 @@ def losses(logits_BTV: Any, targets: Any) -> Any:
 def test_the_gradient_is_that_of_all_heads_and_the_loss_that_of_the_next_token() -> None:
     model, params = made(AHEAD)
     batch, key = batch_of(V), jax.random.key(0)
-    loss, grads = training.make_gradient(model, 2)(params, batch, key)
+    loss, grads = jax.jit(training.make_gradient(model, 2))(params, batch, key)
     n = batch["loss_weights"].sum()
 
     def all_losses(params: Any) -> Any:
@@ -62,7 +61,7 @@ def test_the_gradient_is_that_of_all_heads_and_the_loss_that_of_the_next_token()
             further += (later * batch["loss_weights"][:, i:]).sum() / n
         return next_token + AHEAD_WEIGHT * further, next_token
 
-    (_, expected), gradient = jax.value_and_grad(all_losses, has_aux=True)(params)
+    (_, expected), gradient = jax.jit(jax.value_and_grad(all_losses, has_aux=True))(params)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), grads, gradient
@@ -88,9 +87,12 @@ def test_a_model_answers_and_decodes_without_them() -> None:
     kept = models.without_training_heads(params)
     assert set(params) - set(kept) == {"ahead_0", "ahead_1"}
     tokens = batch_of(V)["tokens"]
-    expected, _ = plain.apply({"params": kept}, tokens)
-    np.testing.assert_array_equal(model.apply({"params": params}, tokens)[0], expected)
-    np.testing.assert_array_equal(model.apply({"params": kept}, tokens)[0], expected)
+    expected, *answers = (
+        jax.jit(m.apply)({"params": p}, tokens)[0]
+        for m, p in ((plain, kept), (model, params), (model, kept))
+    )
+    for answer in answers:
+        np.testing.assert_array_equal(answer, expected)
 
 
 def test_the_decoder_of_an_encoder_decoder_has_them_too() -> None:
@@ -99,7 +101,7 @@ def test_the_decoder_of_an_encoder_decoder_has_them_too() -> None:
     model, params = made(config, PAIRS)
     source = np.random.default_rng(4).integers(0, 8, (4, 6)).astype(np.int32)
     batch = batch_of(model.vocab_size, source=source, source_mask=np.ones((4, 6), bool))
-    _, grads = training.make_gradient(model, 4)(params, batch, jax.random.key(0))
+    _, grads = jax.jit(training.make_gradient(model, 4))(params, batch, jax.random.key(0))
     assert np.abs(grads["decoder"]["ahead_1"]["kernel"]).max() > 1e-3
     assert "ahead_1" not in models.without_training_heads(params)["decoder"]
 
