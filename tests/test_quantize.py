@@ -21,7 +21,12 @@ from conftest import Refused, edit_run
 from gptjax import evaluation, models, train
 from gptjax.commands import evaluate, quantize, sample
 from gptjax.config import Config, TrainConfig
-from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
+from gptjax.config_encoders import (
+    EncoderDecoderConfig,
+    PairsDataConfig,
+    SpeechConfig,
+    SpeechDataConfig,
+)
 from gptjax.data import dataset as data
 from gptjax.data.pairs import PairData
 from gptjax.data.tokenizer import CharTokenizer
@@ -54,26 +59,16 @@ STEPS = 60
 CONFIG = """
 from pathlib import Path
 from gptjax.config import *
-from gptjax.config_encoders import *
 
 config = Config(
-    model={model},
-    data={data_class}(path=Path({path!r}), {data}),
+    model=GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.1),
+    data=TextDataConfig(path=Path({path!r})),
     optim=OptimConfig(learning_rate=1e-2),
     train=TrainConfig(
         max_steps={steps}, batch_size=16, eval_interval={steps}, eval_batches=0, sample_tokens=0,
     ),
 )
 """
-
-
-def write_config(folder: Path, model: str, path: Path, data: str, steps: int) -> Path:
-    data_class = "TextDataConfig" if model.startswith("GPT") else "PairsDataConfig"
-    content = CONFIG.format(
-        model=model, data_class=data_class, path=str(path), data=data, steps=steps
-    )
-    (folder / "tiny.py").write_text(content)
-    return folder / "tiny.py"
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +78,8 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(3, 6))) for _ in range(12)]
     (folder / "text.txt").write_text(" ".join(rng.choices(words, k=600)))
-    model = "GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.1)"
-    return write_config(folder, model, folder / "text.txt", "", STEPS)
+    (folder / "tiny.py").write_text(CONFIG.format(path=str(folder / "text.txt"), steps=STEPS))
+    return folder / "tiny.py"
 
 
 @pytest.fixture(scope="module")
@@ -619,22 +614,43 @@ def test_text_is_decoded_as_much_as_is_counted(run: Path, monkeypatch: pytest.Mo
     assert quantization_card.decoder(model, dataset, config, 3)(params_of(run)) == 60
 
 
+def untrained(folder: Path, config: Config) -> Path:
+    """A run of random parameters."""
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: np.float32(0.3 * rng.standard_normal(p.shape)),
+        jax.eval_shape(lambda: models.init(model, seed=0)),
+    )
+    origin = {"source": dataset.source, "sha256": dataset.sha256, **dataset.sizes}
+    with run_directory.new_run(folder / "run") as part:
+        checkpoints.save_finished(part, config, dataset.tokenizer, params, origin)
+    return folder / "run"
+
+
 @pytest.fixture(scope="module")
 def pairs_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on pairs: letters and their capitals, backwards."""
+    """A run on pairs, letters and their capitals backwards, of random parameters."""
     folder = tmp_path_factory.mktemp("pairs")
     rng = random.Random(0)
     sources = {"".join(rng.choices("abcd", k=4)): None for _ in range(600)}
     lines = [f"{source}\t{' '.join(source[::-1].upper())}\n" for source in sources]
     (folder / "pairs.tsv").write_text("".join(lines))
-    model = (
-        "EncoderDecoderConfig(n_layer=1, n_encoder_layer=1, n_head=2, n_embd=32, dropout=0.0, "
-        "block_size=8, source_block_size=8)"
+    config = Config(
+        EncoderDecoderConfig(
+            n_layer=1,
+            n_encoder_layer=1,
+            n_head=2,
+            n_embd=32,
+            dropout=0.0,
+            block_size=8,
+            source_block_size=8,
+        ),
+        PairsDataConfig(path=folder / "pairs.tsv", tokenizer="word", val_fraction=0.2),
+        train=TrainConfig(batch_size=16),
     )
-    fields = 'tokenizer="word", val_fraction=0.2'
-    config_file = write_config(folder, model, folder / "pairs.tsv", fields, 40)
-    train.main(["--config", str(config_file), "--run-dir", str(folder / "run")])
-    return folder / "run"
+    return untrained(folder, config)
 
 
 def test_a_run_on_pairs_is_quantized(
@@ -643,7 +659,7 @@ def test_a_run_on_pairs_is_quantized(
     out = tmp_path / "out"
     measure_only("float32", "int8")
     quantize.main([str(pairs_run), "--out", str(out)])
-    assert abs(card(out)["int8"]["delta"]) < 0.01
+    assert abs(card(out)["int8"]["delta"]) < 0.05
     dataset = data.load(run_directory.read_config(out))
     assert isinstance(dataset, PairData)
     sources, tok = list(dataset.val)[:8], dataset.tokenizer
@@ -697,13 +713,7 @@ def speech_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         SpeechDataConfig(path=folder / "clips.jsonl", tokenizer="word"),
         train=TrainConfig(batch_size=4),
     )
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer)
-    origin = {"source": dataset.source, "sha256": dataset.sha256, **dataset.sizes}
-    params = models.init(model, seed=0)
-    with run_directory.new_run(folder / "run") as part:
-        checkpoints.save_finished(part, config, dataset.tokenizer, params, origin)
-    return folder / "run"
+    return untrained(folder, config)
 
 
 def test_a_run_on_speech_is_quantized(
