@@ -1,10 +1,11 @@
-"""The drills of benchmarks/drills.py, a few cases of each, and that they would find a fault."""
+"""The drills of benchmarks/drills.py, a few cases, and that they would find a fault."""
 
 import json
 import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,30 @@ REPO = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-def test_a_few_cases_of_every_drill_survive(tmp_path: Path) -> None:
-    """In a process of its own, which forks before jax starts a device."""
-    command = [sys.executable, "-m", "benchmarks.drills", "--scale", "0.01"]
+# Shorter runs than a full drill has.
+DRILLS = """
+import sys
+from benchmarks import drills
+drills.MAX_STEPS, drills.HALF = 2, 1
+drills.main(sys.argv[1:])
+"""
+
+
+def test_a_few_cases_survive(tmp_path: Path) -> None:
+    """In a process of its own, which forks before jax starts a device.
+
+    Only of some drills: test_end_to_end.py has signals, test_damage.py full disks, and
+    test_processes.py lost processes.
+    """
+    command = [sys.executable, "-c", DRILLS, "--scale", "0.003", "--only", "kill,damage,fuzz"]
     command += ["--json", str(tmp_path / "drills.json")]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "drills.json").read_text())["drills"]
     for name, row in found.items():
-        assert row.get("skipped") or row["survived"] == row["tried"] > 0, name
-    assert set(found) == {"kill", "term", "damage", "disk", "fuzz", "processes"}
+        assert row["survived"] == row["tried"] > 0, name
+    assert set(found) == {"kill", "damage", "fuzz"}
     assert set(found["fuzz"]["outcomes"]) == set(fuzz.KINDS)
 
 
@@ -37,19 +51,18 @@ def test_a_few_cases_of_every_drill_survive(tmp_path: Path) -> None:
 )
 def test_a_guarded_worker_reports_and_goes_on(tmp_path: Path, function: str, says: str) -> None:
     worker = drill_children.Guarded(worker_case, tmp_path)
-    assert says in worker.call(function, 2 if function == "hang" else 60)[2]
+    assert says in worker.call(function, 1 if function == "hang" else 60)[2]
     assert worker.call("ok", 30) == (0, "", "")
     worker.close()
 
 
 def worker_case(case: str) -> tuple[int, str, str]:
     if case == "hang":
-        while True:
-            pass
+        time.sleep(60)
     if case == "die":
         os.kill(os.getpid(), 9)
     if case == "grow":
-        bytearray(3 << 30)
+        bytearray(2200 << 20)
     return 0, "", ""
 
 
