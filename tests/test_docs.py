@@ -1,11 +1,8 @@
 """README.md, docs/ and configs/: the figures were measured, the files and options exist."""
 
 import ast
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,6 @@ import tyro
 
 from benchmarks import tables
 from gptjax import cli, command_line
-from gptjax.data import downloads
 from gptjax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -101,20 +97,6 @@ def test_every_command_line_has_options_that_exist(page, monkeypatch):
         except (UserError, SystemExit) as error:
             if not (isinstance(error, SystemExit) and error.code == 0):
                 pytest.fail(f"{page}: {line}: {error}")
-
-
-@pytest.mark.slow
-def test_the_tour_runs_as_it_stands():
-    try:
-        downloads.fetch("tinyshakespeare")
-    except UserError as error:
-        pytest.skip(str(error))
-    # As a reader would, not compiled in haste as the other tests are.
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "doctest", "docs/tour.md"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert (ROOT / "docs/tour.md").read_text().count(">>> ") > 60
 
 
 def test_the_reading_path_is_as_short_as_the_readme_says():
