@@ -103,7 +103,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(walk_docs.ROOT / name)
     walk_docs.make_files(folder)
     flags = "--model.n-layer 1 --model.n-embd 96 --model.dropout 0 --train.max-steps 4"
-    flags += " --train.batch-size 4 --train.eval-interval 2 --train.eval-batches 1"
+    flags += " --train.batch-size 4 --train.eval-batches 1 --train.sample-tokens 0"
     flags = ["--config", "debug", "--data.path", str(folder / "my.txt"), *flags.split()]
     train.main([*flags, "--run-dir", str(folder / "runs" / RUNS[0])])
     for name in RUNS[1:]:
