@@ -319,18 +319,26 @@ def test_the_committed_count_is_of_layouts_that_share_out_the_state():
     assert data["sent"]["data"] == pytest.approx(data["on_paper"]["data"], rel=0.1)
 
 
+MEASURE = """
+from benchmarks import scaling
+scaling.DISPATCHES = 1
+scaling.main()
+"""
+
+
 @pytest.mark.slow
 def test_several_devices_are_measured(tmp_path):
     """Two simulated ones: that it runs, not how fast it is."""
     file = tmp_path / "weak.json"
-    argv = ["--config", "configs/debug.py", "--json", file]
-    ran = python("-m", "benchmarks.scaling", "weak", "--axis", "fsdp", *map(str, argv), devices=2)
+    argv = ["--config", "configs/debug.py", "--json", file, "--train.batch-size", 4]
+    argv += ["--model.n-layer", 1, "--model.n-embd", 16, "--model.block-size", 16]
+    ran = python("-c", MEASURE, "weak", "--axis", "fsdp", *map(str, argv), devices=2)
     assert ran.returncode == 0, ran.stderr
     record = json.loads(file.read_text())
     assert [row["mesh"] for row in record["rows"]] == ["1x1x1", "1x2x1"]
-    assert [row["batch_size"] for row in record["rows"]] == [16, 32]
+    assert [row["batch_size"] for row in record["rows"]] == [4, 8]
     assert all(seconds > 0 for row in record["rows"] for seconds in row["seconds_per_step"])
-    assert "| 2 | 1x2x1 | 32 |" in ran.stdout
+    assert "| 2 | 1x2x1 | 8 |" in ran.stdout
 
 
 @pytest.mark.parametrize("part", ["weak", "strong"])
