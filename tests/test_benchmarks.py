@@ -215,7 +215,7 @@ def test_a_ladder_leads_from_the_original_to_the_shipped_configuration(which, sh
 def test_a_tiny_ladder_is_measured_and_goes_on_where_it_was_cut(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question.\n" * 40)
-    base = f"--config configs/debug.py --data.path {text} --model.n-layer 1"
+    base = f"--config configs/debug.py --data.path {text} --model.n-layer 1 --model.n-embd 16"
     rungs = (ladders.Rung("bottom", "", ""), ladders.Rung("Muon", "--optim.name muon", ""))
     tiny = ladders.Ladder(note="", base=base, steps=4, rungs=rungs, text_share=0.5)
     monkeypatch.setattr(ablate, "LADDERS", {"tiny": tiny})
