@@ -1,13 +1,14 @@
 """What test_layouts.py and test_processes.py have other processes do, with simulated devices.
 
 python tests/distributed_worker.py layouts gpt|modern|pairs|speech [LAYOUT ...]
-python tests/distributed_worker.py save|restore FOLDER [PROCESS HOST:PORT]
+python tests/distributed_worker.py move FOLDER [PROCESS HOST:PORT]
 """
 
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -235,26 +236,33 @@ def restores(folder: Path, want: training.TrainState, mesh: Mesh) -> bool:
     return all(jax.tree.leaves(jax.tree.map(same, have, want)))
 
 
-def move(folder: Path, verb: str, *address: str) -> None:
-    """Saves in, or restores from, every subfolder and layout; prints the moves that went wrong."""
+def move(folder: Path, *address: str) -> None:
+    """Saves in every layout, waits until others did, too, and restores all in every layout.
+
+    Prints the moves that went wrong.
+    """
     meshes = {"2 processes": TWO_PROCESSES} if address else MOVES
     process, coordinator = (int(address[0]), address[1]) if address else (0, "")
     with processes.distributed_session(coordinator, 2, process):
         for name, layout in meshes.items():
+            checkpoints = Checkpoints(folder / name, keep_latest=1)
+            checkpoints.save(some_state(mesh_of(layout)))
+            checkpoints.close()
+            (folder / f"{name}.saved").touch()
+        saved, end = (*MOVES, "2 processes"), time.monotonic() + 120
+        while not all((folder / f"{name}.saved").exists() for name in saved):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        for name, layout in meshes.items():
             mesh = mesh_of(layout)
-            if verb == "save":
-                checkpoints = Checkpoints(folder / name, keep_latest=1)
-                checkpoints.save(some_state(mesh))
-                checkpoints.close()
-                continue
             want = some_state(mesh)
-            for saved in (*MOVES, "2 processes"):
-                if not restores(folder / saved, want, mesh):
-                    print(f"{saved} -> {name}")
+            for other in saved:
+                if not restores(folder / other, want, mesh):
+                    print(f"{other} -> {name}")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "layouts":
         layouts(*sys.argv[2:])
     else:
-        move(Path(sys.argv[2]), sys.argv[1], *sys.argv[3:])
+        move(Path(sys.argv[2]), *sys.argv[3:])

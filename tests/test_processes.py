@@ -1,6 +1,7 @@
 """Several processes train one run, and a failure of one ends all of them.
 
-They are real processes on the loopback interface, with four simulated devices each.
+They are real processes on the loopback interface. Where devices are the point, each has four
+simulated ones and the model is a GPT; elsewhere a bigram on one device is quicker to start.
 """
 
 import json
@@ -16,8 +17,10 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from conftest import Printed
 from distributed_worker import REPO, WORKER, environment, run
 
+from gptjax import train
 from gptjax.errors import UserError
 from gptjax.scale import processes
 
@@ -26,16 +29,19 @@ TEXT = "To be, or not to be, that is the question:\n" * 60
 CONFIG = """
 from pathlib import Path
 from gptjax.data import dataset as data
-from gptjax.config import Config, TextDataConfig, GPTConfig, OptimConfig, TrainConfig
+from gptjax.config import *
 
 config = Config(
-    model=GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.2),
+    model={model},
     data=TextDataConfig(path=Path({text!r})),
     optim=OptimConfig(learning_rate=3e-3),  # at 1e-2 rounding alone grows to 1e-4
-    train=TrainConfig(max_steps=20, batch_size=16, micro_batch_size=8, eval_interval=10,
-        eval_batches=2, log_interval=1, sample_tokens=20),
+    train=TrainConfig(max_steps=6, batch_size=16, micro_batch_size=8, eval_interval=6,
+        eval_batches=2, log_interval=1, sample_tokens={sample_tokens}),
 )
 """
+GPT = "GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.2)"
+# Runs until something ends it, and evaluates once.
+ENDLESS = ("--train.max-steps", 100_000, "--train.eval-interval", 100_000)
 FAILS = """
 training_batches = data.training_batches
 
@@ -54,11 +60,11 @@ def free_address() -> str:
 
 
 class Pair:
-    """Two processes, with four devices each unless it says otherwise, of one command each."""
+    """Two processes, with one device each unless it says otherwise, of one command each."""
 
     all: ClassVar[list["Pair"]] = []
 
-    def __init__(self, folder: Path, *commands: list[object], n_devices: Sequence[int] = (4, 4)):
+    def __init__(self, folder: Path, *commands: list[object], n_devices: Sequence[int] = (1, 1)):
         self.all.append(self)
         self.outputs = [folder / f"process-{i}.txt" for i in range(2)]
         self.processes = []
@@ -70,7 +76,9 @@ class Pair:
                 )
 
     @classmethod
-    def trains(cls, folder: Path, configs: tuple[Path, Path], *flags: object) -> "Pair":
+    def trains(
+        cls, folder: Path, configs: tuple[Path, Path], *flags: object, n_devices: int = 1
+    ) -> "Pair":
         common = ["--run-dir", folder / "run", "--coordinator", free_address()]
         common += ["--processes", 2, *flags]
         return cls(
@@ -79,6 +87,7 @@ class Pair:
                 [REPO / "train.py", "--config", config, *common, "--process", i]
                 for i, config in enumerate(configs)
             ),
+            n_devices=(n_devices, n_devices),
         )
 
     def wait(self, seconds: float = 200) -> list[int]:
@@ -105,11 +114,20 @@ def nothing_left_running() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("config")
     (folder / "text.txt").write_text(TEXT)
-    (folder / "tiny.py").write_text(CONFIG.format(text=str(folder / "text.txt")))
-    return folder / "tiny.py"
+    files = {}
+    for name, model, sample_tokens in (("gpt", GPT, 20), ("bigram", "BigramConfig(16)", 0)):
+        files[name] = folder / f"{name}.py"
+        fields = {"text": str(folder / "text.txt"), "model": model, "sample_tokens": sample_tokens}
+        files[name].write_text(CONFIG.format(**fields))
+    return files
+
+
+@pytest.fixture(scope="module")
+def config(configs: dict[str, Path]) -> Path:
+    return configs["bigram"]
 
 
 def losses(run_dir: Path) -> np.ndarray:
@@ -119,37 +137,31 @@ def losses(run_dir: Path) -> np.ndarray:
     return np.array([row[name] for row in rows for name in names if name in row])
 
 
-@pytest.fixture(scope="module")
-def one_device(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("one") / "run"
-    run("train.py", "--config", config, "--run-dir", folder, n_devices=1)
-    return folder
-
-
-def test_two_processes_train_as_one_device_does(
-    one_device: Path, config: Path, tmp_path: Path
-) -> None:
-    pair = Pair.trains(tmp_path, (config, config), "--mesh.fsdp", 2, "--mesh.model", 2)
+def test_two_processes_train_as_one_device_does(configs: dict[str, Path], tmp_path: Path) -> None:
+    config, one_device = configs["gpt"], tmp_path / "one"
+    flags = ["--mesh.fsdp", 2, "--mesh.model", 2]
+    pair = Pair.trains(tmp_path, (config, config), *flags, n_devices=4)
+    train.main(["--config", str(config), "--run-dir", str(one_device)])
     assert pair.wait() == [0, 0], pair.printed(0) + pair.printed(1)
     assert "2 processes x 4 x cpu as data 2 x fsdp 2 x model 2" in pair.printed(0)
     assert not re.search("step|loss", pair.printed(1))  # only the first one prints
+    assert len(losses(one_device)) == 6 + 2 * 2
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(one_device), rtol=1e-5)
-    text = (one_device / "samples/20.txt").read_text()
-    assert (tmp_path / "run/samples/20.txt").read_text() == text
+    text = (one_device / "samples/6.txt").read_text()
+    assert (tmp_path / "run/samples/6.txt").read_text() == text
 
 
 def test_a_signal_to_one_process_stops_both_and_one_device_continues(
-    config: Path, tmp_path: Path
+    config: Path, tmp_path: Path, printed: Printed
 ) -> None:
-    flags = ["--train.max-steps", 100_000, "--train.eval-interval", 100_000]
-    pair = Pair.trains(tmp_path, (config, config), *flags, "--train.sample-tokens", 0)
+    pair = Pair.trains(tmp_path, (config, config), *ENDLESS)
     wait_for_steps(pair)
     pair.processes[1].send_signal(signal.SIGTERM)
     assert pair.wait() == [143, 143], pair.printed(0) + pair.printed(1)
     (said,) = re.findall(r"SIGTERM: saved step (\d+)", pair.printed(0))
-    more = [*flags[2:], "--train.max-steps", int(said) + 2, "--train.sample-tokens", 0]
-    printed = run("train.py", "--config", config, "--run-dir", tmp_path / "run", *more, n_devices=1)
-    assert f"continuing at step {said}" in printed
+    more = [*ENDLESS[2:], "--train.max-steps", int(said) + 2]
+    out = printed(train.main, "--config", config, "--run-dir", tmp_path / "run", *more)
+    assert f"continuing at step {said}" in out
     assert (tmp_path / "run/checkpoints" / str(int(said) + 2)).exists()
 
 
@@ -159,7 +171,7 @@ def test_processes_that_differ_are_refused(what: str, config: Path, tmp_path: Pa
     common = [REPO / "train.py", "--config", config, "--run-dir", tmp_path / "run"]
     common += ["--coordinator", free_address(), "--processes", 2]
     seeds = (1, 2) if what == "seed" else (1, 1)
-    n_devices = (4, 2) if what == "devices" else (4, 4)
+    n_devices = (2, 1) if what == "devices" else (1, 1)
     commands = ([*common, "--process", i, "--seed", seed] for i, seed in enumerate(seeds))
     pair = Pair(tmp_path, *commands, n_devices=n_devices)
     codes = pair.wait()
@@ -196,46 +208,40 @@ def wait_for_steps(pair: Pair, seconds: float = 200) -> None:
 
 def test_checkpoints_move_between_layouts(tmp_path: Path) -> None:
     """Between 1 device, 8, 4 x 2, and two processes, in every direction, to the bit."""
-    run(WORKER, "save", tmp_path, n_devices=8)
-    for verb in ("save", "restore"):
-        address = free_address()
-        pair = Pair(tmp_path, *([WORKER, verb, tmp_path, i, address] for i in range(2)))
-        assert pair.wait() == [0, 0], pair.printed(0) + pair.printed(1)
-        assert "->" not in pair.printed(0) + pair.printed(1)
-    assert run(WORKER, "restore", tmp_path, n_devices=8) == ""
+    address = free_address()
+    pair = Pair(
+        tmp_path, *([WORKER, "move", tmp_path, i, address] for i in range(2)), n_devices=(4, 4)
+    )
+    assert run(WORKER, "move", tmp_path, n_devices=8) == ""
+    assert pair.wait() == [0, 0], pair.printed(0) + pair.printed(1)
+    assert "->" not in pair.printed(0) + pair.printed(1)
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP", "exception"])
+@pytest.mark.parametrize(("how", "victim"), [("SIGKILL", 0), ("SIGSTOP", 1), ("exception", 0)])
 def test_when_one_process_fails_the_other_ends_and_names_it(
-    how: str, config: Path, tmp_path: Path
+    how: str, victim: int, config: Path, tmp_path: Path
 ) -> None:
-    """Either of them; both pairs at once. More would starve each other past their heartbeats."""
+    """Process 0, which has the coordinator, and process 1, which has not."""
     fails = tmp_path / "fails.py"
     fails.write_text(config.read_text() + FAILS)
-    flags = ["--train.max-steps", 100_000, "--train.eval-interval", 100_000]
-    flags += ["--train.sample-tokens", 0, "--train.eval-batches", 0]
-    pairs: list[Pair] = []
-    for victim in (0, 1):
-        folder = tmp_path / str(victim)
-        folder.mkdir()
-        configs = [config, config]
-        if how == "exception":
-            configs[victim] = fails
-        pairs.append(Pair.trains(folder, (configs[0], configs[1]), *flags))
-    for victim, pair in enumerate(pairs):
-        if how == "exception":
-            pair.processes[victim].wait(200)
-        else:
-            wait_for_steps(pair)
-            pair.processes[victim].send_signal(getattr(signal, how))
-        code = pair.processes[1 - victim].wait(30)
-        pair.kill()
-        last = pair.printed(1 - victim).splitlines()[-1]
-        assert code == 1, (how, victim, pair.printed(1 - victim)[-2000:])
-        assert f"error: process {1 - victim} lost process {victim} of 2" in last, (how, victim)
-        if how == "exception":
-            assert pair.processes[victim].returncode == 1
-            assert "RuntimeError: it broke" in pair.printed(victim)
+    configs = [config, config]
+    if how == "exception":
+        configs[victim] = fails
+    flags = [*ENDLESS, "--train.eval-batches", 0]
+    pair = Pair.trains(tmp_path, (configs[0], configs[1]), *flags)
+    if how == "exception":
+        pair.processes[victim].wait(200)
+    else:
+        wait_for_steps(pair)
+        pair.processes[victim].send_signal(getattr(signal, how))
+    code = pair.processes[1 - victim].wait(30)
+    pair.kill()
+    assert code == 1, pair.printed(1 - victim)[-2000:]
+    last = pair.printed(1 - victim).splitlines()[-1]
+    assert f"error: process {1 - victim} lost process {victim} of 2" in last
+    if how == "exception":
+        assert pair.processes[victim].returncode == 1
+        assert "RuntimeError: it broke" in pair.printed(victim)
 
 
 class _Store:
