@@ -33,7 +33,7 @@ from gptjax.scale.sharding import with_sharding
 
 REPO = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
-MAX_STEPS, EVAL_INTERVAL, BLOCK_SIZE = 24, 2, 16
+MAX_STEPS, EVAL_INTERVAL, BLOCK_SIZE = 16, 2, 16
 ALPHABET = "abcdefgh \n"
 CONFIG = """
 from pathlib import Path
@@ -240,33 +240,11 @@ def test_the_uninterrupted_run_is_complete(whole: Path) -> None:
 
 def test_resuming_is_bitwise(config_file: Path, half: Path, whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(half, tmp_path / "run"))
-    printed = run_train(config_file, run, "--resume")
+    printed = run_train(config_file, run, "--resume", "--train.sample-tokens", 0)
     assert f"continuing at step {MAX_STEPS // 2}" in printed
     assert_same_run(run, whole)
     # That could not fail if dropout or batches were not random by step.
     assert arrays(run, MAX_STEPS) != arrays(half, MAX_STEPS // 2)
-
-
-def test_signals_save_and_the_same_command_continues(
-    config_file: Path, whole: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    stopped_at = [0]
-    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        before = stopped_at[-1]
-        with Process(tmp_path / "log", command(config_file, run)) as process:
-            process.wait_until(functools.partial(has_trained, process, run, before + 4))
-            process.popen.send_signal(signum)
-            assert process.popen.wait(60) == code
-        log = process.log.read_text()
-        (step,) = map(int, re.findall(rf"{signum.name}: saved step (\d+);", log))
-        assert before < step < MAX_STEPS
-        assert committed(run)[-1] == step
-        assert f"continuing at step {before}" in log or before == 0
-        assert "Traceback" not in log
-        stopped_at.append(step)
-    assert f"continuing at step {stopped_at[-1]}" in run_train(config_file, run)
-    assert_same_run(run, whole)
 
 
 SIGNAL_WHILE_LOADING = """
@@ -289,21 +267,19 @@ train.main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
-def test_a_signal_while_loading_ends_the_run_at_once(
-    config_file: Path, tmp_path: Path, signum: int, code: int
-) -> None:
+def test_a_signal_while_loading_ends_the_run_at_once(config_file: Path, tmp_path: Path) -> None:
     """There is nothing to save yet. A shell shows -15 as 143."""
     run = tmp_path / "run"
     flags = ["--config", str(REPO / "configs/bigram.py"), "--train.max-steps", "2"]
     flags += ["--data.path", str(config_file.with_name("text.txt")), "--run-dir", str(run)]
-    flags += ["--train.sample-tokens", "4", "--train.eval-batches", "2"]
-    script = [sys.executable, "-c", SIGNAL_WHILE_LOADING, str(int(signum)), *flags]
-    ended = subprocess.run(script, env=environment(), capture_output=True, text=True)
-    assert ended.returncode == code
-    assert "still loading" not in ended.stdout
-    assert "Traceback" not in ended.stderr
-    assert committed(run) == []
+    flags += ["--train.sample-tokens", "0", "--train.eval-batches", "0"]
+    for signum, code in ((signal.SIGTERM, -15), (signal.SIGINT, 130)):
+        script = [sys.executable, "-c", SIGNAL_WHILE_LOADING, str(int(signum)), *flags]
+        ended = subprocess.run(script, env=environment(), capture_output=True, text=True)
+        assert ended.returncode == code
+        assert "still loading" not in ended.stdout
+        assert "Traceback" not in ended.stderr
+        assert committed(run) == []
     train.main(flags)  # nothing is half-written: the same command starts
     assert committed(run)[-1] == 2
 
@@ -320,19 +296,30 @@ def test_the_first_process_of_a_container_ends_on_sigterm(monkeypatch: pytest.Mo
     assert codes == [143]
 
 
-@pytest.mark.parametrize("stop_at", [0, 4, 6])
-def test_a_signal_when_an_evaluation_is_due(
-    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
-) -> None:
-    """Saved before that evaluation, the run makes up for it: at the start, later and at the end."""
+@pytest.fixture(scope="module")
+def straight(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """Flags of a bigram, and its run that nothing interrupts."""
     flags = ["--config", str(REPO / "configs/bigram.py"), "--train.max-steps", "6"]
     flags += ["--data.path", str(config_file.with_name("text.txt")), "--train.eval-interval", "2"]
-    flags += ["--train.eval-batches", "2", "--train.log-interval", "1", "--train.sample-tokens"]
-    flags += ["4"]
-    monkeypatch.setattr(setup, "KEEP_LATEST", 9)
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    train.main([*flags, "--run-dir", str(straight)])
+    flags += ["--train.eval-batches", "2", "--train.log-interval", "1"]
+    flags += ["--train.sample-tokens", "0"]
+    run = tmp_path_factory.mktemp("straight") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "KEEP_LATEST", 9)
+        train.main([*flags, "--run-dir", str(run)])
+    return flags, run
 
+
+@pytest.mark.parametrize("stop_at", [0, 4, 6])
+def test_a_signal_when_an_evaluation_is_due(
+    straight: tuple[list[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+) -> None:
+    """Saved before that evaluation, the run makes up for it: at the start, later and at the end."""
+    monkeypatch.setattr(setup, "KEEP_LATEST", 9)
+    (flags, whole), stopped = straight, tmp_path / "stopped"
     steps_done, begin = Reporter.steps_done, train.train
 
     def done_then_signal(reporter: Reporter, step: int) -> None:
@@ -355,39 +342,50 @@ def test_a_signal_when_an_evaluation_is_due(
     assert [step for step, name, _ in losses(stopped) if name == "val_loss"][stop_at // 2 :] == []
     train.main([*flags, "--run-dir", str(stopped)])
 
-    ours, theirs = losses(stopped), losses(straight)
+    ours, theirs = losses(stopped), losses(whole)
     assert [loss[:2] for loss in ours] == [loss[:2] for loss in theirs]
     np.testing.assert_allclose([x[2] for x in ours], [x[2] for x in theirs], rtol=1e-6)
     # sample.py takes the best checkpoint, of which each evaluated one must be a candidate.
-    best = [Checkpoints(run / "checkpoints").best() for run in (stopped, straight)]
+    best = [Checkpoints(run / "checkpoints").best() for run in (stopped, whole)]
     assert best[0] == best[1]
 
 
-def test_kill_9_at_any_moment_around_saving(config_file: Path, whole: Path, tmp_path: Path) -> None:
-    """Five kills. Each start continues at the last complete checkpoint, to the same end."""
+def test_however_often_it_is_stopped_a_run_ends_like_one_that_was_not(
+    config_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Kills at any moment around saving, and signals, which save.
+
+    Each start continues at the last complete checkpoint, to the same end.
+    """
     run, at = tmp_path / "run", 0  # at: the last step with a complete checkpoint
-    moments = (
-        holds_lock,  # the files that describe the run are being written
-        has_trained,  # logged, but the evaluation and the first checkpoint are still to come
-        is_saving,  # arrays are partly on disk
-        has_saved,  # an old checkpoint is being removed
-        is_saving,
+    flags = ["--train.sample-tokens", 0]
+    stops = (
+        (holds_lock, signal.SIGKILL),  # the files that describe the run are being written
+        (is_saving, signal.SIGKILL),  # logged; the arrays of the first checkpoint partly on disk
+        (is_saving, signal.SIGKILL),
+        (has_saved, signal.SIGKILL),  # an old checkpoint is being removed
+        (has_trained, signal.SIGTERM),
+        (has_trained, signal.SIGINT),
     )
-    for moment in moments:
-        with Process(tmp_path / "log", command(config_file, run)) as process:
-            process.wait_until(functools.partial(moment, process, run, at))
-            process.popen.kill()
-            assert process.popen.wait() == -signal.SIGKILL
+    for moment, signum in stops:
+        before = at
+        with Process(tmp_path / "log", command(config_file, run, *flags)) as process:
+            process.wait_until(functools.partial(moment, process, run, before))
+            process.popen.send_signal(signum)
+            code = -signum if signum == signal.SIGKILL else 128 + signum
+            assert process.popen.wait(60) == code
         log = process.log.read_text()
-        if "data: " in log:
-            assert ("continuing" in log) == (at > 0), log
-            assert f"continuing at step {at}\n" in log or at == 0, log
-        at = max(committed(run), default=0)
         assert "Traceback" not in log
+        if "data: " in log:
+            assert ("continuing" in log) == (before > 0), log
+            assert f"continuing at step {before}\n" in log or before == 0, log
+        at = max(committed(run), default=0)
+        if signum != signal.SIGKILL:
+            (step,) = map(int, re.findall(rf"{signum.name}: saved step (\d+);", log))
+            assert before < step == at < MAX_STEPS
         if at:
             assert arrays(run, at).keys() == arrays(whole, MAX_STEPS).keys()
-    assert at > 0
-    assert f"continuing at step {at}\n" in run_train(config_file, run)
+    assert f"continuing at step {at}\n" in run_train(config_file, run, *flags)
     assert_same_run(run, whole)
     left = [path.name for path in (run / "checkpoints").iterdir() if not path.name.isdecimal()]
     assert left == []  # of saves that were killed
@@ -456,21 +454,27 @@ def assert_close_run(run: Path, whole: Path) -> None:
         assert value == pytest.approx(theirs[key], rel=1e-4), key
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4)])
 def test_a_checkpoint_continues_on_another_number_of_devices(
-    config_file: Path, half: Path, whole: Path, tmp_path: Path, before: int, after: int
+    config_file: Path, half: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The batch, its order and its dropout do not depend on the devices that share it."""
-    flags = ["--train.eval-interval", MAX_STEPS // 2]
-    run = tmp_path / "run"
-    if before == 1:
-        shutil.copytree(half, run)
-    else:
-        run_train(config_file, run, *flags, "--train.max-steps", MAX_STEPS // 2, n_devices=before)
-    assert len(json.loads((run / "environment.json").read_text())["devices"]) == before
-    printed = run_train(config_file, run, *flags, n_devices=after)
-    assert f"continuing at step {MAX_STEPS // 2}" in printed
-    assert len(json.loads((run / "environment.json").read_text())["devices"]) == after
+    """The batch, its order and its dropout do not depend on the devices that share it.
+
+    The second half on 4, and on 1 again, which is this process.
+    """
+    flags = ["--train.sample-tokens", "0", "--train.eval-interval", "4"]
+    run = Path(shutil.copytree(half, tmp_path / "run"))
+
+    def n_devices() -> int:
+        return len(json.loads((run / "environment.json").read_text())["devices"])
+
+    assert n_devices() == 1
+    more = [*flags, "--train.max-steps", MAX_STEPS - 4]
+    assert f"continuing at step {MAX_STEPS // 2}" in run_train(config_file, run, *more, n_devices=4)
+    assert n_devices() == 4
+    train.main(["--config", str(config_file), "--run-dir", str(run), *flags])
+    assert f"continuing at step {MAX_STEPS - 4}" in capsys.readouterr().out
+    assert n_devices() == 1
+    assert committed(run)[-1] == MAX_STEPS
     assert_close_run(run, whole)
 
 
@@ -508,9 +512,9 @@ def test_json_samples(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.err == ""
 
 
-def test_a_conversation_has_commands(half: Path) -> None:
+def test_a_conversation_through_stdin_has_commands(half: Path) -> None:
     lines = ["abc", "abc", "/seed 7", "abc", "abc", "/seed x", "/temperature hot"]
-    lines += ["/temperature 0", "abc", "/help", "/quit", "cba"]
+    lines += ["xyz", "/temperature 0", "abc", "/help", "/quit", "cba"]
     done = run_sample(half, "--interactive", "--max-new-tokens", 30, stdin="\n".join(lines))
     answers = re.findall(r"prompt> (abc[^p]*)", done.stdout)
     assert len(answers) == 5
@@ -521,16 +525,11 @@ def test_a_conversation_has_commands(half: Path) -> None:
     assert "error: /temperature is 'hot', but must be a number >= 0" in done.stderr
     assert "/seed VALUE  /temperature VALUE  /help  /quit" in done.stderr
     assert "prompt> cba" not in done.stdout  # nothing is answered after /quit
-
-
-def test_a_conversation_through_stdin(half: Path) -> None:
-    done = run_sample(half, "--interactive", "--max-new-tokens", 5, stdin="abc\nxyz\ncba\n")
-    assert "prompt> abc" in done.stdout
-    assert "prompt> cba" in done.stdout
     assert "prompt> xyz" not in done.stdout
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "'x' at 0, 'y' at 1, 'z' at 2" in errors[0]
+    (unknown,) = (
+        x for x in done.stderr.splitlines() if x.startswith("error: ") and "'x' at 0" in x
+    )
+    assert "'x' at 0, 'y' at 1, 'z' at 2" in unknown
 
 
 Sampled = Callable[..., str]
