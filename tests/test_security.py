@@ -64,7 +64,10 @@ def test_a_bomb_works(canary: Path) -> None:
 def test_nothing_in_a_run_directory_is_executed(
     run: Path, canary: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(card, "SECONDS_PER_ROUND", 0)  # no speed is looked at here
+    # The card of one format, and no speed is looked at.
+    monkeypatch.setattr(card, "FORMATS", {name: card.FORMATS[name] for name in ("float32", "int8")})
+    monkeypatch.setattr(card, "SECONDS_PER_ROUND", 0)
+    monkeypatch.setattr(card, "DECODED_TOKENS", 4)
     sample.main([str(run), "--max-new-tokens", "4", "--greedy"])
     evaluate.main([str(run)])
     plot.main([str(run), "--out", str(tmp_path / "a.png")])
@@ -214,19 +217,22 @@ def test_a_run_directory_with_links_writes_nothing_outside(
     victim = outside / "profile"
     victim.write_text("export PATH\n")
     line = [*TINY_RUN, "--data.path", str(text_file), "--run-dir"]
-    names = ("lock", "metrics.jsonl", "loss.png", "samples/6.txt", "config.json.part")
-    names += ("metrics.jsonl.part", "tokenizer.json.part", "environment.json.part", "loss.png.part")
-    for i, name in enumerate((*names, "checkpoints", "samples")):
+    files = ("config.json", "metrics.jsonl", "tokenizer.json", "environment.json", "loss.png")
+    replaced = ("loss.png", "samples/6.txt", *(f"{name}.part" for name in files))
+    refuses = [("lock",), ("metrics.jsonl",), ("checkpoints",), ("samples",)]
+    for i, names in enumerate((replaced, *refuses)):
         folder = tmp_path / f"linked-{i}"
         shutil.copytree(run, folder)
-        link = folder / name
-        if link.is_dir():
-            shutil.rmtree(link)
-        link.unlink(missing_ok=True)
-        link.symlink_to(outside if name in ("checkpoints", "samples") else victim)
-        with contextlib.suppress(SystemExit):  # refusing is as good as not following
+        for name in names:
+            link = folder / name
+            if link.is_dir():
+                shutil.rmtree(link)
+            link.unlink(missing_ok=True)
+            link.symlink_to(outside if name in ("checkpoints", "samples") else victim)
+        # Refusing is as good as not following, but where many are linked it would hide the rest.
+        with contextlib.suppress(*[SystemExit] * (len(names) == 1)):
             train.main([*line, str(folder), "--train.max-steps", "6"])
-        assert victim.read_text() == "export PATH\n", name
+        assert victim.read_text() == "export PATH\n", names
         left = sorted(path.name for path in outside.iterdir())
-        assert left == ["1.orbax-checkpoint-tmp", "profile"], name
+        assert left == ["1.orbax-checkpoint-tmp", "profile"], names
     assert "Traceback" not in capsys.readouterr().err
