@@ -137,10 +137,10 @@ def test_dropout_draws_anew_each_step_and_row_whatever_the_micro_batch():
     one = batches(1, 1, batch_size=1)
     same = jax.tree.map(lambda x: np.tile(x, (3, 2, 1)), one)  # 3 steps of 2 equal rows
     seen = []
+    programs = [training.make_train_steps(model, optimizer, micro, seed=1) for micro in (1, 2)]
     for weights in ([1, 0], [0, 1], [1, 1]):
         weighed = same | {"loss_weights": same["loss_weights"] * np.array(weights)[:, None]}
-        for micro in (1, 2):
-            train_steps = training.make_train_steps(model, optimizer, micro, seed=1)
+        for train_steps in programs:
             _, metrics = train_steps(start(config, optimizer), weighed, 3)
             seen.append(np.asarray(metrics.loss))
     first, second, both = seen[::2]
