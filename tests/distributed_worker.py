@@ -79,7 +79,7 @@ CONFIGS = {
     "pairs": (EncoderDecoderConfig(**SEED, n_encoder_layer=1, source_block_size=12), "adamw"),
     "speech": (SpeechConfig(**SEED, n_encoder_layer=1, source_block_size=12, n_mels=8), "adamw"),
 }
-VOCAB_SIZE, BATCH_SIZE, MICRO_BATCH_SIZE, N_STEPS = 19, 16, 8, 20
+VOCAB_SIZE, BATCH_SIZE, MICRO_BATCH_SIZE, N_STEPS = 19, 16, 8, 6
 
 
 def build(name: str) -> models.Model:
