@@ -115,7 +115,7 @@ def test_a_run_on_pairs_continues_as_if_it_had_not_stopped(
 ) -> None:
     """Not at an evaluation, nor where the shape of the batch changes."""
     run = tmp_path / "run"
-    flags = ["--config", str(config_file), "--run-dir", str(run)]
+    flags = ["--config", str(config_file), "--run-dir", str(run), "--train.sample-tokens", "0"]
     for steps in (5, MAX_STEPS):
         batches._epoch.cache_clear()  # another process would know nothing of it
         train.main([*flags, "--train.max-steps", str(steps)])
