@@ -38,14 +38,10 @@ from gptjax.data.texts import TextData
 # would keep the others waiting at the end.
 LONGEST = (
     *("test_processes.py", "test_layouts.py", "test_end_to_end.py", "test_quantize.py"),
-    *("test_page.py", "test_page_encoders.py", "test_page_views.py", "test_drills.py"),
-    *(
-        "test_benchmarks.py",
-        "test_speech_commands.py",
-        "test_encoder_decoder.py",
-        "test_scaling.py",
-    ),
-    *("test_search.py", "test_evaluate.py", "test_training.py", "test_export.py"),
+    *("test_speech_commands.py", "test_notebook.py", "test_benchmarks.py"),
+    *("test_gpu_benchmarks.py", "test_evaluate.py", "test_quant_array.py", "test_training.py"),
+    *("test_ensemble.py", "test_drills.py", "test_page_encoders.py", "test_page.py"),
+    *("test_wheel.py", "test_import_gpt2.py", "test_export.py", "test_importers.py"),
 )
 
 
