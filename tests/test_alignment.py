@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import jax
 import matplotlib.image
@@ -33,12 +31,6 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return folder / "run"
 
 
-def compiled(model: models.GPT) -> Any:
-    """The model, with one program for a call instead of one for each operation."""
-    apply = jax.jit(model.apply, static_argnames="mutable")
-    return SimpleNamespace(config=model.config, apply=apply)
-
-
 @pytest.mark.parametrize("n_tokens", [2, 70])
 def test_no_position_looks_ahead_and_the_shares_add_up(
     gpt_config: GPTConfig, n_tokens: int
@@ -48,7 +40,7 @@ def test_no_position_looks_ahead_and_the_shares_add_up(
     model, rng = models.GPT(config, VOCAB_SIZE), np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: models.init(model, seed=3))
     params = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(p.dtype), shapes)
-    tokens_T, model = rng.integers(0, VOCAB_SIZE, n_tokens), compiled(model)
+    tokens_T = rng.integers(0, VOCAB_SIZE, n_tokens)
     weights = attention_weights.self_attention(model, params, tokens_T)
     assert weights.shape == (1, 2, n_tokens, n_tokens)
     assert (np.triu(weights, k=1) == 0).all()
@@ -66,7 +58,7 @@ def test_self_attention_equals_its_definition(
     c, n_tokens = model.config, len(tokens[0])
     capture = functools.partial(model.apply, capture_intermediates=True, mutable="intermediates")
     _, sown = jax.device_get(jax.jit(capture)({"params": params}, tokens[:1]))
-    weights = attention_weights.self_attention(compiled(model), params, tokens[0])
+    weights = attention_weights.self_attention(model, params, tokens[0])
     for i in range(c.n_layer):
         attention = sown["intermediates"][f"block_{i}"]["attention"]
         q, k = (

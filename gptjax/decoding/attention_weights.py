@@ -18,15 +18,20 @@ from gptjax.models import GPT, EncoderDecoder, SpeechRecognizer
 def self_attention(model: GPT, params: Any, tokens_T: np.ndarray) -> np.ndarray:
     """Weights (layer, H, T, T) of a text: row t is how position t attends to positions 0 ... t."""
     model, params = first_member(model, params)
-    _, sown = model.apply({"params": params}, jnp.asarray(tokens_T)[None], mutable="intermediates")
+    blocks = jax.device_get(_intermediates(model, params, np.asarray(tokens_T)[None]))
     n_target, layers = len(tokens_T), []
     for i in range(model.config.n_layer):
         # On a CPU the queries come in several chunks, each with the keys up to its last query.
-        chunks: Any = sown["intermediates"][f"block_{i}"]["attention"]["weights"]
+        chunks: Any = blocks[f"block_{i}"]["attention"]["weights"]
         later_keys = [((0, 0), (0, 0), (0, n_target - chunk.shape[-1])) for chunk in chunks]
         rows = [np.pad(chunk[0], pad) for chunk, pad in zip(chunks, later_keys, strict=True)]
         layers.append(np.concatenate(rows, axis=1))
     return np.stack(layers).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _intermediates(model: GPT, params: Any, tokens_BT: Any) -> Any:
+    return model.apply({"params": params}, tokens_BT, mutable="intermediates")[1]["intermediates"]
 
 
 @functools.partial(jax.jit, static_argnames="model")
