@@ -35,7 +35,7 @@ OPEN_ON_A_GPU = {
     "race-gpt-gpu": "milliseconds per step of today's `configs/gpt.py` (`{script} race`)",
     "gpu-startup": "seconds to the first steps, with an empty and a filled compilation cache "
     "(`{script} startup`)",
-    "gpu-startup-h100": "start-up on an H100, and since the layers share what is traced "
+    "gpu-startup-h100": "start-up on an H100, and on any GPU since all layers share what is traced "
     "(`{script} startup`)",
     "gpu-fast": "seconds to the original's best validation loss, 1.4994 (`{script} fast`)",
     "gpu-best": "whole runs of `gpt_best.py` with three seeds (`{script} best`)",

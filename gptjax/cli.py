@@ -40,7 +40,7 @@ gptjax COMMAND --help lists the options of a command."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """For programs: it decides what signals do, see signals.py, and how often memory is tidied."""
+    """For programs: it decides what signals do (signals.py), and when Python looks for garbage."""
     end_at_once()
     # Importing and tracing make many objects that stay. To search them for garbage after every 700
     # new ones, as Python does by default, takes a fifth of a start.

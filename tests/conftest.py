@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: a tiny model on real text, cheap to compile."""
 
+import functools
 import gc
 import json
 import os
@@ -83,6 +84,12 @@ def model(gpt_config: GPTConfig) -> models.GPT:
 def params(model: models.GPT) -> dict:
     """Initial parameters, scaled up so that greedy choices are far from ties, none at zero."""
     return jax.tree.map(lambda p: 2 * p if p.any() else p + 0.5, models.init(model, seed=3))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(model: models.Model, params: Any, tokens: Any) -> jax.Array:
+    """(B, T, V). One program for each model and shape."""
+    return model.apply({"params": params}, tokens)[0]
 
 
 @pytest.fixture

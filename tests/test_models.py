@@ -7,16 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import VOCAB_SIZE
+from conftest import VOCAB_SIZE, logits_of
 
 from gptjax import models, training
 from gptjax.config import BigramConfig, GPTConfig
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def logits_of(model, params, tokens):
-    """One program for each model and shape."""
-    return model.apply({"params": params}, tokens)[0]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from conftest import VOCAB_SIZE
+from conftest import VOCAB_SIZE, logits_of
 
 from gptjax import models
 from gptjax.config import BigramConfig
@@ -15,11 +15,6 @@ from gptjax.errors import UserError
 
 GREEDY = Sampler(temperature=0)
 N_TOKENS = 45  # nearly three times the block size
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def logits_of(model, params, tokens):
-    return model.apply({"params": params}, tokens)[0]
 
 
 @pytest.fixture

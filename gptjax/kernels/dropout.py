@@ -75,7 +75,7 @@ def row_streams(key: Array, rows_B: Array) -> Array:
     row_B = rows_B.astype(jnp.uint32)
     first = jnp.broadcast_to(words[0], row_B.shape)
     streams_B2 = jnp.stack(philox(row_B, first, words[-1], STREAM_ROUNDS), axis=-1)
-    # Without the barrier XLA makes a program of its own for each word and each pass.
+    # Without the barrier XLA computes them three times, each time in a kernel of its own.
     return lax.optimization_barrier(streams_B2)
 
 
