@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
 
     If causal, a position sees itself and earlier ones, and mask_BT must be None. Otherwise it sees
     all where mask_BT is true (padding is false). `rotary` rotates queries and keys. With a cache,
-    those of earlier calls are seen as well. rows_B: see Dropout; None drops nothing.
+    those of earlier calls are seen as well. streams_B2: see Dropout; None drops nothing.
 
     Returns (y_BTD, the cache with the new keys and values in it).
     """
@@ -84,19 +84,19 @@ class SelfAttention(nn.Module):
         mask_BT: Array | None = None,
         rotary: Rotary | None = None,
         cache: BlockCache | None = None,
-        rows_B: Array | None = None,
+        streams_B2: Array | None = None,
     ) -> tuple[Array, BlockCache | None]:
         c = self.config
         if self.causal and mask_BT is not None:
             raise ValueError("attention is causal or has a padding mask, not both")
-        dropped, streams_B2 = attention_dropout(self, c, rows_B)
+        dropped, own_B2 = attention_dropout(self, c, streams_B2)
         if cache is None and use_fused(self, c, dropped, x_BTD):
             # On a GPU: what `heads` computes, in one kernel and without T x T arrays in memory.
             sources = fused_sources(c, self.dtype, x_BTD, None)
-            y_BTD = fused_attention(c, sources, self.causal, mask_BT, rotary, dropped, streams_B2)
+            y_BTD = fused_attention(c, sources, self.causal, mask_BT, rotary, dropped, own_B2)
         else:
             n = x_BTD.shape[1]
-            drop = weight_dropout(streams_B2, dropped, (c.n_head, n, n))
+            drop = weight_dropout(own_B2, dropped, (c.n_head, n, n))
             y_BTD, cache = self.heads(x_BTD, mask_BT, rotary, cache, drop)
         # A last linear map mixes what the heads found.
         output = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")

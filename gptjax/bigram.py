@@ -19,7 +19,7 @@ class Bigram(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BT: Array, cache: tuple[()] | None = None, rows_B: Array | None = None
+        self, tokens_BT: Array, cache: tuple[()] | None = None, streams_B2: Array | None = None
     ) -> tuple[Array, tuple[()] | None]:
         logits_BTV = Embed(self.vocab_size, self.vocab_size, self.dtype, name="table")(tokens_BT)
         return logits_BTV.astype(jnp.float32), cache

@@ -42,7 +42,7 @@ class CrossAttention(nn.Module):
         x_BTD: Array,
         encoder_output: EncoderOutput,
         keys_values: KeysValues | None,
-        rows_B: Array | None,
+        streams_B2: Array | None,
     ) -> tuple[Array, KeysValues | None]:
         c = self.config
 
@@ -52,12 +52,16 @@ class CrossAttention(nn.Module):
             return rms_normalize(y_BHSK) if c.qk_norm and name != "value" else y_BHSK
 
         x_BSD, mask_BS = encoder_output
-        dropped, streams_B2 = attention_dropout(self, c, rows_B)
+        dropped, own_B2 = attention_dropout(self, c, streams_B2)
         output = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")
         # Only in training: decoding needs the keys and values for later calls.
-        if rows_B is not None and x_BSD is not None and use_fused(self, c, dropped, x_BTD, x_BSD):
+        if (
+            streams_B2 is not None
+            and x_BSD is not None
+            and use_fused(self, c, dropped, x_BTD, x_BSD)
+        ):
             sources = fused_sources(c, self.dtype, x_BTD, x_BSD)
-            y_BTD = fused_attention(c, sources, False, mask_BS, None, dropped, streams_B2)
+            y_BTD = fused_attention(c, sources, False, mask_BS, None, dropped, own_B2)
             return output(y_BTD), None
 
         q_BHTK = project("query", x_BTD)
@@ -66,7 +70,7 @@ class CrossAttention(nn.Module):
         if keys_values is None:
             raise ValueError("cross-attention needs the encoder's output, or a cache that saw it")
         shape = (c.n_head, q_BHTK.shape[2], keys_values[0].shape[2])
-        drop_weights = weight_dropout(streams_B2, dropped, shape)
+        drop_weights = weight_dropout(own_B2, dropped, shape)
 
         def drop(weights_BHTS: Array) -> Array:
             self.sow("intermediates", "weights", weights_BHTS)
@@ -82,7 +86,7 @@ def add_cross_attention(
     x_BTD: Array,
     encoder_output: EncoderOutput,
     cache: BlockCache | None,
-    rows_B: Array | None,
+    streams_B2: Array | None,
 ) -> tuple[Array, BlockCache | None]:
     """A residual branch of a decoder's Block, called in its compact method.
 
@@ -92,7 +96,7 @@ def add_cross_attention(
     y_BTD = Norm(config, dtype, name="cross_attention_norm")(x_BTD)
     earlier = None if cache is None else cache.encoder_keys_values
     attention = CrossAttention(config, dtype, name="cross_attention")
-    y_BTD, keys_values = attention(y_BTD, encoder_output, earlier, rows_B)
+    y_BTD, keys_values = attention(y_BTD, encoder_output, earlier, streams_B2)
     if cache is not None:
         cache = cache._replace(encoder_keys_values=keys_values)
-    return x_BTD + Dropout(config.dropout)(y_BTD, rows_B), cache
+    return x_BTD + Dropout(config.dropout)(y_BTD, streams_B2), cache

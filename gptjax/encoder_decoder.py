@@ -36,7 +36,7 @@ class EncoderDecoder(nn.Module):
         self,
         tokens_BT: Array,
         cache: Cache | None = None,
-        rows_B: Array | None = None,
+        streams_B2: Array | None = None,
         source: Array | None = None,
         source_mask: Array | None = None,
     ) -> tuple[Array, Cache | None]:
@@ -45,9 +45,9 @@ class EncoderDecoder(nn.Module):
         x_BSD = None
         if source is not None:
             encoder = Encoder(c, self.source_vocab_size, dtype, self.remat, embed, name="encoder")
-            x_BSD = encoder(source, source_mask, rows_B)
+            x_BSD = encoder(source, source_mask, streams_B2)
         decoder = GPT(c, self.vocab_size, dtype, self.remat, embed, name="decoder")
-        return decoder(tokens_BT, cache, rows_B, EncoderOutput(x_BSD, source_mask))
+        return decoder(tokens_BT, cache, streams_B2, EncoderOutput(x_BSD, source_mask))
 
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache of block_size positions for every layer of the decoder."""
@@ -68,12 +68,12 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, source_BS: Array, mask_BS: Array | None, rows_B: Array | None = None
+        self, source_BS: Array, mask_BS: Array | None, streams_B2: Array | None = None
     ) -> Array:
         c = self.config
         embed = self.embedding or token_embedding(c, self.vocab_size, self.dtype)
         x_BSD, rotary = add_positions(c, embed(source_BS), 0, c.source_block_size)
-        return encode(c, c.n_encoder_layer, self.remat, x_BSD, mask_BS, rotary, rows_B)
+        return encode(c, c.n_encoder_layer, self.remat, x_BSD, mask_BS, rotary, streams_B2)
 
 
 def encode(
@@ -83,11 +83,11 @@ def encode(
     x_BSD: Array,
     mask_BS: Array | None,
     rotary: Rotary | None,
-    rows_B: Array | None,
+    streams_B2: Array | None,
 ) -> Array:
     """The blocks and the last norm of an encoder, made in its compact method."""
     block_class = nn.remat(Block) if remat else Block
     for i in range(n_layer):
         block: Any = block_class(config, causal=False, dtype=x_BSD.dtype, name=f"block_{i}")
-        x_BSD, _ = block(x_BSD, mask_BT=mask_BS, rotary=rotary, rows_B=rows_B)
+        x_BSD, _ = block(x_BSD, mask_BT=mask_BS, rotary=rotary, streams_B2=streams_B2)
     return Norm(config, x_BSD.dtype, name="final_norm")(x_BSD)

@@ -20,13 +20,13 @@ from gptjax.rotary import Rotary, rotate
 
 
 def attention_dropout(
-    module: nn.Module, config: GPTConfig, rows_B: Array | None
+    module: nn.Module, config: GPTConfig, streams_B2: Array | None
 ) -> tuple[int, Array | None]:
-    """(weights dropped of 256, the random streams of the rows), or (0, None)."""
-    dropped = 0 if rows_B is None else dropout.n_dropped(config.attention_dropout)
-    if not dropped or rows_B is None:
+    """(weights dropped of 256, the random streams of this layer), or (0, None)."""
+    dropped = 0 if streams_B2 is None else dropout.n_dropped(config.attention_dropout)
+    if not dropped or streams_B2 is None:
         return 0, None
-    return dropped, dropout.row_streams(module.make_rng("dropout"), rows_B)
+    return dropped, dropout.layer_streams(streams_B2, module.path)
 
 
 def use_fused(module: Any, config: GPTConfig, dropped: int, *x: Array) -> bool:

@@ -4,7 +4,7 @@ It maps tokens to the logits of the next token at every position:
 
     logits_BTV, cache = model.apply({"params": params}, tokens_BT)
 
-In training also rows_B (see Dropout) and `rngs={"dropout": key}`. In decoding the cache starts as
+In training it is also given streams_B2 (see Dropout). In decoding the cache starts as
 `model.init_cache(batch_size)`; each call is given the last one's. Logits are always float32.
 """
 
@@ -42,7 +42,7 @@ class Block(nn.Module):
         mask_BT: Array | None = None,
         rotary: Rotary | None = None,
         cache: BlockCache | None = None,
-        rows_B: Array | None = None,
+        streams_B2: Array | None = None,
         encoder_output: EncoderOutput | None = None,
     ) -> tuple[Array, BlockCache | None]:
         c, causal, dtype = self.config, self.causal, self.dtype
@@ -52,18 +52,18 @@ class Block(nn.Module):
         conv = ShortConv(c.short_conv, causal, name="attention_input")  # the identity at width 0
         y_BTD, cache = conv(y_BTD, mask_BT, cache)
         attention = SelfAttention(c, causal, dtype, name="attention")
-        y_BTD, cache = attention(y_BTD, mask_BT, rotary, cache, rows_B)
-        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, rows_B)
+        y_BTD, cache = attention(y_BTD, mask_BT, rotary, cache, streams_B2)
+        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, streams_B2)
 
         if encoder_output is not None:  # only in the decoder of an encoder-decoder
-            x_BTD, cache = add_cross_attention(c, x_BTD, encoder_output, cache, rows_B)
+            x_BTD, cache = add_cross_attention(c, x_BTD, encoder_output, cache, streams_B2)
 
         # MLP: each position by itself.
         y_BTD = Norm(c, dtype, name="mlp_norm")(x_BTD)
         conv = ShortConv(c.short_conv, causal, name="mlp_input")
         y_BTD, cache = conv(y_BTD, mask_BT, cache)
         y_BTD = MLP(c, dtype, name="mlp")(y_BTD)
-        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, rows_B)
+        x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, streams_B2)
 
         if cache is not None:  # at the end: attention and convolutions use the same length
             cache = cache.advance(x_BTD.shape[1])
@@ -88,7 +88,7 @@ class GPT(nn.Module):
         self,
         tokens_BT: Array,
         cache: Cache | None = None,
-        rows_B: Array | None = None,
+        streams_B2: Array | None = None,
         encoder_output: EncoderOutput | None = None,
     ) -> tuple[Array, Cache | None]:
         c, dtype = self.config, self.dtype
@@ -109,14 +109,14 @@ class GPT(nn.Module):
                 x_BTD,
                 rotary=rotary,
                 cache=cache[i] if cache else None,
-                rows_B=rows_B,
+                streams_B2=streams_B2,
                 encoder_output=encoder_output,
             )
             caches.append(block_cache)
 
         # A logit for every token of the vocabulary: how likely it comes next.
         x_BTD = Norm(c, dtype, name="final_norm")(x_BTD)
-        if rows_B is not None or self.is_initializing():  # only training predicts further ahead
+        if streams_B2 is not None or self.is_initializing():  # only training predicts further ahead
             for i in range(c.predict_ahead):
                 ahead = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name=f"ahead_{i}")
                 self.sow("ahead", "logits", ahead(x_BTD))

@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from gptjax.config import GPTConfig
 from gptjax.kernels.choice import norm
-from gptjax.kernels.dropout import dropout, n_dropped, row_streams
+from gptjax.kernels.dropout import dropout, layer_streams, n_dropped
 from gptjax.kernels.relu import relu
 from gptjax.kernels.sums import lookup, spread
 from gptjax.quantization.quant_array import is_quantized, parameter
@@ -119,20 +119,19 @@ class Embed(nn.Module):
 class Dropout(nn.Module):
     """Zeroes a share `rate` of x, scales the rest to keep the mean (Srivastava et al. 2014).
 
-    x is (B, ...). rows_B are the numbers of its rows in the whole batch of the step. The mask of a
-    row depends on the step's key, the layer and that number only, so it is the same for every
-    micro-batch size and number of devices. Without rows_B, as in evaluation, nothing is dropped.
+    x is (B, ...). streams_B2 are random seeds of its rows, made of the step's key and a row's
+    number in the whole batch (kernels/dropout.py): a row has the same mask for every micro-batch
+    size and number of devices. Without streams_B2, as in evaluation, nothing is dropped.
     """
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: Array, rows_B: Array | None) -> Array:
-        if rows_B is None or not n_dropped(self.rate):
+    def __call__(self, x: Array, streams_B2: Array | None) -> Array:
+        if streams_B2 is None or not n_dropped(self.rate):
             return x
-        # Flax folds the module's path into the key: every layer has masks of its own.
-        streams_B2 = row_streams(self.make_rng("dropout"), rows_B)  # a random seed for each row
-        return dropout(x, streams_B2, n_dropped(self.rate))
+        # The module's path makes the masks of every layer its own.
+        return dropout(x, layer_streams(streams_B2, self.path), n_dropped(self.rate))
 
 
 class MLP(nn.Module):

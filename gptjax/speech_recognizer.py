@@ -36,7 +36,7 @@ class SpeechRecognizer(nn.Module):
         self,
         tokens_BT: Array,
         cache: Cache | None = None,
-        rows_B: Array | None = None,
+        streams_B2: Array | None = None,
         source: Array | None = None,
         source_mask: Array | None = None,
     ) -> tuple[Array, Cache | None]:
@@ -44,14 +44,14 @@ class SpeechRecognizer(nn.Module):
         x_BSD = None
         if source is not None:
             encoder = SpeechEncoder(c, dtype, self.remat, name="encoder")
-            x_BSD = encoder(source, source_mask, rows_B)
-            in_training = rows_B is not None or self.is_initializing()
+            x_BSD = encoder(source, source_mask, streams_B2)
+            in_training = streams_B2 is not None or self.is_initializing()
             if c.predict_frames and in_training:  # see data/frame_targets.py
                 head = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name="frame_head")
                 self.sow("frames", "logits", head(x_BSD))
         mask_BS = None if source_mask is None else every_second_frame(source_mask)
         decoder = GPT(c, self.vocab_size, dtype, self.remat, name="decoder")
-        return decoder(tokens_BT, cache, rows_B, EncoderOutput(x_BSD, mask_BS))
+        return decoder(tokens_BT, cache, streams_B2, EncoderOutput(x_BSD, mask_BS))
 
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache of block_size positions for every layer of the decoder."""
@@ -71,7 +71,9 @@ class SpeechEncoder(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, mel_BTM: Array, mask_BT: Array | None, rows_B: Array | None = None) -> Array:
+    def __call__(
+        self, mel_BTM: Array, mask_BT: Array | None, streams_B2: Array | None = None
+    ) -> Array:
         c = self.config
 
         def convolve(x_BTC: Array, stride: int, name: str) -> Array:
@@ -94,7 +96,7 @@ class SpeechEncoder(nn.Module):
         else:
             x_BSD = x_BSD + sinusoids(n_source, c.n_embd).astype(self.dtype)
         mask_BS = None if mask_BT is None else every_second_frame(mask_BT)
-        return encode(c, c.n_encoder_layer, self.remat, x_BSD, mask_BS, rotary, rows_B)
+        return encode(c, c.n_encoder_layer, self.remat, x_BSD, mask_BS, rotary, streams_B2)
 
 
 def every_second_frame(mask_BT: Array) -> Array:

@@ -23,6 +23,7 @@ from gptjax.kernels.cross_entropy import (
     gradient_of_training_heads,
     token_losses,
 )
+from gptjax.kernels.dropout import row_streams
 from gptjax.models import Model, source_of
 from gptjax.scale import devices, sharding
 
@@ -67,8 +68,8 @@ def cross_entropy(
         (logits_BTV, _), sown = forward(), {}
     else:
         rows_B = jnp.arange(len(batch["targets"])) if rows_B is None else rows_B
-        rngs = {"dropout": dropout_key}
-        (logits_BTV, _), sown = forward(rows_B=rows_B, rngs=rngs, mutable=TRAINING_HEADS)
+        streams_B2 = row_streams(dropout_key, rows_B)
+        (logits_BTV, _), sown = forward(streams_B2=streams_B2, mutable=TRAINING_HEADS)
     # -log softmax(logits)[target]: 0 if the model is sure of the right token, ln V if it knows
     # nothing.
     losses_BT = token_losses(logits_BTV, batch["targets"])

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from gptjax import evaluation, models, optim, training
 from gptjax.config import Config, GPTConfig, MeshConfig, OptimConfig, TrainConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
+from gptjax.kernels.dropout import row_streams
 from gptjax.layers import Dropout
 from gptjax.runs.checkpoints import Checkpoints
 from gptjax.scale import processes, sharding
@@ -166,7 +167,7 @@ def masks(mesh: Mesh) -> list[np.ndarray]:
         @jax.jit
         def mask(x: Any, rows_B: Any, spec: Any = spec) -> Any:
             x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-            y = Dropout(0.3).apply({}, x, rows_B, rngs={"dropout": jax.random.key(7)})
+            y = Dropout(0.3).apply({}, x, row_streams(jax.random.key(7), rows_B))
             return jax.lax.with_sharding_constraint(y, NamedSharding(mesh, spec))
 
         rows_B = jax.device_put(np.arange(8) * 2 + 1, NamedSharding(mesh, P(ROWS)))

@@ -12,6 +12,7 @@ from gptjax import models, optim, training
 from gptjax.config import GPTConfig, OptimConfig
 from gptjax.config_encoders import EncoderDecoderConfig
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
+from gptjax.kernels.dropout import row_streams
 from gptjax.models import EncoderDecoder
 
 SOURCE_VOCAB_SIZE = 13
@@ -154,7 +155,7 @@ def test_dropout_reaches_the_encoder(batch):
 
     @jax.jit
     def encoded(key):
-        noisy, clean = forward(rows_B=np.arange(3), rngs={"dropout": key}), forward()
+        noisy, clean = forward(streams_B2=row_streams(key, np.arange(3))), forward()
         return [sown["intermediates"]["encoder"]["__call__"][0] for _, sown in (noisy, clean)]
 
     (noisy, clean), (again, _) = (encoded(jax.random.key(0)) for _ in range(2))

@@ -17,6 +17,7 @@ from gptjax.data.audio import SAMPLE_RATE
 from gptjax.data.frame_targets import frame_targets
 from gptjax.data.recordings import Clip, Plan
 from gptjax.data.tokenizer import CharTokenizer, SpeechTokenizer, WordTokenizer
+from gptjax.kernels.dropout import row_streams
 
 RECORDINGS = Path(__file__).parents[2] / "shared/speech/fsdd/recordings"
 MODEL = SpeechConfig.modern(
@@ -82,12 +83,17 @@ def test_the_gradient_is_that_of_both_losses_and_the_loss_that_of_the_text() -> 
     plans = [Plan((clip("two", 0.2), clip("one", 0.4)), (800,))] * 2
     batch |= frame_targets(plans, np.array([0.9, 1.1]), tok, batch)
     gradient = jax.jit(training.make_gradient(model, 1))
-    loss, grads = gradient(params, batch, jax.random.key(0))
+    key = jax.random.key(0)
+    loss, grads = gradient(params, batch, key)
 
     def both(params: Any) -> Any:
         inputs = {name: batch[name] for name in ("source", "source_mask")}
         (logits, _), sown = model.apply(
-            {"params": params}, batch["tokens"], rows_B=jnp.arange(2), mutable=["frames"], **inputs
+            {"params": params},
+            batch["tokens"],
+            streams_B2=row_streams(key, jnp.arange(2)),
+            mutable=["frames"],
+            **inputs,
         )
 
         def nats(logits: Any, targets: Any, weights: Any) -> Any:

@@ -14,6 +14,7 @@ from gptjax.attention import SelfAttention
 from gptjax.cache import BlockCache
 from gptjax.cross_attention import CrossAttention, EncoderOutput
 from gptjax.gpt import Block
+from gptjax.kernels.dropout import row_streams
 from gptjax.layers import Dropout, Embed, Linear, Norm
 from gptjax.rotary import rotary_angles, rotate
 from gptjax.short_conv import ShortConv
@@ -149,8 +150,8 @@ def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
     @jax.jit
     @jax.vmap
     def attend(seed):
-        rngs = {"dropout": jax.random.key(seed)}
-        return attention.apply(variables, x, rows_B=jnp.arange(1), rngs=rngs)[0]
+        streams_B2 = row_streams(jax.random.key(seed), jnp.arange(1))
+        return attention.apply(variables, x, streams_B2=streams_B2)[0]
 
     outputs = np.asarray(attend(np.arange(4000)))
     assert not np.allclose(outputs[0], outputs[1])
@@ -160,13 +161,13 @@ def test_attention_dropout_zeroes_weights_and_keeps_the_mean():
 def test_dropout_can_spare_the_attention_weights():
     """The residual branches keep theirs."""
     config = dataclasses.replace(TINY, dropout=0.5, drop_attention=False)
-    x, options = normal(2, 16, 16), {"rows_B": np.arange(2), "rngs": {"dropout": KEY}}
+    x, streams_B2 = normal(2, 16, 16), row_streams(KEY, np.arange(2))
     for module, same in (
         (SelfAttention(config, causal=False), True),
         (Block(config, False), False),
     ):
         (clean, _), variables = init_with_output(module, x)
-        noisy, _ = jax.jit(functools.partial(module.apply, **options))(variables, x)
+        noisy, _ = jax.jit(functools.partial(module.apply, streams_B2=streams_B2))(variables, x)
         assert np.allclose(noisy, clean, rtol=1e-5, atol=1e-6) == same
 
 
@@ -221,7 +222,8 @@ def test_dropout_keeps_the_mean_and_drops_the_rate_in_steps_of_a_256th():
 
     @functools.partial(jax.jit, static_argnums=0)
     def dropped_from(rate, seed):
-        return Dropout(rate).apply({}, x, np.arange(64), rngs={"dropout": jax.random.key(seed)})
+        streams_B2 = row_streams(jax.random.key(seed), np.arange(64))
+        return Dropout(rate).apply({}, x, streams_B2)
 
     dropped, rest = 0, 256 - 51
     for seed in range(4):

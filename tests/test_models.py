@@ -11,6 +11,7 @@ from conftest import VOCAB_SIZE, logits_of
 
 from gptjax import models, training
 from gptjax.config import BigramConfig, GPTConfig
+from gptjax.kernels.dropout import row_streams
 
 
 @pytest.fixture
@@ -89,8 +90,8 @@ def test_dropout_needs_a_key_and_changes_the_logits(gpt_config, params, tokens):
     @jax.jit
     def logits(seed):
         apply = functools.partial(model.apply, {"params": params}, tokens)
-        rngs = {"dropout": jax.random.key(seed)}
-        return apply(rows_B=np.arange(3), rngs=rngs)[0], apply()[0]
+        streams_B2 = row_streams(jax.random.key(seed), np.arange(3))
+        return apply(streams_B2=streams_B2)[0], apply()[0]
 
     (one, clean), (again, _), (other, _) = (logits(seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)

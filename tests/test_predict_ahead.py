@@ -16,6 +16,7 @@ from gptjax.config import Config, GPTConfig, TextDataConfig, TrainConfig
 from gptjax.config_encoders import EncoderDecoderConfig
 from gptjax.data import dataset
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
+from gptjax.kernels.dropout import row_streams
 
 V = VOCAB_SIZE
 AHEAD_WEIGHT = 0.3
@@ -52,7 +53,10 @@ def test_the_gradient_is_that_of_all_heads_and_the_loss_that_of_the_next_token()
 
     def all_losses(params: Any) -> Any:
         (logits, _), sown = model.apply(
-            {"params": params}, batch["tokens"], rows_B=jnp.arange(4), mutable=["ahead"]
+            {"params": params},
+            batch["tokens"],
+            streams_B2=row_streams(key, jnp.arange(4)),
+            mutable=["ahead"],
         )
         next_token = (losses(logits, batch["targets"]) * batch["loss_weights"]).sum() / n
         further = 0.0

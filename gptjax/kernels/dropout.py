@@ -5,11 +5,14 @@ It turns a counter of two words and a key of one word into two words that look r
 can be computed by itself, so forward and backward pass, a GPU kernel and plain jnp all make the
 same mask, and XLA computes it inside whatever reads it.
 
-Two steps lead from a JAX key to a mask:
+Three steps lead from a JAX key to a mask:
 
-1. Ten rounds turn both words of the key and the number of a row into a stream, two words. Philox
-   is a bijection of its counter, so two rows of one key never share a stream.
-2. Seven rounds turn the stream and a position in the row's array into one word, four bytes. Seven
+1. Ten rounds turn both words of the step's key and the number of a row into a stream, two words.
+   Philox is a bijection of its counter, so two rows of one key never share a stream.
+2. A checksum of a layer's path changes the first word: each layer has streams of its own. The
+   words of a stream are part of the next counter and its key, so nothing has to be mixed here,
+   and a GPU computes the streams of a step once, not in two kernels for each layer.
+3. Seven rounds turn the stream and a position in the row's array into one word, four bytes. Seven
    is the fewest that pass BigCrush (Salmon et al., table 2); ten took half as long again.
 
 A byte decides for one number, so rates are multiples of 1/256. Four numbers share a word: those a
@@ -21,6 +24,7 @@ Array names: B batch, T second-last axis, W last axis, Q quarter of T.
 
 import functools
 import math
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -77,6 +81,11 @@ def row_streams(key: Array, rows_B: Array) -> Array:
     streams_B2 = jnp.stack(philox(row_B, first, words[-1], STREAM_ROUNDS), axis=-1)
     # Without the barrier XLA computes them three times, each time in a kernel of its own.
     return lax.optimization_barrier(streams_B2)
+
+
+def layer_streams(streams_B2: Array, path: tuple[str, ...]) -> Array:
+    """The streams of one layer, whose path is that of its Flax module."""
+    return streams_B2 ^ np.array([zlib.crc32("/".join(path).encode()), 0], np.uint32)
 
 
 def position_of(t: Array, n_t: int) -> tuple[Array, Array]:
