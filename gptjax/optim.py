@@ -1,5 +1,6 @@
 """Optimizers and schedules, put together from optax."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.config import OptimConfig
+from gptjax.kernels.merging import global_norm
 from gptjax.muon import scale_by_muon
 from gptjax.scale import devices
 
@@ -50,8 +52,19 @@ def build(config: OptimConfig, max_steps: int) -> optax.GradientTransformation:
         transform = optax.partition({"muon": stacked(muon), "adamw": transform}, muon_or_adamw)
     # A link even without clipping: turning it on must not change the tree of the state, or a
     # run that diverged could not resume with it.
-    clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
+    clip = clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
     return optax.chain(clip, transform)
+
+
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """As optax.clip_by_global_norm (Pascanu et al. 2013), with the norm that a step reports."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        norm = global_norm(updates)
+        clip = partial(jnp.where, norm < limit)
+        return jax.tree.map(lambda x: clip(x, x / norm * limit), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def stacked(inner: optax.GradientTransformation) -> optax.GradientTransformation:

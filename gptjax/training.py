@@ -24,6 +24,7 @@ from gptjax.kernels.cross_entropy import (
     token_losses,
 )
 from gptjax.kernels.dropout import row_streams
+from gptjax.kernels.merging import global_norm, share_array
 from gptjax.models import Model, source_of
 from gptjax.scale import devices, sharding
 
@@ -94,7 +95,7 @@ def make_gradient(
 
     # Several devices: each keeps a part of the parameters, and gathers the rest for use.
     loss_of_one = partial(cross_entropy, one_model(model))
-    loss_function = sharding.gather_for_use(loss_of_one, mesh, model.dtype)
+    loss_function = share_array(sharding.gather_for_use(loss_of_one, mesh, model.dtype))
     # has_aux: the gradient is that of the first result, the sum of losses.
     loss_and_gradient = jax.value_and_grad(loss_function, has_aux=True)
     if isinstance(model, Ensemble):
@@ -152,7 +153,7 @@ def make_train_steps(
         loss, grads = gradient(state.params, batch, dropout_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss, optax.tree.norm(grads))
+        metrics = StepMetrics(loss, global_norm(grads))
         return sharding.constrain(TrainState(state.step + 1, params, opt_state), mesh), metrics
 
     def train_steps(

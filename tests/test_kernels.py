@@ -20,6 +20,7 @@ from gptjax.errors import UserError
 from gptjax.kernels import attention, choice, dropout, layer_norm
 from gptjax.kernels.attention_tiles import Options, Tiling
 from gptjax.kernels.cross_entropy import token_losses
+from gptjax.kernels.merging import global_norm, share_array
 from gptjax.kernels.relu import relu
 from gptjax.layers import Dropout
 from gptjax.rotary import rotary_angles
@@ -136,11 +137,34 @@ def test_forward_and_backward_pass_have_one_mask():
 def test_each_layer_draws_its_own_mask():
     class Two(nn.Module):
         @nn.compact
-        def __call__(self, x, rows_B):
-            return Dropout(0.5, name="a")(x, rows_B), Dropout(0.5, name="b")(x, rows_B)
+        def __call__(self, x, streams):
+            return Dropout(0.5, name="a")(x, streams), Dropout(0.5, name="b")(x, streams)
 
-    a, b = jax.jit(Two().apply)({}, np.ones((2, 32, 32)), np.arange(2), rngs={"dropout": KEY})
+    a, b = jax.jit(Two().apply)({}, np.ones((2, 32, 32)), ROW_STREAMS(KEY, np.arange(2)))
     assert chi_square_of_pairs(np.asarray(a) != 0, np.asarray(b) != 0, 0.5) < UNLIKELY
+
+
+# ---------------------------------------------------------------- merging
+
+
+def test_merged_kernels_change_no_bit_of_a_gradient_and_find_its_norm(monkeypatch):
+    monkeypatch.setattr(devices, "on_cpu", lambda: False)
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 4), "b": (5,), "c": (2, 3, 4), "d": (4, 4)}
+    params = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+    def loss(params, x):
+        return sum(jnp.sum(jnp.sin(x * p)) for p in params.values())
+
+    @jax.jit
+    def both(params):
+        plain, merged = (jax.value_and_grad(f)(params, 3.0) for f in (loss, share_array(loss)))
+        return plain, merged, global_norm(plain[1])
+
+    plain, merged, norm = both(params)
+    jax.tree.map(np.testing.assert_array_equal, merged, plain)
+    every = np.concatenate([np.ravel(g) for g in plain[1].values()])
+    assert float(norm) == pytest.approx(np.linalg.norm(every), rel=1e-6)
 
 
 # ---------------------------------------------------------------- attention

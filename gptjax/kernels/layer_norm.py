@@ -109,7 +109,7 @@ def _backward_kernel(
     *refs: Any, options: Options, shape: tuple[int, ...], n_tiles: int, has_bias: bool
 ) -> None:
     """One program: n_tiles tiles of rows, one after the other."""
-    x_ref, scale_ref, dy_ref, dx_ref, dscale_ref, *dbias_ref = refs
+    x_ref, scale_ref, dy_ref, dx_ref, sums_ref = refs
     program, width = pl.program_id(0), shape[1]
     padded = pl.next_power_of_2(width)
     scale = _vector(scale_ref, width)[None]
@@ -130,9 +130,9 @@ def _backward_kernel(
     zeros = jnp.zeros((padded,), jnp.float32)
     dscale, dbias = lax.fori_loop(0, n_tiles, body, (zeros, zeros))
     fits = jnp.arange(padded) < width
-    triton.store(dscale_ref.at[program, pl.ds(0, padded)], dscale, mask=fits)
-    if has_bias:
-        triton.store(dbias_ref[0].at[program, pl.ds(0, padded)], dbias, mask=fits)
+    for i, row in enumerate((dscale, dbias)[: 1 + has_bias]):
+        index = (program * (1 + has_bias) + i, pl.ds(0, padded))
+        triton.store(sums_ref.at[index], row, mask=fits)
 
 
 def _forward(x: Array, scale_D: Array, bias_D: Array | None, options: Options) -> Any:
@@ -146,15 +146,18 @@ def _backward(options: Options, residuals: Any, dy: Array) -> Any:
     x_ND = x.reshape(-1, x.shape[-1])
     n_tiles = -(-x_ND.shape[0] // (options.rows * PROGRAMS))
     n_programs = -(-x_ND.shape[0] // (options.rows * n_tiles))
-    partial = jax.ShapeDtypeStruct((n_programs, x_ND.shape[1]), jnp.float32)
+    # Scale and bias in one array, so that one kernel sums what the programs found.
+    shape = (n_programs, 1 + has_bias, x_ND.shape[1])
+    sums = jax.ShapeDtypeStruct((shape[0] * shape[1], shape[2]), jnp.float32)
     kernel = functools.partial(
         _backward_kernel, options=options, shape=x_ND.shape, n_tiles=n_tiles, has_bias=has_bias
     )
-    out = (jax.ShapeDtypeStruct(x_ND.shape, x.dtype), partial, *[partial] * has_bias)
-    dx, dscale, *dbias = _call(kernel, n_programs, out, options, "norm_backward")(
+    out = (jax.ShapeDtypeStruct(x_ND.shape, x.dtype), sums)
+    dx, sums = _call(kernel, n_programs, out, options, "norm_backward")(
         x_ND, scale_D, dy.reshape(x_ND.shape)
     )
-    return dx.reshape(x.shape), dscale.sum(0), dbias[0].sum(0) if has_bias else None
+    dscale_D, *dbias_D = sums.reshape(shape).sum(0)
+    return dx.reshape(x.shape), dscale_D, dbias_D[0] if has_bias else None
 
 
 norm.defvjp(_forward, _backward)
