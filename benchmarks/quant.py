@@ -50,7 +50,7 @@ from gptjax.quantization.card import (
 )
 from gptjax.quantization.fine_tuning import fine_tune
 from gptjax.quantization.quant_array import FLOAT32, quantize_params
-from gptjax.runs import checkpoints, run_directory
+from gptjax.runs import checkpoints, resuming, run_directory
 from gptjax.scale import devices
 
 FOLDER = Path(os.environ.get("OUT", "docs/benchmarks"))
@@ -95,7 +95,8 @@ def card(name: str) -> dict[str, Any]:
         origin = run_directory.read_environment(run)["data"]
         for side, form in (("int8", "int8"), ("int4+QAT", "int4")):
             sides[side] = made / name / form
-            files = {"format.json": dataclasses.asdict(FORMATS[form])}
+            files: dict[str, Any] = {"format.json": dataclasses.asdict(FORMATS[form])}
+            files |= resuming.recordings_of(run)
             with run_directory.new_run(sides[side]) as part:
                 checkpoints.save_finished(
                     part, config, dataset.tokenizer, params_by_name[side], origin, files

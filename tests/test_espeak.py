@@ -12,6 +12,7 @@ from gptjax.config import Config, TrainConfig
 from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 from gptjax.data import dataset, espeak, recordings, speech
 from gptjax.errors import UserError
+from gptjax.runs import resuming, run_directory
 
 pytest.importorskip("espeakng_loader", reason="an extra: pip install -e '.[espeak]'")
 soundfile = pytest.importorskip("soundfile", reason="an extra: pip install -e '.[speech]'")
@@ -140,6 +141,10 @@ def test_extra_voices_read_the_training_texts(
     assert {soundfile.info(clip.path).samplerate for clip in extra} == {8000}
     assert "9 clips by eSpeak" in more.source
     more.batch(config, 0)
+    # A run without a list of its recordings: evaluating it makes no voices, and finds its data.
+    with run_directory.new_run(tmp_path / "run") as part:
+        run_directory.describe_run(part, config, more)
+    resuming.check_same_data(tmp_path / "run", alone)
 
 
 @pytest.mark.parametrize(

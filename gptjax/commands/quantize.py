@@ -94,7 +94,8 @@ def quantize(command: Quantize) -> list[dict[str, Any]]:
         for row in rows:
             row["step"] = step + (n_steps if row["format"] in (saved, card.STEPS) else 0)
         origin = run_directory.read_environment(command.run)["data"]
-        files = {"format.json": dataclasses.asdict(form)}
+        files: dict[str, Any] = {"format.json": dataclasses.asdict(form)}
+        files |= resuming.recordings_of(command.run)
         last = step + n_steps
         checkpoints.save_finished(part, config, dataset.tokenizer, params, origin, files, last)
         # The size of an orbax checkpoint varies by some kilobytes from save to save.

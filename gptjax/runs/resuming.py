@@ -83,6 +83,11 @@ def remember_recordings(folder: Path, data: Data) -> None:
         write_json(folder / RECORDINGS, seal(data.files), indent=None)
 
 
+def recordings_of(folder: Path) -> dict[str, Any]:
+    """{name: content} of the file that says which recordings a run has, for runs made of it."""
+    return {RECORDINGS: _read_recordings(folder)} if (folder / RECORDINGS).exists() else {}
+
+
 def _read_recordings(folder: Path) -> dict[str, FileFacts]:
     """What `remember_recordings` wrote."""
     fix = "restore it; without it, the run compares only a checksum of its data"
@@ -115,9 +120,12 @@ def _data_changes(folder: Path, data: Data) -> tuple[list[str], list[str]]:
     had = read_environment(folder)["data"]
     if had["sha256"] != data.sha256:
         return [f"data sha256 {had['sha256'][:12]} -> {data.sha256[:12]} ({data.source})"], []
+    sizes = data.sizes
+    if isinstance(data, SpeechData):
+        sizes.pop("train_clips")  # generated clips are among them, and only training makes those
     changes = [  # the same text, but split elsewhere into training and validation
         f"{name} {_shown(had.get(name))} -> {size:,} ({data.source})"
-        for name, size in data.sizes.items()
+        for name, size in sizes.items()
         if had.get(name) != size
     ]
     spans_characters = isinstance(data.tokenizer, WordTokenizer | BPETokenizer | GPT2Tokenizer)
