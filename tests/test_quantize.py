@@ -22,6 +22,8 @@ from gptjax import evaluation, models, train
 from gptjax.commands import evaluate, quantize, sample
 from gptjax.config import Config, TrainConfig
 from gptjax.config_encoders import (
+    EncoderDecoderConfig,
+    PairsDataConfig,
     SpeechConfig,
     SpeechDataConfig,
 )
@@ -57,11 +59,10 @@ STEPS = 60
 CONFIG = """
 from pathlib import Path
 from gptjax.config import *
-from gptjax.config_encoders import *
 
 config = Config(
-    model={model},
-    data={data_class}(path=Path({path!r}), {data}),
+    model=GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.1),
+    data=TextDataConfig(path=Path({path!r})),
     optim=OptimConfig(learning_rate=1e-2),
     train=TrainConfig(
         max_steps={steps}, batch_size=16, eval_interval={steps}, eval_batches=0, sample_tokens=0,
@@ -70,13 +71,19 @@ config = Config(
 """
 
 
-def write_config(folder: Path, model: str, path: Path, data: str, steps: int) -> Path:
-    data_class = "TextDataConfig" if model.startswith("GPT") else "PairsDataConfig"
-    content = CONFIG.format(
-        model=model, data_class=data_class, path=str(path), data=data, steps=steps
-    )
-    (folder / "tiny.py").write_text(content)
-    return folder / "tiny.py"
+SMALL: Any = {"n_layer": 1, "n_head": 2, "n_embd": 32, "dropout": 0.0}
+
+
+def untrained(folder: Path, config: Config) -> Path:
+    """A run of random parameters, none at zero. To initialize them would compile each shape."""
+    dataset = data.load(config)
+    model = models.build(config.model, dataset.tokenizer)
+    origin = {"source": dataset.source, "sha256": dataset.sha256, **dataset.sizes}
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: models.init(model, seed=0))
+    params = jax.tree.map(lambda p: np.float32(0.2 * rng.standard_normal(p.shape)), shapes)
+    with run_directory.new_run(folder / "run") as part:
+        checkpoints.save_finished(part, config, dataset.tokenizer, params, origin)
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +93,9 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(3, 6))) for _ in range(12)]
     (folder / "text.txt").write_text(" ".join(rng.choices(words, k=600)))
-    model = "GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.1)"
-    return write_config(folder, model, folder / "text.txt", "", STEPS)
+    config = CONFIG.format(path=str(folder / "text.txt"), steps=STEPS)
+    (folder / "tiny.py").write_text(config)
+    return folder / "tiny.py"
 
 
 @pytest.fixture(scope="module")
@@ -307,23 +315,23 @@ def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
     measure_only: MeasureOnly,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    before = snapshot(run)
-    outs = [tmp_path / "one", tmp_path / "two"]
+    before, out = snapshot(run), tmp_path / "out"
     measure_only("float32", "int4", "float32+steps", "int4+QAT")
-    for out in outs:
-        quantize.main([str(run), "--bits", "4", "--qat-steps", "30", "--out", str(out)])
+    quantize.main([str(run), "--bits", "4", "--qat-steps", "30", "--out", str(out)])
     printed = capsys.readouterr().out
     assert snapshot(run) == before
-    rows, of_8 = card(outs[0]), card(run8)
+    rows, of_8 = card(out), card(run8)
     for name in ("float32", "int4"):
         assert rows[name]["val_loss"] == of_8[name]["val_loss"]
     assert rows["int4+QAT"]["val_loss"] < rows["int4"]["val_loss"] - 0.01
-    assert val_loss(outs[0]) == pytest.approx(rows["int4+QAT"]["val_loss"], abs=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, *map(params_of, outs))
-    # It is not that the run had not learned enough: as many steps that round nothing do less.
+    assert val_loss(out) == pytest.approx(rows["int4+QAT"]["val_loss"], abs=1e-6)
     config = run_directory.read_config(run)
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer)
+    # The same bits again.
+    again = fine_tune(model, params_of(run), dataset, config, INT4, STEPS, 30, tuned)
+    jax.tree.map(np.testing.assert_array_equal, params_of(out), quantize_params(again, INT4))
+    # It is not that the run had not learned enough: as many steps that round nothing do less.
     mean_loss = evaluation.make_evaluate(model)
     plain = mean_loss(quantize_params(tuned, INT4), dataset.validation(config, 16))
     assert rows["int4+QAT"]["val_loss"] < plain - 0.001
@@ -379,13 +387,10 @@ def test_a_copy_has_no_heads_that_predict_ahead(
     """Only training uses them."""
     config = run_directory.read_config(run)
     config = replace(config, model=replace(config.model, predict_ahead=2))
-    tok, origin = run_directory.read_tokenizer(run), run_directory.read_environment(run)["data"]
-    model = models.build(config.model, tok)
-    params = models.init(model, seed=0)
-    with run_directory.new_run(tmp_path / "ahead") as part:
-        checkpoints.save_finished(part, config, tok, params, origin)
+    ahead = untrained(tmp_path, config)
+    params = params_of(ahead)
     measure_only("float32", "int8")
-    quantize.main([str(tmp_path / "ahead"), "--out", str(tmp_path / "out")])
+    quantize.main([str(ahead), "--out", str(tmp_path / "out")])
     small = params_of(tmp_path / "out")
     assert {"ahead_0", "ahead_1"} == params.keys() - small.keys()
     kept = models.without_training_heads(params)
@@ -626,20 +631,18 @@ def test_text_is_decoded_as_much_as_is_counted(run: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def pairs_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on pairs: letters and their capitals, backwards."""
+    """A run on pairs: letters and their capitals, backwards."""
     folder = tmp_path_factory.mktemp("pairs")
     rng = random.Random(0)
     sources = {"".join(rng.choices("abcd", k=4)): None for _ in range(600)}
     lines = [f"{source}\t{' '.join(source[::-1].upper())}\n" for source in sources]
     (folder / "pairs.tsv").write_text("".join(lines))
-    model = (
-        "EncoderDecoderConfig(n_layer=1, n_encoder_layer=1, n_head=2, n_embd=32, dropout=0.0, "
-        "block_size=8, source_block_size=8)"
+    config = Config(
+        EncoderDecoderConfig(**SMALL, n_encoder_layer=1, block_size=8, source_block_size=8),
+        PairsDataConfig(path=folder / "pairs.tsv", tokenizer="word", val_fraction=0.2),
+        train=TrainConfig(batch_size=16),
     )
-    fields = 'tokenizer="word", val_fraction=0.2'
-    config_file = write_config(folder, model, folder / "pairs.tsv", fields, 40)
-    train.main(["--config", str(config_file), "--run-dir", str(folder / "run")])
-    return folder / "run"
+    return untrained(folder, config)
 
 
 def test_a_run_on_pairs_is_quantized(
@@ -689,26 +692,11 @@ def speech_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     config = Config(
-        SpeechConfig(
-            n_layer=1,
-            n_head=2,
-            n_embd=32,
-            block_size=16,
-            dropout=0.0,
-            n_encoder_layer=1,
-            n_mels=20,
-            source_block_size=80,
-        ),
+        SpeechConfig(**SMALL, n_encoder_layer=1, block_size=16, n_mels=20, source_block_size=80),
         SpeechDataConfig(path=folder / "clips.jsonl", tokenizer="word"),
         train=TrainConfig(batch_size=4),
     )
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer)
-    origin = {"source": dataset.source, "sha256": dataset.sha256, **dataset.sizes}
-    params = models.init(model, seed=0)
-    with run_directory.new_run(folder / "run") as part:
-        checkpoints.save_finished(part, config, dataset.tokenizer, params, origin)
-    return folder / "run"
+    return untrained(folder, config)
 
 
 def test_a_run_on_speech_is_quantized(

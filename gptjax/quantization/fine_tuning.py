@@ -88,8 +88,10 @@ def fine_tune(
     train_steps = training.make_train_steps(
         rounded, optimizer, micro_batch_size, config.seed, teacher=teach
     )
-    # A copy, because train_steps donates its state.
-    state = training.init_state(jax.tree.map(jnp.copy, params), optimizer)
+    # A copy, because train_steps donates its state. Jitted, so that all of it is placed as what
+    # train_steps returns: else the second step would be compiled again.
+    copied = jax.jit(lambda p: training.init_state(jax.tree.map(jnp.copy, p), optimizer))
+    state = copied(params)
     for i in track(range(step, step + n_steps), "fine-tuning", transient=True):
         batches = data.training_batches(dataset, config, range(i, i + 1), 1)
         state, metrics = train_steps(state, batches, 1)
