@@ -30,13 +30,13 @@ from gptjax.config_encoders import EncoderDecoderConfig, PairsDataConfig
 config = Config(
     model=EncoderDecoderConfig(
         n_layer=1, n_encoder_layer=1, n_head=2, n_embd=16, dropout=0.1,
-        block_size=8, source_block_size=8,
+        block_size=8, source_block_size=8, norm="rmsnorm", bias=False,
     ),
     data=PairsDataConfig(path=Path({path!r}), tokenizer="word", val_fraction=0.2),
     optim=OptimConfig(learning_rate=1e-2),
     train=TrainConfig(
-        max_steps={max_steps}, batch_size=16, micro_batch_size=8,
-        eval_interval={eval_interval}, eval_batches=0, log_interval=1, sample_tokens=1,
+        max_steps={max_steps}, batch_size=16, eval_interval={eval_interval}, eval_batches=0,
+        log_interval=1, sample_tokens=1,
     ),
 )
 """

@@ -61,7 +61,9 @@ from pathlib import Path
 from gptjax.config import *
 
 config = Config(
-    model=GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.1),
+    model=GPTConfig(
+        n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.0, norm="rmsnorm", bias=False
+    ),
     data=TextDataConfig(path=Path({path!r})),
     optim=OptimConfig(learning_rate=1e-2),
     train=TrainConfig(
@@ -71,7 +73,7 @@ config = Config(
 """
 
 
-SMALL: Any = {"n_layer": 1, "n_head": 2, "n_embd": 32, "dropout": 0.0}
+SMALL: Any = {"n_layer": 1, "n_head": 2, "n_embd": 32, "dropout": 0.0, "bias": False}
 
 
 def untrained(folder: Path, config: Config) -> Path:
@@ -498,6 +500,7 @@ def test_fine_tuning_that_diverges_saves_nothing(
 ) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "copy"))
     edit_run(copied / "config.json", "optim", learning_rate=1e30)
+    edit_run(copied / "config.json", "model", dropout=0.1)
     flags = ["--bits", "4", "--qat-steps", "4", "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stop:
         quantize.main([str(copied), *flags])

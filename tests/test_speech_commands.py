@@ -38,7 +38,8 @@ from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 
 config = Config(
     model=SpeechConfig(n_encoder_layer=1, n_layer=1, n_head=2, n_embd=64, block_size=8,
-        source_block_size=240, dropout=0.0, position="rotary", norm="rmsnorm", short_conv=3),
+        source_block_size=240, dropout=0.0, position="rotary", norm="rmsnorm", bias=False,
+        short_conv=3),
     data=SpeechDataConfig(path=Path({path!r}), tokenizer="word"),
     optim=OptimConfig(learning_rate=3e-3, warmup_steps=5),
     train=TrainConfig(max_steps=60, batch_size=8, eval_interval=60, log_interval=1,
