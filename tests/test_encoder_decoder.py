@@ -189,7 +189,7 @@ def test_a_pair_is_learned_by_heart(batch):
     model = EncoderDecoder(encoder_decoder(config), VOCAB_SIZE, SOURCE_VOCAB_SIZE)
     optimizer = optim.build(OptimConfig(learning_rate=1e-2), 150)
     train_steps = training.make_train_steps(model, optimizer, micro_batch_size=3, seed=1)
-    state = training.init_state(models.init(model, seed=1), optimizer)
+    state = training.init_state(random_params(model), optimizer)
     batches = jax.tree.map(lambda x: np.repeat(x[None], 150, axis=0), batch)
     state, metrics = train_steps(state, batches, 150)
     assert metrics.loss[0] > 2

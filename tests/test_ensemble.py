@@ -1,6 +1,7 @@
 """Ensembles are their members; a student learns from its teacher's probabilities."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -40,6 +41,7 @@ PAIRS = PairTokenizer(CharTokenizer("abcdefgh"), CharTokenizer("tuvwxyz"))
 WORDS = SpeechTokenizer(WordTokenizer.train("zero one two three"))
 MODERN = dataclasses.replace(conftest.MODERN, n_layer=1)  # every layer takes seconds to compile
 FIELDS: Any = dataclasses.asdict(conftest.TINY) | {"n_layer": 1, "block_size": 8}
+FIELDS |= {"norm": "rmsnorm", "bias": False}
 KINDS: dict[str, tuple[Any, Any]] = {
     "bigram": (BigramConfig(8), V),
     "gpt": (MODERN, V),
@@ -48,6 +50,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
 }
 
 
+@functools.cache
 def made(kind: str, n_members: int = 3) -> tuple[Ensemble, Any]:
     """An ensemble none of whose parameters is zero. To initialize it would compile each shape."""
     ensemble = Ensemble(models.build(*KINDS[kind]), n_members)

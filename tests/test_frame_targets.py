@@ -67,14 +67,17 @@ def test_the_tokens_of_a_clip_share_its_time() -> None:
     assert made["frames"].tolist() == [[2] * 5 + [0] * 5 + [1] * 5 + [tok.end] * 25]
 
 
+def made(tok: SpeechTokenizer) -> tuple[Any, Any]:
+    """A model of random parameters. To initialize them would compile each shape."""
+    model, rng = models.build(MODEL, tok), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: models.init(model, 1))
+    return model, jax.tree.map(lambda p: np.float32(0.2 * rng.standard_normal(p.shape)), shapes)
+
+
 def test_the_gradient_is_that_of_both_losses_and_the_loss_that_of_the_text() -> None:
     tok = SpeechTokenizer(WordTokenizer(["one", "two"]))
-    model = models.build(MODEL, tok)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda p: np.float32(0.2 * rng.standard_normal(p.shape)),
-        jax.eval_shape(lambda: models.init(model, 1)),
-    )
+    model, params = made(tok)
+    rng = np.random.default_rng(1)
     batch: Any = batch_for(40, 2) | {
         "source": rng.standard_normal((2, 80, 8)).astype(np.float32),
         "tokens": rng.integers(0, 3, (2, 4)).astype(np.int32),
@@ -114,8 +117,7 @@ def test_the_gradient_is_that_of_both_losses_and_the_loss_that_of_the_text() -> 
 
 def test_a_model_answers_without_the_head() -> None:
     tok = SpeechTokenizer(WordTokenizer(["one", "two"]))
-    model = models.build(MODEL, tok)
-    params = models.init(model, 1)
+    model, params = made(tok)
     config, kept = models.for_use(Config(model=MODEL, data=SpeechDataConfig()), params)
     assert set(params) - set(kept) == {"frame_head"}
     assert config.model == dataclasses.replace(MODEL, predict_frames=False)

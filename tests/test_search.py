@@ -139,15 +139,12 @@ def tokens_of(case: Case, found: beam_search.Hypothesis) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("case", "n_sources"), [("seed", 3), ("modern", 1), ("modern", 3)], indirect=["case"]
-)
-def test_a_cache_needs_the_source_once(case: Case, n_sources: int) -> None:
+def test_a_cache_needs_the_source_once(case: Case) -> None:
     """Later calls have neither the source nor the weights that read it, and say the same.
 
     Here of several tokens; the searches make calls of one.
     """
-    model = case.model
+    model, n_sources = case.model, 3
     source_BS, mask_BS = padded(case.tok, SOURCES[:n_sources], SOURCE_BLOCK_SIZE)
     tokens_BT = np.random.default_rng(0).integers(0, model.vocab_size, (n_sources, BLOCK_SIZE))
     alone = zip(*(x[:, None] for x in (tokens_BT, source_BS, mask_BS)), strict=True)

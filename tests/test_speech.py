@@ -587,7 +587,9 @@ def test_a_step_whose_recordings_are_all_broken_changes_no_gradient(tmp_path: Pa
     assert not batch["loss_weights"].any()
     model = models.build(MODEL, dataset.tokenizer)
     gradient = jax.jit(training.make_gradient(model, 2))
-    loss, grads = gradient(models.init(model, 0), batch, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: models.init(model, 0))
+    params = jax.tree.map(lambda p: np.full(p.shape, 0.1, p.dtype), shapes)
+    loss, grads = gradient(params, batch, jax.random.key(0))
     assert loss == 0
     assert all(not leaf.any() for leaf in jax.tree.leaves(grads))
 
