@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,19 +22,45 @@ os.environ.setdefault(
     " --xla_cpu_parallel_codegen_split_count=1",
 )
 gc.set_threshold(20_000)  # as the commands do
-_CACHE = tempfile.TemporaryDirectory(prefix="gptjax-tests-", ignore_cleanup_errors=True)
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+_CACHE = Path(tempfile.mkdtemp(prefix="gptjax-tests-"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import forked
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from gptjax import models, train
 from gptjax.config import Config, GPTConfig
 from gptjax.data import recording_checks
 from gptjax.data.texts import TextData
+from gptjax.runs import plots
+
+
+class NotDrawn(Figure):
+    """Of a run's losses. To draw takes matplotlib half a second, and most tests train a run."""
+
+    def savefig(self, path: Path, **_: Any) -> None:
+        path.touch()
+
+
+plots.Figure = NotDrawn
+forked.start_server()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn."""
+    monkeypatch.setattr(plots, "Figure", Figure)
+
+
+def pytest_unconfigure() -> None:
+    forked.stop_server()
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
 
 # The files that take longest come first: a worker takes a whole file, and one that begins late
 # would keep the others waiting at the end.
@@ -121,7 +148,7 @@ def recordings_are_remembered_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in the user's cache folder."""
 
     def cache_file(folder: Path) -> Path:
-        return Path(_CACHE.name) / "recordings" / f"{str(folder).replace('/', '-')[-200:]}.json"
+        return _CACHE / "recordings" / f"{str(folder).replace('/', '-')[-200:]}.json"
 
     monkeypatch.setattr(recording_checks, "_cache_file", cache_file)
 

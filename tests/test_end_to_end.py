@@ -11,15 +11,15 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import jax
 import numpy as np
 import pytest
+from forked import Python
 
 from gptjax import models, optim, setup, train, training
 from gptjax.commands import sample
@@ -33,7 +33,7 @@ from gptjax.scale.sharding import with_sharding
 
 REPO = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
-MAX_STEPS, EVAL_INTERVAL, BLOCK_SIZE = 16, 2, 16
+MAX_STEPS, EVAL_INTERVAL, BLOCK_SIZE = 12, 2, 16
 ALPHABET = "abcdefgh \n"
 CONFIG = """
 from pathlib import Path
@@ -64,82 +64,32 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny.py"
 
 
-def one_core() -> str:
+def one_core() -> int:
     """The core that comparisons run on: another one for each worker of pytest-xdist."""
     cores = sorted(os.sched_getaffinity(0))
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    return str(cores[int(worker) % len(cores)])
+    return cores[int(worker) % len(cores)]
 
 
-def environment(n_devices: int = 1) -> dict[str, str]:
-    """Of the processes started here: what they print is on disk even if they are killed."""
-    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(n_devices)}
-    # A third of the time to compile; what is compared was compiled alike.
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-    return {
-        **os.environ,
-        **devices,
-        "XLA_FLAGS": flags.strip(),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": str(REPO),
-    }
-
-
-def command(config_file: Path, run: Path, *flags: object) -> list[str]:
-    python = ["taskset", "-c", one_core(), sys.executable, str(REPO / "train.py")]
-    return [*python, "--config", str(config_file), "--run-dir", str(run), *map(str, flags)]
+def command(config_file: Path, run: Path, *flags: object) -> list[object]:
+    return [REPO / "train.py", "--config", config_file, "--run-dir", run, *flags]
 
 
 def run_train(config_file: Path, run: Path, *flags: object, n_devices: int = 1) -> str:
     """Runs train.py to its end; returns what it printed."""
-    done = subprocess.run(
-        command(config_file, run, *flags),
-        env=environment(n_devices),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = command(config_file, run, *flags)
+    done = forked.run(*arguments, n_devices=n_devices, core=one_core())
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def run_sample(run: Path, *flags: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, str(REPO / "sample.py"), str(run), *map(str, flags)],
-        env=environment(),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-class Process:
-    """train.py in the background, its output in a file."""
-
-    def __init__(self, log: Path, arguments: list[str]):
-        self.log = log
-        with open(log, "w") as file:
-            self.popen = subprocess.Popen(
-                arguments, env=environment(), stdout=file, stderr=subprocess.STDOUT
-            )
-
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.popen.kill()
-        self.popen.wait()
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Returns when the condition holds; fails if the process ends or time runs out first."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.popen.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.002)
+def wait_until(condition: Callable[[], bool], process: Python, seconds: float = 120.0) -> None:
+    """Returns when the condition holds; fails if the process ends or time runs out first."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.out.read_text()
+        assert time.monotonic() < deadline, process.out.read_text()
+        time.sleep(0.005)
 
 
 def losses(run: Path, first: int = 0) -> Losses:
@@ -152,24 +102,24 @@ def losses(run: Path, first: int = 0) -> Losses:
     ]
 
 
-def holds_lock(process: Process, run: Path, beyond: int) -> bool:
+def holds_lock(process: Python, run: Path, beyond: int) -> bool:
     lock = run / "lock"
-    return lock.exists() and lock.read_text() == str(process.popen.pid)
+    return lock.exists() and lock.read_text() == str(process.pid)
 
 
-def has_trained(process: Process, run: Path, beyond: int) -> bool:
+def has_trained(process: Python, run: Path, beyond: int) -> bool:
     """Whether this process logged a later step. (Its first line comes after it cut metrics.jsonl
     back, which until then holds what the one before it did.)"""
-    return "data: " in process.log.read_text() and any(s > beyond for s, _, _ in losses(run))
+    return "data: " in process.out.read_text() and any(s > beyond for s, _, _ in losses(run))
 
 
-def is_saving(process: Process, run: Path, beyond: int) -> bool:
+def is_saving(process: Python, run: Path, beyond: int) -> bool:
     """Whether there is a checkpoint that is not whole yet."""
     names = [path.name for path in (run / "checkpoints").glob("*")]
     return has_trained(process, run, beyond) and not all(name.isdecimal() for name in names)
 
 
-def has_saved(process: Process, run: Path, beyond: int) -> bool:
+def has_saved(process: Python, run: Path, beyond: int) -> bool:
     return max(committed(run), default=0) > beyond
 
 
@@ -274,8 +224,7 @@ def test_a_signal_while_loading_ends_the_run_at_once(config_file: Path, tmp_path
     flags += ["--data.path", str(config_file.with_name("text.txt")), "--run-dir", str(run)]
     flags += ["--train.sample-tokens", "0", "--train.eval-batches", "0"]
     for signum, code in ((signal.SIGTERM, -15), (signal.SIGINT, 130)):
-        script = [sys.executable, "-c", SIGNAL_WHILE_LOADING, str(int(signum)), *flags]
-        ended = subprocess.run(script, env=environment(), capture_output=True, text=True)
+        ended = forked.run("-c", SIGNAL_WHILE_LOADING, int(signum), *flags)
         assert ended.returncode == code
         assert "still loading" not in ended.stdout
         assert "Traceback" not in ended.stderr
@@ -369,12 +318,16 @@ def test_however_often_it_is_stopped_a_run_ends_like_one_that_was_not(
     )
     for moment, signum in stops:
         before = at
-        with Process(tmp_path / "log", command(config_file, run, *flags)) as process:
-            process.wait_until(functools.partial(moment, process, run, before))
-            process.popen.send_signal(signum)
+        log_file = tmp_path / "log"
+        process = Python(*command(config_file, run, *flags), out=log_file, core=one_core())
+        try:
+            wait_until(functools.partial(moment, process, run, before), process)
+            process.send_signal(signum)
             code = -signum if signum == signal.SIGKILL else 128 + signum
-            assert process.popen.wait(60) == code
-        log = process.log.read_text()
+            assert process.wait(60) == code
+        finally:
+            process.kill()
+        log = log_file.read_text()
         assert "Traceback" not in log
         if "data: " in log:
             assert ("continuing" in log) == (before > 0), log
@@ -395,13 +348,7 @@ def test_the_second_trainer_of_a_run_is_refused(config_file: Path, half: Path) -
     """This process is the first."""
     before = (half / "metrics.jsonl").read_bytes()
     with run_directory.locked(half):
-        done = subprocess.run(
-            command(config_file, half),
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = forked.run(*command(config_file, half))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: --run-dir {half} is in use by process {os.getpid()};")
@@ -417,16 +364,16 @@ def test_the_second_trainer_of_a_run_is_refused(config_file: Path, half: Path) -
     ids=["in-an-evaluation", "between-evaluations"],
 )
 def test_a_loss_that_is_no_number_stops_the_run(
-    config_file: Path,
+    straight: tuple[list[str], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     eval_interval: int,
     what: str,
 ) -> None:
     run = tmp_path / "run"
-    flags = ["--optim.learning-rate", "1e30", "--train.eval-interval", str(eval_interval)]
+    flags = ["--optim.learning-rate", "1e38", "--train.eval-interval", str(eval_interval)]
     with pytest.raises(SystemExit) as stop:
-        train.main(["--config", str(config_file), "--run-dir", str(run), *flags])
+        train.main([*straight[0], "--run-dir", str(run), *flags])
     assert stop.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(rf"error: step [1-9]\d*: {what}; ", line)
@@ -483,13 +430,7 @@ def test_a_micro_batch_smaller_than_the_number_of_devices(
 ) -> None:
     """Each device needs its share of every micro-batch."""
     run = Path(shutil.copytree(half, tmp_path / "run"))
-    done = subprocess.run(
-        command(config_file, run, "--train.micro-batch-size", 2),
-        env=environment(4),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(*command(config_file, run, "--train.micro-batch-size", 2), n_devices=4)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: --train.micro-batch-size is 2, but must be a multiple of the 4")
@@ -515,7 +456,9 @@ def test_json_samples(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_conversation_through_stdin_has_commands(half: Path) -> None:
     lines = ["abc", "abc", "/seed 7", "abc", "abc", "/seed x", "/temperature hot"]
     lines += ["xyz", "/temperature 0", "abc", "/help", "/quit", "cba"]
-    done = run_sample(half, "--interactive", "--max-new-tokens", 30, stdin="\n".join(lines))
+    flags = ["--interactive", "--max-new-tokens", 30]
+    done = forked.run(REPO / "sample.py", half, *flags, stdin="\n".join(lines))
+    assert done.returncode == 0, done.stderr
     answers = re.findall(r"prompt> (abc[^p]*)", done.stdout)
     assert len(answers) == 5
     assert answers[2] == answers[3]  # one seed

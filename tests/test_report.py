@@ -20,6 +20,7 @@ from gptjax.drawing import lettering
 from gptjax.runs import plots, progress, report
 from gptjax.runs.report import Reporter, Row, read_metrics
 
+pytestmark = pytest.mark.usefixtures("drawn")
 REPO = Path(__file__).parents[1]
 CONFIG = Config(model=GPTConfig(block_size=16), train=TrainConfig(max_steps=20, batch_size=4))
 TOKENS_PER_STEP = 4 * 16

@@ -1,0 +1,174 @@
+"""`python ARGUMENTS` in a process of its own, which has imported gptjax and started no device.
+
+It is forked from a server, itself forked from pytest before that starts a device. That saves the
+two to three seconds of imports; from there on a program does what it does otherwise. How programs
+start from nothing is test_cli.py's to check.
+"""
+
+import atexit
+import contextlib
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).parents[1]
+_server: Connection
+_server_pid: int
+
+
+class Python:
+    """Like subprocess.Popen([sys.executable, *arguments]); what it prints goes into files."""
+
+    def __init__(self, *arguments: object, out: Path, err: Path | None = None, **options: Any):
+        """err: default, into `out`, too. options: of `_become`."""
+        self.out, self.returncode = out, None
+        for file in (out, err or out):
+            file.write_text("")
+        files = [str(options.pop("stdin", os.devnull)), str(out), str(err or out)]
+        environment = {**os.environ, **options.pop("environment", {})}
+        self.pid = _ask((list(map(str, arguments)), files, environment, options))
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = _ask(self.pid)
+        return self.returncode
+
+    def wait(self, seconds: float = 200) -> int:
+        end = time.monotonic() + seconds
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", seconds)
+            time.sleep(0.005)
+        return code
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+
+def run(*arguments: object, stdin: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    """Like subprocess.run([sys.executable, *arguments], capture_output=True, text=True)."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, out, err = (Path(folder) / name for name in ("in", "out", "err"))
+        given.write_text(stdin)
+        program = Python(*arguments, out=out, err=err, stdin=given, **options)
+        try:
+            code = program.wait(600)
+        finally:
+            program.kill()
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
+def _ask(request: Any) -> Any:
+    _server.send(request)
+    return _server.recv()
+
+
+def start_server() -> None:
+    """Call it when gptjax is imported, and before jax starts a device."""
+    global _server, _server_pid
+    _server, theirs = Pipe()
+    _server_pid = os.fork()
+    if not _server_pid:
+        _server.close()
+        with contextlib.suppress(EOFError):  # pytest was killed
+            _serve(theirs)
+        os._exit(0)
+    theirs.close()
+
+
+def stop_server() -> None:
+    _server.send(None)
+    os.waitpid(_server_pid, 0)
+
+
+def _serve(requests: Connection) -> None:
+    """Starts programs; given the id of one, says its exit code, None if it still runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends pytest, and that this process
+    # pytest records warnings and makes errors of them; Python prints some.
+    warnings.filters[:] = [f for f in warnings.filters if f[0] not in ("error", "always")]
+    warnings.showwarning = lambda *warning: sys.stderr.write(warnings.formatwarning(*warning[:4]))
+    while request := requests.recv():
+        if isinstance(request, int):
+            pid, status = os.waitpid(request, os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if not answer:
+                requests.close()
+                arguments, files, environment, options = request
+                _become(arguments, files, environment, **options)
+        requests.send(answer)
+
+
+def _become(
+    arguments: list[str],
+    files: list[str],
+    environment: dict[str, str],
+    n_devices: int = 1,
+    core: int | None = None,
+) -> None:
+    """What a forked process does instead of returning. core: the only one it uses."""
+    code = 70
+    try:
+        for fd, path in enumerate(files):
+            opened = os.open(path, os.O_RDWR | os.O_APPEND * (fd > 0))
+            os.dup2(opened, fd)
+            os.close(opened)
+        sys.stdin = os.fdopen(0, closefd=False)
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(REPO)
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", n_devices)
+        code = _code_of(lambda: _execute(*arguments))
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _execute(program: str, *arguments: str) -> None:
+    """A file, or -c and code."""
+    if program == "-c":
+        code, *arguments = arguments
+        sys.argv = ["-c", *arguments]
+        exec(compile(code, "-c", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = [program, *arguments]
+        runpy.run_path(program, run_name="__main__")
+
+
+def _code_of(function: Callable[[], object]) -> int:
+    try:
+        function()
+        return 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
