@@ -126,7 +126,7 @@ def set_up(config: Config, launch: Launch) -> Run:
         params = models.init(model, config.seed) if params is None else params
         return training.init_state(params, optimizer)
 
-    shapes = jax.eval_shape(first_state)
+    shapes = jax.eval_shape(first_state, None)  # as it is called below: one trace for both
     n_params, tokens_per_step = models.count(shapes.params), c.batch_size * tokens_per_sequence
     state_sharding = sharding.shardings(shapes, mesh)
     shapes = sharding.with_sharding(shapes, state_sharding)

@@ -19,7 +19,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    " --xla_cpu_parallel_codegen_split_count=1",
+    " --xla_cpu_parallel_codegen_split_count=1"
+    # Many devices on few cores wait long for each other.
+    " --xla_cpu_collective_call_terminate_timeout_seconds=300",
 )
 gc.set_threshold(20_000)  # as the commands do
 _CACHE = Path(tempfile.mkdtemp(prefix="gptjax-tests-"))

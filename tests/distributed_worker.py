@@ -1,17 +1,18 @@
 """What test_layouts.py and test_processes.py have other processes do, with simulated devices.
 
-python tests/distributed_worker.py layouts gpt|modern|pairs|speech [LAYOUT ...]
+python tests/distributed_worker.py layouts [MODEL/LAYOUT ...]
 python tests/distributed_worker.py move FOLDER [PROCESS HOST:PORT]
 """
 
+import functools
 import json
-import os
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import jax
 import numpy as np
 import optax
@@ -31,25 +32,8 @@ REPO = Path(__file__).parents[1]
 WORKER = REPO / "tests" / "distributed_worker.py"
 
 
-def environment(n_devices: int) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if "_proxy" not in name.lower()}
-    flags = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
-    return kept | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(n_devices),
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
-        "PYTHONPATH": str(REPO),
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def run(*command: object, n_devices: int) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        env=environment(n_devices),
-        capture_output=True,
-        text=True,
-    )
+def run(*command: object, **options: Any) -> str:
+    done = forked.run(*command, **options)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -58,7 +42,7 @@ def run(*command: object, n_devices: int) -> str:
 
 LAYOUTS = {
     name: MeshConfig(*map(int, name.split("x")))
-    for name in ("8x1x1", "1x8x1", "2x2x2", "4x1x2", "1x4x2")
+    for name in ("1x1x1", "8x1x1", "1x8x1", "2x2x2", "4x1x2", "1x4x2")
 }
 MODERN: Any = {
     "n_layer": 1,
@@ -118,25 +102,25 @@ def mesh_of(layout: MeshConfig) -> Mesh:
     return make_mesh(Config(GPTConfig(**SEED), mesh=layout, train=train))
 
 
-def fresh(model: Any, optimizer: Any, mesh: Mesh) -> training.TrainState:
-    def state() -> training.TrainState:
-        return training.init_state(models.init(model, 3), optimizer)
-
-    shardings = sharding.shardings(jax.eval_shape(state), mesh)
-    return jax.jit(state, out_shardings=shardings)()
-
-
 def by_path(tree: Any) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in sharding.by_path(tree).items()}
 
 
-def observe(name: str, mesh: Mesh) -> dict[str, Any]:
-    """Everything that must not depend on the mesh, and bytes, which must."""
-    model = build(name)
+@functools.cache
+def start(name: str) -> tuple[models.Model, Any, Callable[[], training.TrainState]]:
+    """A model, an optimizer that also keeps the gradient, and their first state, traced once."""
+    model: Any = build(name)
     inner = optim.build(OptimConfig(name=CONFIGS[name][1], learning_rate=1e-3), N_STEPS)
-    # One that also keeps the gradient.
     optimizer = optax.chain(optax.trace(decay=0), inner)
-    state = fresh(model, optimizer, mesh)
+    return model, optimizer, lambda: training.init_state(models.init(model, 3), optimizer)
+
+
+@functools.cache
+def observe(name: str, layout: str) -> dict[str, Any]:
+    """Everything that must not depend on the layout, and bytes, which must."""
+    mesh, (model, optimizer, first) = mesh_of(LAYOUTS[layout]), start(name)
+    shardings = sharding.shardings(jax.eval_shape(first), mesh)
+    state = jax.jit(first, out_shardings=shardings)()
     params = by_path(state.params)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     share = sharding.bytes_per_device(state) / whole
@@ -156,9 +140,10 @@ def observe(name: str, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def masks(mesh: Mesh) -> list[np.ndarray]:
+@functools.cache
+def masks(layout: str) -> list[np.ndarray]:
     """Of residual branches (B, T, D) and of attention weights (B, H, T, S), split as in use."""
-    made = []
+    mesh, made = mesh_of(LAYOUTS[layout]), []
     for shape, spec in (
         ((8, 6, 64), P(ROWS)),
         ((8, 4, 6, 6), P(ROWS, "model")),
@@ -175,30 +160,28 @@ def masks(mesh: Mesh) -> list[np.ndarray]:
     return made
 
 
-def layouts(name: str, *chosen: str) -> None:
-    """How far layouts are from one device, as JSON: {layout: {what: number}}. Default: all five."""
-    alone = mesh_of(MeshConfig(data=1))
-    want, want_masks, found = observe(name, alone), masks(alone), {}
-    for layout in chosen or LAYOUTS:
-        config = LAYOUTS[layout]
-        mesh = mesh_of(config)
-        have = observe(name, mesh)
+def layouts(*chosen: str) -> None:
+    """How far layouts are from one device, as JSON: {"MODEL/LAYOUT": {what: number}}."""
+    found = {}
+    for case in chosen or [f"{name}/{layout}" for name in CONFIGS for layout in LAYOUTS]:
+        name, layout = case.split("/")
+        have, want = observe(name, layout), observe(name, "1x1x1")
         far = {
             path: float(np.abs(have["gradient"][path] - g).max() / np.abs(g).max())
             for path, g in want["gradient"].items()
         }
-        found[layout] = {
+        found[case] = {
             "parameters_differ": [
                 path for path, p in want["params"].items() if (have["params"][path] != p).any()
             ],
             "masks_differ": sum(
-                (a != b).any() for a, b in zip(masks(mesh), want_masks, strict=True)
+                (a != b).any() for a, b in zip(masks(layout), masks("1x1x1"), strict=True)
             ).item(),
             "gradient": max(far.values()),
             "gradient_of": max(far, key=far.__getitem__),
             "losses": float(np.abs(have["losses"] / want["losses"] - 1).max()),
             "val_loss": abs(have["val_loss"] / want["val_loss"] - 1),
-            "share_x_parts": have["share"] * config.fsdp * config.model,
+            "share_x_parts": have["share"] * LAYOUTS[layout].fsdp * LAYOUTS[layout].model,
         }
     print(json.dumps(found))
 

@@ -37,7 +37,8 @@ class Python:
         for file in (out, err or out):
             file.write_text("")
         files = [str(options.pop("stdin", os.devnull)), str(out), str(err or out)]
-        environment = {**os.environ, **options.pop("environment", {})}
+        environment = {k: v for k, v in os.environ.items() if "_proxy" not in k.lower()}
+        environment |= options.pop("environment", {})
         self.pid = _ask((list(map(str, arguments)), files, environment, options))
 
     def poll(self) -> int | None:
@@ -50,7 +51,7 @@ class Python:
         while (code := self.poll()) is None:
             if time.monotonic() > end:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", seconds)
-            time.sleep(0.005)
+            time.sleep(0.02)
         return code
 
     def send_signal(self, signum: int) -> None:

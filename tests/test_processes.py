@@ -8,17 +8,17 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import forked
 import numpy as np
 import pytest
 from conftest import Printed
-from distributed_worker import REPO, WORKER, environment, run
+from distributed_worker import REPO, WORKER, run
+from forked import Python
 
 from gptjax import train
 from gptjax.errors import UserError
@@ -66,14 +66,10 @@ class Pair:
 
     def __init__(self, folder: Path, *commands: list[object], n_devices: Sequence[int] = (1, 1)):
         self.all.append(self)
-        self.outputs = [folder / f"process-{i}.txt" for i in range(2)]
-        self.processes = []
-        for command, output, n in zip(commands, self.outputs, n_devices, strict=True):
-            line = [sys.executable, *map(str, command)]
-            with output.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(line, env=environment(n), stdout=file, stderr=file)
-                )
+        self.processes = [
+            Python(*command, out=folder / f"process-{i}.txt", n_devices=n)
+            for i, (command, n) in enumerate(zip(commands, n_devices, strict=True))
+        ]
 
     @classmethod
     def trains(
@@ -98,10 +94,9 @@ class Pair:
     def kill(self) -> None:
         for process in self.processes:
             process.kill()
-            process.wait()
 
     def printed(self, i: int) -> str:
-        return self.outputs[i].read_text(errors="replace")
+        return self.processes[i].out.read_text(errors="replace")
 
 
 @pytest.fixture(autouse=True)
@@ -191,9 +186,7 @@ from gptjax.scale import processes
 processes.START_SECONDS = 2
 train.main({flags})
 """
-    done = subprocess.run(
-        [sys.executable, "-c", alone], env=environment(1), capture_output=True, text=True
-    )
+    done = forked.run("-c", alone)
     assert done.returncode == 2, done.stderr
     assert "error: the processes do not find each other" in done.stderr.splitlines()[-1]
 
