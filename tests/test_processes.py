@@ -66,6 +66,7 @@ class Pair:
 
     def __init__(self, folder: Path, *commands: list[object], n_devices: Sequence[int] = (1, 1)):
         self.all.append(self)
+        self.metrics = folder / "run/metrics.jsonl"
         self.processes = [
             Python(*command, out=folder / f"process-{i}.txt", n_devices=n)
             for i, (command, n) in enumerate(zip(commands, n_devices, strict=True))
@@ -193,10 +194,10 @@ train.main({flags})
 
 def wait_for_steps(pair: Pair, seconds: float = 200) -> None:
     end = time.monotonic() + seconds
-    while not re.search(r"step [1-9]", pair.printed(0)):
+    while not (pair.metrics.exists() and "train_loss" in pair.metrics.read_text()):
         assert time.monotonic() < end, pair.printed(0)
         assert [p.poll() for p in pair.processes] == [None, None], pair.printed(0)
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def test_checkpoints_move_between_layouts(tmp_path: Path) -> None:
