@@ -26,6 +26,7 @@ from typing import Any
 REPO = Path(__file__).parents[1]
 _server: Connection
 _server_pid: int
+_lock = threading.Lock()
 
 
 class Python:
@@ -77,8 +78,9 @@ def run(*arguments: object, stdin: str = "", **options: Any) -> subprocess.Compl
 
 
 def _ask(request: Any) -> Any:
-    _server.send(request)
-    return _server.recv()
+    with _lock:
+        _server.send(request)
+        return _server.recv()
 
 
 def start_server() -> None:
@@ -110,17 +112,21 @@ def _serve(requests: Connection) -> None:
             pid, status = os.waitpid(request, os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
         else:
+            arguments, paths, environment, options = request
+            flags = os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND
+            files = [os.open(*file) for file in zip(paths, flags, strict=True)]
             answer = os.fork()
             if not answer:
                 requests.close()
-                arguments, files, environment, options = request
                 _become(arguments, files, environment, **options)
+            for file in files:
+                os.close(file)
         requests.send(answer)
 
 
 def _become(
     arguments: list[str],
-    files: list[str],
+    files: list[int],
     environment: dict[str, str],
     n_devices: int = 1,
     core: int | None = None,
@@ -128,10 +134,9 @@ def _become(
     """What a forked process does instead of returning. core: the only one it uses."""
     code = 70
     try:
-        for fd, path in enumerate(files):
-            opened = os.open(path, os.O_RDWR | os.O_APPEND * (fd > 0))
-            os.dup2(opened, fd)
-            os.close(opened)
+        for fd, file in enumerate(files):
+            os.dup2(file, fd)
+            os.close(file)
         sys.stdin = os.fdopen(0, closefd=False)
         sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)

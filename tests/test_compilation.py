@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,10 +24,13 @@ ROOT = Path(__file__).parents[1]
 
 # Compiles one program with the cache; prints whether there is one, and what it computed.
 USES_CACHE = """
-import resource, sys
+import os, resource, sys, warnings
 from unittest import mock
 import jax, jax.numpy as jnp
 from gptjax.scale import compilation, devices
+warnings.simplefilter("error")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"] or None)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 if sys.argv[1] == "full":  # every file of more than 100 bytes fails, as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 with mock.patch.object(devices, "on_cpu", lambda: sys.argv[1] == "cpu"):
@@ -37,18 +40,10 @@ print(folder, float(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((3, 3)))[0, 0]))
 """
 
 
-def use_cache(cache: Path, how: str = "accelerator", **environment: str) -> str:
+def use_cache(cache: Path, how: str = "accelerator", own: object = "") -> str:
     """What USES_CACHE printed; it must not print anything else."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    command = [sys.executable, "-W", "error", "-c", USES_CACHE, how]
-    done = subprocess.run(
-        command,
-        env=kept | {"JAX_PLATFORMS": "cpu", "GPTJAX_CACHE": str(cache)} | environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {"GPTJAX_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": str(own)}
+    done = forked.run("-c", USES_CACHE, how, environment=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout.strip()
@@ -83,7 +78,7 @@ def test_nothing_is_kept_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["cpu", "accelerator", "off"])
 def test_the_users_own_folder_is_respected_and_so_is_the_flag(tmp_path: Path, how: str) -> None:
     own = tmp_path / "own"
-    printed = use_cache(tmp_path, how, JAX_COMPILATION_CACHE_DIR=str(own))
+    printed = use_cache(tmp_path, how, own)
     assert printed.startswith("None " if how == "off" else f"{own} ")
     assert bool(entries(own)) == (how != "off")
     assert not (tmp_path / "compiled").exists()
@@ -98,17 +93,8 @@ def test_a_folder_that_cannot_be_written_is_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_may_use_it_at_once(tmp_path: Path) -> None:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "GPTJAX_CACHE": str(tmp_path)}
-    for name in [name for name in environment if name.startswith("JAX_") and "CACHE" in name]:
-        del environment[name]
-    command = [sys.executable, "-W", "error", "-c", USES_CACHE, "accelerator"]
-    children = [
-        subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    printed = {child.communicate()[0] for child in children}
-    assert len(printed) == 1
-    assert all(child.returncode == 0 for child in children)
+    with ThreadPoolExecutor(2) as pool:
+        assert len(set(pool.map(use_cache, [tmp_path] * 2))) == 1
 
 
 def test_too_little_room_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,12 +206,13 @@ def test_every_program_of_a_run_compiles_once(tmp_path: Path) -> None:
     """What was compiled ahead is what the run calls; jax's own cache of jitted functions has it."""
     text = tmp_path / "text.txt"
     text.write_text("All the world's a stage, and all the men and women merely players.\n" * 60)
-    command = [sys.executable, "-c", COUNTS, "--config", "configs/debug.py"]
+    command = ["-c", COUNTS, "--config", "configs/debug.py"]
     command += ["--data.path", str(text), "--run-dir", str(tmp_path / "run")]
     command += ["--model.n-layer", "1", "--model.n-embd", "16", "--model.block-size", "8"]
     command += ["--train.max-steps", "6", "--train.eval-interval", "6", "--train.eval-batches", "2"]
     command += ["--train.sample-tokens", "20"]  # past block_size: reads a prompt again
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = forked.run(*command)
+    assert done.returncode == 0, done.stderr
     compiled = json.loads(done.stdout.splitlines()[-1])
     for name in ("sums", "train_steps", "_decode", "_prefill", "all_finite"):
         assert sum(name in one for one in compiled) == 1, (name, compiled)

@@ -3,23 +3,28 @@
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from benchmarks import drill_children, fuzz
 
-REPO = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-# Shorter runs than a full drill has.
+# Shorter runs than a full drill has, of a bigram.
 DRILLS = """
-import sys
+import os, re, sys
+from matplotlib.figure import Figure
+flags = os.environ["XLA_FLAGS"]
 from benchmarks import drills
+from gptjax.runs import plots
+os.environ["XLA_FLAGS"] = flags  # those of the other tests, which compile faster
+plots.Figure = Figure
+bigram = re.sub(r"GPTConfig\\(.*\\)", "BigramConfig(16)", drills.CONFIG)
+drills.CONFIG = bigram.replace("GPTConfig", "BigramConfig")
 drills.MAX_STEPS, drills.HALF = 2, 1
 drills.main(sys.argv[1:])
 """
@@ -30,10 +35,8 @@ def test_a_few_cases_survive(tmp_path: Path) -> None:
 
     Only of some drills: test_end_to_end.py has signals, and test_processes.py lost processes.
     """
-    command = [sys.executable, "-c", DRILLS, "--scale", "0.003", "--only"]
-    command += ["kill,damage,disk,fuzz", "--json", str(tmp_path / "drills.json")]
-    env = {**os.environ, "PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, check=False)
+    flags = ["--scale", 0.003, "--only", "kill,damage,disk,fuzz", "--json"]
+    done = forked.run("-c", DRILLS, *flags, tmp_path / "drills.json")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "drills.json").read_text())["drills"]
     for name, row in found.items():

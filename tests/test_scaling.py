@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import forked
 import jax
 import jax.numpy as jnp
 import pytest
@@ -260,18 +259,10 @@ for one in hlo.collectives(text):
 """
 
 
-def python(*argv: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
-    """A process of its own, with so many simulated devices."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    return subprocess.run(
-        [sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-
-
 @pytest.mark.slow
 def test_collectives_of_a_known_program():
     """Each of the five kinds runs five times, in groups and sizes that we know."""
-    ran = python("-c", KNOWN, devices=8)
+    ran = forked.run("-c", KNOWN, n_devices=8)
     assert ran.returncode == 0, ran.stderr
     assert Counter(ran.stdout.splitlines()) == Counter(
         [
@@ -295,7 +286,7 @@ scaling.main(["simulate", "--json", FILE])
 @pytest.mark.slow
 def test_a_compiled_step_sends_about_what_arithmetic_says(tmp_path):
     file = tmp_path / "small.json"
-    ran = python("-c", SMALL.replace("FILE", repr(str(file))))
+    ran = forked.run("-c", SMALL.replace("FILE", repr(str(file))))
     assert ran.returncode == 0, ran.stderr
     one, shared = json.loads(file.read_text())["rows"]
     assert not one["sent"]
@@ -332,7 +323,7 @@ def test_several_devices_are_measured(tmp_path):
     file = tmp_path / "weak.json"
     argv = ["--config", "configs/debug.py", "--json", file, "--train.batch-size", 4]
     argv += ["--model.n-layer", 1, "--model.n-embd", 16, "--model.block-size", 16]
-    ran = python("-c", MEASURE, "weak", "--axis", "fsdp", *map(str, argv), devices=2)
+    ran = forked.run("-c", MEASURE, "weak", "--axis", "fsdp", *argv, n_devices=2)
     assert ran.returncode == 0, ran.stderr
     record = json.loads(file.read_text())
     assert [row["mesh"] for row in record["rows"]] == ["1x1x1", "1x2x1"]

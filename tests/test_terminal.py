@@ -3,14 +3,11 @@
 import os
 import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY_RUN
+from forked import Python
 
-REPO = Path(__file__).parents[1]
 WIDTHS = (40, 80)
 # Trains in terminals of these widths, one after the other, each of which first prints its width.
 TRAIN = """
@@ -25,15 +22,18 @@ for width in WIDTHS:
 
 
 @pytest.mark.slow
-def test_the_progress_fits(text_file: Path, tmp_path: Path) -> None:
+def test_the_progress_fits(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No line of the progress is wider; step, loss and the time left are always there."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", TRAIN.replace("WIDTHS", str(WIDTHS)), str(tmp_path)]
-    command += [*TINY_RUN, "--data.path", str(text_file), "--train.sample-tokens", "0"]
-    command += ["--train.max-steps", "40", "--train.eval-interval", "40"]
-    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-    env["TERM"] = "xterm-256color"
-    child = subprocess.Popen(command, cwd=REPO, env=env, stdout=theirs, stderr=theirs)
+    command: list[object] = ["-c", TRAIN.replace("WIDTHS", str(WIDTHS)), tmp_path]
+    command += ["--config", "configs/bigram.py", "--data.path", text_file, "--train.max-steps", 40]
+    command += ["--train.eval-batches", 1, "--train.log-interval", 1, "--train.sample-tokens", 0]
+    for name in ("COLUMNS", "LINES", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    child = Python(*command, out=Path(os.ttyname(theirs)))
     os.close(theirs)
     content = b""
     while True:
