@@ -7,6 +7,7 @@ are not; compiling has its own column. Run it by `python -m benchmarks.compare r
 
 import argparse
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -97,6 +98,12 @@ def text_of(config: Config, vocab_size: int | None) -> Any:
     return TextData(tokens, tokens, tokenizer, "random tokens", "")
 
 
+def matmul_size(config: Config) -> int:
+    """Of the matmul whose rate a row names: less for the tiny models of the tests."""
+    assert isinstance(config.model, GPTConfig)
+    return min(2048, 16 * config.model.n_embd)
+
+
 def serve_gptjax(config: Config, dtype: str, vocab_size: int | None = None) -> None:
     import jax
     import jax.numpy as jnp
@@ -137,7 +144,8 @@ def serve_gptjax(config: Config, dtype: str, vocab_size: int | None = None) -> N
         jax.block_until_ready(metrics.loss)
         step = last
 
-    rounds.serve(run, quantum, quantum, lambda: devices.matmul_rate(jnp.dtype(dtype), 2048))
+    size = matmul_size(config)
+    rounds.serve(run, quantum, quantum, lambda: devices.matmul_rate(jnp.dtype(dtype), size))
 
 
 def serve_torch(
@@ -168,7 +176,9 @@ def serve_torch(
         loss.item()
 
     # CUDA graphs are recorded at the second and third call.
-    rounds.serve(run, 3 if mode else 1, 1, lambda: torch_gpt.matmul_rate(torch_dtype, device))
+    size = matmul_size(config)
+    rate = functools.partial(torch_gpt.matmul_rate, torch_dtype, device, size)
+    rounds.serve(run, 3 if mode else 1, 1, rate)
 
 
 def table(record: dict[str, Any]) -> str:

@@ -274,8 +274,11 @@ class Group:
             return jax.vmap(train_step)(states, mine, seeds, heads)
 
         self.seeds = jnp.array([t.stream.seed for t in trained], jnp.uint32)
-        ones = [training.init_state(models.init(model, t.stream.seed), optimizer) for t in trained]
-        self.states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ones)
+
+        def first_state(seed: Any) -> training.TrainState:
+            return training.init_state(models.init(model, seed), optimizer)
+
+        self.states = jax.jit(jax.vmap(first_state))(self.seeds)
         self.step_of_all = jax.jit(step_of_all, donate_argnums=0)
 
     def compile(self, made: Any) -> None:
@@ -376,9 +379,9 @@ def results_of(group: Group, steps: int, tests: dict[str, Test]) -> list[dict[st
         sums = (jax.nn.log_softmax(frames_BSV) * source_mask[:, ::2, None]).sum(1)
         return logits.argmax(-1), sums.at[:, end].set(-jnp.inf).argmax(-1)
 
-    runs = []
+    runs, trained = [], jax.device_get(group.states.params)
     for i, training in enumerate(group.trained):
-        params = jax.tree.map(lambda leaf, i=i: leaf[i], group.states.params)
+        params = jax.tree.map(lambda leaf, i=i: leaf[i], trained)
         result = tests[training.stream.speaker].result(likeliest, params)
         stream = training.stream
         about = {"variation": training.variation, "speaker": stream.speaker, "seed": stream.seed}

@@ -23,6 +23,7 @@ os.environ.setdefault(
     # Many devices on few cores wait long for each other.
     " --xla_cpu_collective_call_terminate_timeout_seconds=300",
 )
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would spin while they wait
 gc.set_threshold(20_000)  # as the commands do
 _CACHE = Path(tempfile.mkdtemp(prefix="gptjax-tests-"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))

@@ -5,6 +5,7 @@ import json
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,7 +181,8 @@ def test_variations_are_trained_and_evaluated_on_the_same_text(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question.\n" * 1500)
-    base = f"--config configs/debug.py --data.path {text} --train.max-steps 40 --model.n-layer 1"
+    base = f"--config configs/bigram.py --data.path {text} --train.max-steps 40"
+    base += " --model.block-size 32"
     variations = (
         sweep.Variation("base"),
         sweep.Variation(
@@ -230,8 +232,7 @@ def test_speakers_are_left_out_one_by_one(
     monkeypatch.setattr(speakers, "SPEAKERS", ("lucas", "theo"))
     monkeypatch.setattr(speakers, "SEEDS", (1,))
     monkeypatch.setattr(speakers, "TEST_ROWS", 10)  # one shape to compile for
-    made = iter([_batches(step) for step in range(3)])
-    monkeypatch.setattr(speakers, "batches", lambda streams, n_workers, n_steps: made)
+    monkeypatch.setattr(speakers, "batches", _batches)
     speakers.main(["--json", str(tmp_path / "speakers.json")])
     runs = json.loads((tmp_path / "speakers.json").read_text())["runs"]
     about = [(run["variation"], run["speaker"], run["clips"], run["steps"]) for run in runs]
@@ -242,14 +243,15 @@ def test_speakers_are_left_out_one_by_one(
     assert "all known" in capsys.readouterr().out
 
 
-def _batches(step: int) -> dict[str, np.ndarray]:
-    """The batches of one step, of the three streams, without worker processes."""
-    streams = list(dict.fromkeys(t.stream for t in speakers.trainings()))
-    config = streams[0].config()
-    (slot, *_) = speakers.ring(bytearray(speakers.ring_bytes(3, config)), 3, config)
-    for i, stream in enumerate(streams):
-        speakers.fill(slot, i, dataset.load(stream.config()).batch(stream.config(), step))
-    return slot
+def _batches(streams: list[speakers.Stream], n_workers: int, n_steps: int) -> Any:
+    """The batches of every step without worker processes."""
+    configs, n = [stream.config() for stream in streams], len(streams)
+    datasets = [dataset.load(config) for config in configs]
+    slots = speakers.ring(bytearray(speakers.ring_bytes(n, configs[0])), n, configs[0])
+    for step in range(n_steps):
+        for i, config in enumerate(configs):
+            speakers.fill(slots[step], i, datasets[i].batch(config, step))
+        yield slots[step]
 
 
 def test_batches_of_several_trainings_share_a_buffer() -> None:
@@ -281,7 +283,8 @@ def test_a_variation_of_pairs_has_error_rates(
 
     monkeypatch.setattr(sweep, "subprocess", types.SimpleNamespace(run=run))
     path = tmp_path / "pairs.tsv"
-    path.write_text("".join(f"{'ab'[i % 2] * (1 + i // 2)}\tA B\n" for i in range(60)))
+    words = (f"{i:b}".translate({48: "a", 49: "b"}) for i in range(64, 124))
+    path.write_text("".join(f"{word}\tA B\n" for word in words))  # of one length
     small = f"--config configs/g2p_cpu.py --data.path {path} --data.val-fraction 0.2 "
     small += "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 32 --train.batch-size 4 "
     small += "--train.max-steps 3 --train.sample-tokens 0 --optim.name adamw"
