@@ -274,11 +274,9 @@ class Group:
             return jax.vmap(train_step)(states, mine, seeds, heads)
 
         self.seeds = jnp.array([t.stream.seed for t in trained], jnp.uint32)
-
-        def first_state(seed: Any) -> training.TrainState:
-            return training.init_state(models.init(model, seed), optimizer)
-
-        self.states = jax.jit(jax.vmap(first_state))(self.seeds)
+        ones = [jax.device_get(models.init(model, t.stream.seed)) for t in trained]
+        params = jax.tree.map(lambda *leaves: np.stack(leaves), *ones)
+        self.states = jax.jit(jax.vmap(lambda p: training.init_state(p, optimizer)))(params)
         self.step_of_all = jax.jit(step_of_all, donate_argnums=0)
 
     def compile(self, made: Any) -> None:

@@ -25,6 +25,11 @@ ENVIRONMENT = {
     "commit": "abc1234",
 }
 
+# A model of one layer without what makes it good, cheap to compile.
+ONE_LAYER = "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 16 --model.n-head 1 "
+ONE_LAYER += "--model.position learned --model.no-qk-norm --model.short-conv 0 "
+ONE_LAYER += "--model.activation relu --model.logit-softcap 0 --optim.name adamw "
+
 # A competitor that answers every request; its argument says how long it takes to get ready.
 ANSWERS = """
 import json, sys, time
@@ -162,8 +167,9 @@ def test_the_start_is_measured_at_tiny_size(
     monkeypatch.setattr(gpu.downloads, "fetch", lambda name: text)
     session = gpu.Session(tmp_path, 300, tiny=True)
     try:
-        options = "--train.max-steps 2 --train.log-interval 1 --train.eval-batches 1"
-        options = [*options.split(), "--train.sample-tokens", "0", "--data.path", str(text)]
+        options = "--train.max-steps 2 --train.log-interval 1 --train.eval-batches 0 "
+        options += f"--train.sample-tokens 0 --model.dropout 0 --data.path {text}"
+        options = options.split()
         monkeypatch.setattr(gpu, "TINY_TRAIN", gpu.TINY_TRAIN + options)
         gpu.measure_startup(session)
     finally:
@@ -221,8 +227,7 @@ def test_speakers_are_left_out_one_by_one(
         name = f"{digit}_{speaker}_{take}.wav"
         (tmp_path / name).symlink_to(recordings / name)
     monkeypatch.setenv("FSDD", str(tmp_path))
-    small = "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 32 --train.batch-size 2 "
-    small += "--train.max-steps 3 --data.extra-clips 0 --optim.name adamw"
+    small = f"{ONE_LAYER} --train.batch-size 2 --train.max-steps 3 --data.extra-clips 0"
     monkeypatch.setattr(speakers, "BASE", f"{speakers.BASE} {small}")
     variations = {
         "untold": speakers.Variation(head="off"),
@@ -233,6 +238,7 @@ def test_speakers_are_left_out_one_by_one(
     monkeypatch.setattr(speakers, "SEEDS", (1,))
     monkeypatch.setattr(speakers, "TEST_ROWS", 10)  # one shape to compile for
     monkeypatch.setattr(speakers, "batches", _batches)
+    monkeypatch.setattr(rounds, "UNTUNED", {})  # the flags of the suite stay
     speakers.main(["--json", str(tmp_path / "speakers.json")])
     runs = json.loads((tmp_path / "speakers.json").read_text())["runs"]
     about = [(run["variation"], run["speaker"], run["clips"], run["steps"]) for run in runs]
@@ -286,8 +292,7 @@ def test_a_variation_of_pairs_has_error_rates(
     words = (f"{i:b}".translate({48: "a", 49: "b"}) for i in range(64, 124))
     path.write_text("".join(f"{word}\tA B\n" for word in words))  # of one length
     small = f"--config configs/g2p_cpu.py --data.path {path} --data.val-fraction 0.2 "
-    small += "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 32 --train.batch-size 4 "
-    small += "--train.max-steps 3 --train.sample-tokens 0 --optim.name adamw"
+    small += f"{ONE_LAYER} --train.batch-size 4 --train.max-steps 3 --train.sample-tokens 0"
     variation = sweep.Variation("other rate", "--optim.learning-rate 1e-3")
     found = sweep.measure_pairs(sweep.Sweep("tiny", small, (variation,), 1), variation)
     assert found["val_loss"][0] > 0
