@@ -1,6 +1,7 @@
 """From a configuration to a model, and to its first parameters."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -54,15 +55,37 @@ def init(model: Model, seed: int) -> Any:
     if isinstance(model, Ensemble):
         members = [init(model.member, (seed + i) % 2**32) for i in range(model.n_members)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    tokens, inputs = jax.ShapeDtypeStruct((1, 1), jnp.int32), {}
-    match model:
-        case EncoderDecoder():
-            inputs: Any = {"source": tokens}
-        case SpeechRecognizer():
-            inputs = {"source": jax.ShapeDtypeStruct((1, 2, model.config.n_mels), jnp.float32)}
     # Computes the parameters alone, one after the other: those of one shape share a program, which
     # compiles sooner than one large program that makes all of them.
-    return model.lazy_init(jax.random.key(seed), tokens, mutable="params", **inputs)["params"]
+    inputs = _example_inputs(model)
+    return model.lazy_init(jax.random.key(seed), mutable="params", **inputs)["params"]
+
+
+def shapes(model: Model) -> Any:
+    """The shapes of the parameters."""
+    if isinstance(model, Ensemble):
+        n = model.n_members
+        return jax.tree.map(lambda s: s.update(shape=(n, *s.shape)), shapes(model.member))
+    one: Any = model
+    return jax.tree.map(lambda s: s, _shapes_of_one(one))  # a tree that the caller may change
+
+
+@functools.cache  # tracing takes half a second
+def _shapes_of_one(model: Any) -> Any:
+    initial = functools.partial(model.init, mutable="params")
+    return jax.eval_shape(initial, jax.random.key(0), **_example_inputs(model))["params"]
+
+
+def _example_inputs(model: Any) -> dict[str, Any]:
+    """Shapes of inputs that a model can be called with."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    match model:
+        case EncoderDecoder():
+            return {"tokens_BT": tokens, "source": tokens}
+        case SpeechRecognizer():
+            sound = jax.ShapeDtypeStruct((1, 2, model.config.n_mels), jnp.float32)
+            return {"tokens_BT": tokens, "source": sound}
+    return {"tokens_BT": tokens}
 
 
 def source_of(batch: dict[str, Any]) -> dict[str, Any]:

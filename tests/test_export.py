@@ -50,7 +50,7 @@ def make_run(folder: Path, config: ModelConfig, tok: Tokenizer, form: Format | N
         noise = rng.normal(0, scale, leaf.shape).astype(np.float32)
         return 1 + noise if path[-1].key == "scale" else noise
 
-    params = jax.tree_util.tree_map_with_path(noise, jax.eval_shape(lambda: models.init(model, 0)))
+    params = jax.tree_util.tree_map_with_path(noise, models.shapes(model))
     files = {}
     if form:
         params = jax.jit(quantize_params, static_argnums=1)(params, form)

@@ -13,7 +13,7 @@ import hugging_face as hf
 import jax
 import numpy as np
 import pytest
-from conftest import Refused
+from conftest import Printed, Refused
 from hugging_face import EXTRA, torch, transformers
 
 from gptjax import evaluation, models, train
@@ -451,7 +451,7 @@ def test_a_shorter_context_takes_the_first_positions(imported: Path, config_file
     tok = finetune.vocabulary(short, imported.parent / "new")
     assert tok is not None
     model = models.build(short.model, tok)
-    shapes = jax.eval_shape(lambda: models.init(model, seed=0))
+    shapes = models.shapes(model)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params = finetune.parameters(short, tok, with_sharding(shapes, one))
     _, theirs, _ = hf.load(imported)
@@ -543,21 +543,18 @@ def test_pairs_and_speech_are_read_with_the_vocabulary_that_is_given(tmp_path: P
 # --- from a shell
 
 
-def shell(*command: object) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False, cwd=REPO
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
-def test_the_commands_make_a_run_that_sample_py_writes_with(saved: Path, tmp_path: Path) -> None:
+def test_the_command_makes_a_run_that_sample_py_writes_with(
+    saved: Path, tmp_path: Path, printed: Printed
+) -> None:
     out = tmp_path / "run"
-    printed = shell("-m", "gptjax", "import", "gpt2", saved, "--out", out)
-    assert f"gptjax sample {out} --prompt" in printed
-    flags = ["--prompt", "the cat", "--max-new-tokens", 12, "--greedy", "--json"]
-    record = json.loads(shell("sample.py", out, *flags))
+    said = printed(import_model.main, "gpt2", saved, "--out", out)
+    assert f"gptjax sample {out} --prompt" in said
+    flags = ["--prompt", "the cat", "--max-new-tokens", "12", "--greedy", "--json"]
+    command = [sys.executable, "sample.py", out, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
     model, params, tok = hf.load(out)
     greedy = sampling.Sampler(temperature=0)
     written = sampling.complete(model, params, tok.encode("the cat")[None], 12, sampler=greedy)
@@ -576,7 +573,7 @@ def test_the_shipped_config_is_gpt2_small() -> None:
     assert isinstance(config.train, TrainConfig)
     assert config.train.init_from == Path("runs/gpt2")
     theirs = transformers.GPT2Config()
-    shapes = jax.eval_shape(lambda: models.init(models.build(config.model, theirs.vocab_size), 0))
+    shapes = models.shapes(models.build(config.model, theirs.vocab_size))
     with torch.device("meta"):
         twin = transformers.GPT2LMHeadModel(theirs)
     fewer = (theirs.n_positions - config.model.block_size) * theirs.n_embd

@@ -447,7 +447,7 @@ def test_a_model_has_one_loss_and_gradient_with_and_without_kernels(config):
     rng = np.random.default_rng(0)
     params = jax.tree.map(  # what starts at zero or one shall count as well
         lambda p: np.float32(0.2 * rng.standard_normal(p.shape)),
-        jax.eval_shape(lambda: models.init(model, 0)),
+        models.shapes(model),
     )
     tokens = rng.integers(0, 11, (2, 33))
     batch = {

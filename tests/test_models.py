@@ -23,12 +23,12 @@ def params(model):
 def random_params(model):
     """None of them is zero."""
     rng = np.random.default_rng(3)
-    shapes = jax.eval_shape(lambda: models.init(model, seed=3))
+    shapes = models.shapes(model)
     return jax.tree.map(lambda p: rng.normal(0, 0.7, p.shape).astype(p.dtype), shapes)
 
 
 def test_the_seeds_gpt_has_its_size_and_its_initial_loss():
-    shapes = jax.eval_shape(lambda: models.init(models.GPT(GPTConfig(), 65), seed=1337))
+    shapes = models.shapes(models.GPT(GPTConfig(), 65))
     assert models.count(shapes) == 10_788_929
     # The final norm makes the loss one that does not depend on the depth.
     model = models.GPT(GPTConfig(n_layer=1), 65)
@@ -103,7 +103,7 @@ def test_dropout_needs_a_key_and_changes_the_logits(gpt_config, params, tokens):
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_weights(gpt_config, params, tokens):
     half = models.GPT(gpt_config, VOCAB_SIZE, jnp.bfloat16)
     full = models.GPT(gpt_config, VOCAB_SIZE)
-    shapes = jax.eval_shape(lambda: models.init(half, seed=0))
+    shapes = models.shapes(half)
     assert {p.dtype for p in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     a, b = (np.asarray(logits_of(m, params, tokens)) for m in (half, full))
     assert a.dtype == b.dtype == np.float32

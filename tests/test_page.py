@@ -81,7 +81,7 @@ def make_run(folder: Path, config: ModelConfig, tok: Any, **settings: Any) -> tu
         size, mean = (0.3, path[-1].key == "scale") if p.ndim == 1 else (p.shape[-1] ** -0.5, 0)
         return rng.normal(mean, size, p.shape).astype(np.float32)
 
-    shapes = jax.eval_shape(lambda: models.init(model, seed=0))
+    shapes = models.shapes(model)
     params = jax.tree_util.tree_map_with_path(draw, shapes)
     settings = {"model": config} | settings
     data = {"source": "none", "sha256": "", "imported": True}

@@ -56,7 +56,7 @@ def made(name: str) -> tuple[Any, Any]:
         mean = float(path[-1].key == "scale")
         return rng.normal(mean, 0.4, p.shape).astype(np.float32)
 
-    shapes = jax.eval_shape(lambda: models.init(model, seed=2))
+    shapes = models.shapes(model)
     return model, jax.tree_util.tree_map_with_path(draw, shapes)
 
 

@@ -171,7 +171,7 @@ def probe() -> None:
         print(json.dumps(found), flush=True)
         dtype = devices.compute_dtype(TrainConfig())
         rate = devices.matmul_rate(dtype)
-        n_params = models.count(jax.eval_shape(lambda: models.init(models.GPT(GPTConfig(), 65), 0)))
+        n_params = models.count(models.shapes(models.GPT(GPTConfig(), 65)))
         found = {"dtype": np.dtype(dtype).name, "matmul_gflops": round(rate / 1e9)}
         found |= {"gpt_tokens_per_second": round(devices.training_speed(n_params, rate))}
         print(json.dumps(found))

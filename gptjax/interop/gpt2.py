@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -165,5 +164,5 @@ def read(folder: Path, stack: ExitStack) -> Imported:
     tensors = Tensors(folder, stack)
     tok = gpt2_tokenizer(folder, theirs, vocab_size)
     model = models.build(model_config, tok)
-    params = gpt2_params(tensors, model_config, jax.eval_shape(lambda: models.init(model, seed=0)))
+    params = gpt2_params(tensors, model_config, models.shapes(model))
     return Imported(config, tok, params, tensors.sha256())

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -219,5 +218,5 @@ def read(folder: Path, stack: ExitStack, language: str) -> Imported:
     tensors = Tensors(folder, stack)
     tok = whisper_tokenizer(folder, vocab_size, language)
     model = models.build(model_config, tok)
-    params = whisper_params(tensors, jax.eval_shape(lambda: models.init(model, seed=0)))
+    params = whisper_params(tensors, models.shapes(model))
     return Imported(config, tok, params, tensors.sha256())

@@ -31,10 +31,11 @@ def _stored_path(path: str, saved: Any) -> str:
     return old if path not in saved and old in saved else path
 
 
-@functools.lru_cache(maxsize=1)  # for all checkpoints of a run: tracing takes half a second
+@functools.cache  # for all checkpoints of a run
 def shapes_of(model: Any, number_format: Format) -> Any:
     """The shapes of a model's parameters in a number format."""
-    return jax.eval_shape(lambda: quantize_params(models.init(model, seed=0), number_format))
+    quantize = functools.partial(quantize_params, form=number_format)
+    return jax.eval_shape(quantize, models.shapes(model))
 
 
 @contextlib.contextmanager
