@@ -162,19 +162,23 @@ def test_the_best_checkpoint_is_kept_and_found(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_any_damage_of_a_checkpoint_is_found(tmp_path: Path) -> None:
     """Of every file of a checkpoint, in four ways."""
-    made = saved(tmp_path / "whole", {1: 2.0, 2: 1.0})
+    made = saved(tmp_path, {1: 2.0, 2: 1.0})
     files = [p for p in (made.folder / "2").rglob("*") if p.is_file()]
     essential = 0
     for i, path in enumerate(files):
         for kind in ("flip", "cut", "empty", "delete"):
-            run = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"{i}{kind}"))
-            damage(run / path.relative_to(tmp_path / "whole"), kind, seed=i)
-            step, state, said = checkpoints.restore_newest(run, some_state(0))
-            assert equal(state, some_state(step))
-            assert (step == 1) == ("checkpoint 2 is damaged (" in said)
-            assert (run / "checkpoints/2.damaged").exists() == (step == 1)
-            essential += step == 1
-            shutil.rmtree(run)
+            content = path.read_bytes()
+            damage(path, kind, seed=i)
+            found = manifest.damage(made.folder / "2")
+            # What is found is what restoring goes by: once is enough.
+            if not found or not essential:
+                step, state, said = checkpoints.restore_newest(tmp_path, some_state(0))
+                assert equal(state, some_state(step))
+                assert (step == 1) == bool(found) == ("checkpoint 2 is damaged (" in said)
+                if found:
+                    (made.folder / "2.damaged").rename(made.folder / "2")
+            essential += bool(found)
+            path.write_bytes(content)
     # orbax's own record of the checkpoint is not needed; nor is a manifest that is missing.
     assert essential == 4 * (len(files) - 3) + 3
 

@@ -307,7 +307,7 @@ def test_a_run_whose_data_is_elsewhere(
     if kind == "speech":  # one that is quantized, too
         params = jax.jit(lambda params: quantize_params(params, form))(params)
     origin = {"source": "none", "sha256": "", "imported": True}
-    run_config = Config(model=config, data=DATA_OF_MODEL[type(config)]())
+    run_config = Config(config, DATA_OF_MODEL[type(config)](path=tmp_path / "gone"))
     with run_directory.new_run(tmp_path / "run") as part:
         files = {"format.json": dataclasses.asdict(form)} if kind == "speech" else {}
         checkpoints.save_finished(part, run_config, tok, params, origin, files)

@@ -42,6 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(report, "time", clock)
     monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(plots, "plot", lambda *_: None)  # pictures have tests of their own
     return clock
 
 

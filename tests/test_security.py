@@ -64,10 +64,9 @@ def test_a_bomb_works(canary: Path) -> None:
 def test_nothing_in_a_run_directory_is_executed(
     run: Path, canary: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The card of one format, and no speed is looked at.
+    # The card of one format, without speeds.
     monkeypatch.setattr(card, "FORMATS", {name: card.FORMATS[name] for name in ("float32", "int8")})
-    monkeypatch.setattr(card, "SECONDS_PER_ROUND", 0)
-    monkeypatch.setattr(card, "DECODED_TOKENS", 4)
+    monkeypatch.setattr(card, "decoding_rates", lambda decoders: dict.fromkeys(decoders, 1.0))
     sample.main([str(run), "--max-new-tokens", "4", "--greedy"])
     evaluate.main([str(run)])
     plot.main([str(run), "--out", str(tmp_path / "a.png")])

@@ -54,7 +54,7 @@ def contents(
     model = models.build(config.model, tok)  # float32, whatever it was trained in
     found, params = checkpoints.load_params(run, model, step)
     if run_directory.read_format(run) != FLOAT32:
-        params = dequantize_params(params)
+        params = jax.jit(dequantize_params)(params)
     params = jax.device_get(models.without_training_heads(params))
     _check_size(run, models.count(params), weights, most_bytes)
     examples: dict[str, Any] = {}
