@@ -51,7 +51,6 @@ class NotDrawn(Figure):
 
 
 plots.Figure = NotDrawn
-forked.start_server()
 
 
 @pytest.fixture

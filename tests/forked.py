@@ -1,12 +1,13 @@
 """`python ARGUMENTS` in a process of its own, which has imported gptjax and started no device.
 
-It is forked from a server, itself forked from pytest before that starts a device. That saves the
-two to three seconds of imports; from there on a program does what it does otherwise. How programs
-start from nothing is test_cli.py's to check.
+It is forked from a server, which starts with the first one. That saves the two to three seconds of
+imports; from there on a program does what it does otherwise. How programs start from nothing is
+test_cli.py's to check.
 """
 
 import atexit
 import contextlib
+import functools
 import os
 import runpy
 import signal
@@ -24,8 +25,6 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).parents[1]
-_server: Connection
-_server_pid: int
 _lock = threading.Lock()
 
 
@@ -79,35 +78,35 @@ def run(*arguments: object, stdin: str = "", **options: Any) -> subprocess.Compl
 
 def _ask(request: Any) -> Any:
     with _lock:
-        _server.send(request)
-        return _server.recv()
+        server, _ = _start_server()
+        server.send(request)
+        return server.recv()
 
 
-def start_server() -> None:
-    """Call it when gptjax is imported, and before jax starts a device."""
-    global _server, _server_pid
-    _server, theirs = Pipe()
-    _server_pid = os.fork()
-    if not _server_pid:
-        _server.close()
-        with contextlib.suppress(EOFError):  # pytest was killed
-            _serve(theirs)
-        os._exit(0)
+@functools.cache
+def _start_server() -> tuple[Connection, subprocess.Popen[bytes]]:
+    ours, theirs = Pipe()
+    command = [sys.executable, __file__, str(theirs.fileno())]
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    server = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
     theirs.close()
+    return ours, server
 
 
 def stop_server() -> None:
-    _server.send(None)
-    os.waitpid(_server_pid, 0)
+    if _start_server.cache_info().currsize:
+        connection, server = _start_server()
+        connection.close()
+        server.wait()
 
 
 def _serve(requests: Connection) -> None:
     """Starts programs; given the id of one, says its exit code, None if it still runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends pytest, and that this process
-    # pytest records warnings and makes errors of them; Python prints some.
-    warnings.filters[:] = [f for f in warnings.filters if f[0] not in ("error", "always")]
-    warnings.showwarning = lambda *warning: sys.stderr.write(warnings.formatwarning(*warning[:4]))
-    while request := requests.recv():
+    # Python 3.12 warns of it, but the threads are numpy's, which expect it.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    while True:
+        request = requests.recv()
         if isinstance(request, int):
             pid, status = os.waitpid(request, os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
@@ -178,3 +177,10 @@ def _code_of(function: Callable[[], object]) -> int:
     except BaseException:
         traceback.print_exc()
         return 1
+
+
+if __name__ == "__main__":
+    import gptjax.train  # noqa: F401
+
+    with contextlib.suppress(EOFError):  # pytest ended
+        _serve(Connection(int(sys.argv[1])))
