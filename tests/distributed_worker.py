@@ -61,7 +61,11 @@ SEED: Any = {"n_layer": 1, "n_head": 4, "n_embd": 64, "block_size": 16, "dropout
 CONFIGS = {
     "gpt": (GPTConfig(**SEED), "adamw"),
     "modern": (GPTConfig(**MODERN), "muon"),
-    "pairs": (EncoderDecoderConfig(**SEED, n_encoder_layer=1, source_block_size=12), "adamw"),
+    # Every dropout of pairs is also one of gpt or speech.
+    "pairs": (
+        EncoderDecoderConfig(**SEED | {"dropout": 0.0}, n_encoder_layer=1, source_block_size=12),
+        "adamw",
+    ),
     "speech": (SpeechConfig(**SEED, n_encoder_layer=1, source_block_size=12, n_mels=8), "adamw"),
 }
 VOCAB_SIZE, BATCH_SIZE, MICRO_BATCH_SIZE, N_STEPS = 19, 16, 8, 6
