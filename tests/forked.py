@@ -148,7 +148,7 @@ def _become(
 
         jax.config.update("jax_num_cpu_devices", n_devices)
         code = _code_of(lambda: _execute(*arguments))
-        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+        threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()
     except BaseException:
