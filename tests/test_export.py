@@ -66,7 +66,7 @@ def run_export(run: Path, to: str, out: Path) -> Path:
 def load(run: Path) -> tuple[Any, Any, Any]:
     """(model, parameters, tokenizer) of a run, the parameters in float32."""
     model, params, tok = load_run(run)
-    return model, dequantize_params(params), tok
+    return model, jax.jit(dequantize_params)(params), tok
 
 
 def some_tokens(vocab_size: int, shape: tuple[int, int]) -> np.ndarray:

@@ -118,6 +118,7 @@ def test_softcap_bounds_the_logits(params, tokens, gpt_config):
 def test_initialisation_is_a_function_of_the_seed(model):
     a, b, c = (models.init(model, seed) for seed in (1, 1, 2))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+    assert jax.eval_shape(lambda: a) == models.shapes(model)
     same = jax.tree.map(np.array_equal, a["token_embedding"], c["token_embedding"])
     assert not any(jax.tree.leaves(same))
 

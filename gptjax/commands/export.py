@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import jax
 import tyro
 
 from gptjax import config_json, models
@@ -78,7 +79,7 @@ def export(command: Export) -> None:
         model = models.build(config.model, tok)
         step, params = checkpoints.load_params(run, model, command.step)
         if form != FLOAT32:
-            params = dequantize_params(params)
+            params = jax.jit(dequantize_params)(params)
             print(f"{run} is quantized: its weights are written as float32", file=sys.stderr)
             if form.activation_bits:
                 print("activations, which the run rounds to int8, are not rounded", file=sys.stderr)
