@@ -119,9 +119,9 @@ class Embed(nn.Module):
 class Dropout(nn.Module):
     """Zeroes a share `rate` of x, scales the rest to keep the mean (Srivastava et al. 2014).
 
-    x is (B, ...). streams_B2 are random seeds of its rows, made of the step's key and a row's
-    number in the whole batch (kernels/dropout.py): a row has the same mask for every micro-batch
-    size and number of devices. Without streams_B2, as in evaluation, nothing is dropped.
+    x is (B, ...). streams_B2 are random seeds of its rows, made of the step's key and a row's number
+    in the whole batch: its mask is the same for every micro-batch size and number of devices.
+    Without them, as in evaluation, nothing is dropped.
     """
 
     rate: float
@@ -130,8 +130,8 @@ class Dropout(nn.Module):
     def __call__(self, x: Array, streams_B2: Array | None) -> Array:
         if streams_B2 is None or not n_dropped(self.rate):
             return x
-        # The module's path makes the masks of every layer its own.
-        return dropout(x, layer_streams(streams_B2, self.path), n_dropped(self.rate))
+        streams_B2 = layer_streams(streams_B2, self.path)  # every layer has masks of its own
+        return dropout(x, streams_B2, n_dropped(self.rate))
 
 
 class MLP(nn.Module):

@@ -71,8 +71,7 @@ def cross_entropy(
         rows_B = jnp.arange(len(batch["targets"])) if rows_B is None else rows_B
         streams_B2 = row_streams(dropout_key, rows_B)
         (logits_BTV, _), sown = forward(streams_B2=streams_B2, mutable=TRAINING_HEADS)
-    # -log softmax(logits)[target]: 0 if the model is sure of the right token, ln V if it knows
-    # nothing.
+    # -log softmax(logits)[target]: 0 if the model is sure and right, ln V if it knows nothing.
     losses_BT = token_losses(logits_BTV, batch["targets"])
     if "teacher" in batch:  # probabilities (B, T, V) of a trained model
         losses_BT = (losses_BT + distillation_losses(logits_BTV, batch["teacher"])) / 2

@@ -31,8 +31,8 @@ from gptjax.scale import compilation, devices
 warnings.simplefilter("error")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"] or None)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-if sys.argv[1] == "full":  # every file of more than 100 bytes fails, as on a full disk
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+if sys.argv[1] == "full":  # every file of more than 500 bytes fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
 with mock.patch.object(devices, "on_cpu", lambda: sys.argv[1] == "cpu"):
     folder = compilation.use_cache(sys.argv[1] != "off")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
