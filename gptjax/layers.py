@@ -119,9 +119,9 @@ class Embed(nn.Module):
 class Dropout(nn.Module):
     """Zeroes a share `rate` of x, scales the rest to keep the mean (Srivastava et al. 2014).
 
-    x is (B, ...). streams_B2 are random seeds of its rows, made of the step's key and a row's number
-    in the whole batch: its mask is the same for every micro-batch size and number of devices.
-    Without them, as in evaluation, nothing is dropped.
+    x is (B, ...). streams_B2 are random seeds of its rows, made of the step's key and a row's
+    number in the whole batch: its mask is the same for every micro-batch size and number of
+    devices. Without them, as in evaluation, nothing is dropped.
     """
 
     rate: float
