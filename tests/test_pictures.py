@@ -18,7 +18,6 @@ from gptjax.commands import plot
 from gptjax.decoding import attention_maps
 from gptjax.runs import plots
 
-pytestmark = pytest.mark.usefixtures("drawn")
 NAMES = ["gpt_cpu", "a" * 200, "$x_{2}$", "_hidden", "x^2", "\u6a21\u578b", "a\nb", "\udcff", ""]
 
 
