@@ -440,7 +440,6 @@ def test_a_full_disk_leaves_the_checkpoints_before(small_disk: Path) -> None:
     assert sorted(p.name for p in made.folder.iterdir()) == ["1", "2"]
 
 
-@pytest.mark.usefixtures("drawn")
 def test_commands_on_a_full_disk_say_which_path(
     small_disk: Path, text_run: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
