@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gptjax import cli, train
 from gptjax.commands import sample as sample_command
@@ -102,8 +102,8 @@ def _become(
     argv: list[str], files: list[Path], before: Callable[[], None] | None, core: int
 ) -> None:
     """What a forked child does instead of returning."""
-    code = 70
-    try:
+
+    def set_up() -> None:
         for fd, path in zip((1, 2), files, strict=True):
             opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(opened, fd)
@@ -113,7 +113,16 @@ def _become(
         sys.argv = ["gptjax", *argv]
         if before:
             before()
-        code = _code_of(lambda: cli.main(argv))
+
+    run_and_exit(set_up, lambda: cli.main(argv))
+
+
+def run_and_exit(set_up: Callable[[], None], program: Callable[[], object]) -> NoReturn:
+    """In a forked process: ends it as Python ends after a program; with 70 if set_up fails."""
+    code = 70
+    try:
+        set_up()
+        code = _code_of(program)
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -128,7 +137,7 @@ def _code_of(function: Callable[[], object]) -> int:
         function()
         return 0
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
         return 1

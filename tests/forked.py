@@ -5,7 +5,6 @@ imports; from there on a program does what it does otherwise. How programs start
 test_cli.py's to check.
 """
 
-import atexit
 import contextlib
 import functools
 import os
@@ -16,9 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import warnings
-from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -131,8 +128,8 @@ def _become(
     core: int | None = None,
 ) -> None:
     """What a forked process does instead of returning. core: the only one it uses."""
-    code = 70
-    try:
+
+    def set_up() -> None:
         for fd, file in enumerate(files):
             os.dup2(file, fd)
             os.close(file)
@@ -147,14 +144,8 @@ def _become(
         import jax
 
         jax.config.update("jax_num_cpu_devices", n_devices)
-        code = _code_of(lambda: _execute(*arguments))
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+
+    drill_children.run_and_exit(set_up, lambda: _execute(*arguments))
 
 
 def _execute(program: str, *arguments: str) -> None:
@@ -168,19 +159,8 @@ def _execute(program: str, *arguments: str) -> None:
         runpy.run_path(program, run_name="__main__")
 
 
-def _code_of(function: Callable[[], object]) -> int:
-    try:
-        function()
-        return 0
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-
-
 if __name__ == "__main__":
-    import gptjax.train  # noqa: F401
+    from benchmarks import drill_children  # with it, all of gptjax
 
     with contextlib.suppress(EOFError):  # pytest ended
         _serve(Connection(int(sys.argv[1])))
