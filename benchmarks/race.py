@@ -99,7 +99,7 @@ def text_of(config: Config, vocab_size: int | None) -> Any:
 
 
 def matmul_size(config: Config) -> int:
-    """Of the matmul whose rate a row names: less for the tiny models of the tests."""
+    """Size of the matmul that measures the rate. It is smaller for the tiny models of the tests."""
     assert isinstance(config.model, GPTConfig)
     return min(2048, 16 * config.model.n_embd)
 
