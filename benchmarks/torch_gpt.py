@@ -240,7 +240,7 @@ class TunedGPT(nn.Module):
         logits = self.head(self.final_norm(x)).float()
         if c.logit_softcap:
             logits = c.logit_softcap * torch.tanh(logits / c.logit_softcap)
-        return logits
+        return logits / c.training_temperature if self.training else logits
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -47,8 +47,7 @@ class GPTConfig(ModelConfig):
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalization before attention, MLP and output head."""
     activation: Literal["relu", "gelu", "gelu_tanh", "relu2", "swiglu"] = "relu"
-    """Non-linearity of the MLP. gelu_tanh: GPT-2's approximation. relu2: squared ReLU. swiglu: a
-    gate with SiLU."""
+    """Non-linearity of the MLP. gelu_tanh: GPT-2's. relu2: squared ReLU. swiglu: a SiLU gate."""
     qk_norm: bool = False
     """RMS-normalize queries and keys, per head."""
     short_conv: int = 0
@@ -57,6 +56,8 @@ class GPTConfig(ModelConfig):
     """Initialize the output projection of every residual branch, and the output head, to zero."""
     logit_softcap: float = 0.0
     """Limit logits to +-cap by cap * tanh(logits / cap). 0: no limit."""
+    training_temperature: float = 1.0
+    """Training divides logits by this. Below 1: the model is less sure of itself afterwards."""
     bias: bool = True
     """Biases in projections, MLP, norms and output head."""
     attention_bias: bool = False

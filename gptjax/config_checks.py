@@ -125,6 +125,8 @@ def _check_model(config: Config) -> None:
     require(0 <= ahead < model.block_size, "model.predict-ahead", ahead, rule)
     softcap, rule = model.logit_softcap, ">= 0 and finite"
     require(0 <= softcap < math.inf, "model.logit-softcap", softcap, rule)
+    temperature, rule = model.training_temperature, "> 0 and finite"
+    require(0 < temperature < math.inf, "model.training-temperature", temperature, rule)
     if model.n_embd % model.n_head:
         divisors = [h for h in range(1, model.n_embd + 1) if model.n_embd % h == 0]
         near = min(divisors, key=lambda h: abs(h - model.n_head))

@@ -120,13 +120,12 @@ class GPT(nn.Module):
             for i in range(c.predict_ahead):
                 ahead = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name=f"ahead_{i}")
                 self.sow("ahead", "logits", ahead(x_BTD))
-        if c.tie_embeddings:
-            logits_BTV = embed.attend(x_BTD)
-        else:
-            logits_BTV = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name="head")(x_BTD)
-        logits_BTV = logits_BTV.astype(jnp.float32)
+        head = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name="head")
+        logits_BTV = (embed.attend(x_BTD) if c.tie_embeddings else head(x_BTD)).astype(jnp.float32)
         if c.logit_softcap:  # smoothly limited to +-cap, against overconfidence (Gemma 2)
             logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
+        if streams_B2 is not None:  # in training: what is learned by heart is predicted too surely
+            logits_BTV = logits_BTV / c.training_temperature
         return logits_BTV, tuple(caches) if cache else None
 
     def init_cache(self, batch_size: int) -> Cache:

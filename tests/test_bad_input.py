@@ -84,6 +84,10 @@ def train_again(printed: Printed, copied: Path, text_file: Path) -> Printed:
         (["--model.n-layer", "0"], ["--model.n-layer is 0, but must be at least 1"]),
         (["--model.dropout", "1"], ["--model.dropout is 1.0, but must be in [0, 1)"]),
         (["--model.dropout", "nan"], ["--model.dropout is nan"]),
+        (
+            ["--model.training-temperature", "0"],
+            ["--model.training-temperature is 0.0, but must be > 0"],
+        ),
         (["--model.short-conv", "1"], ["--model.short-conv is 1, but must be 0, or at least 2"]),
         (["--data.windows", "epoch"], ["--data.windows", "random", "epochs"]),
         (["--optim.learning-rate", "nan"], ["--optim.learning-rate is nan, but must be > 0"]),

@@ -20,6 +20,7 @@ from gptjax.runs import run_directory
 OLD = (Path(__file__).parent / "old_configs.jsonl").read_text().splitlines()
 NEWER = ("attention", "on_broken", "field", "members", "teacher", "predict_ahead", "drop_attention")
 NEWER += ("voice_change", "channel_change", "extra_clips", "predict_frames", "tempo_change")
+NEWER += ("training_temperature",)
 """Fields that these runs did not have."""
 
 

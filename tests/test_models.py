@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import VOCAB_SIZE, logits_of
 
@@ -112,6 +113,19 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_weights(gpt_config
 def test_softcap_bounds_the_logits(params, tokens, gpt_config):
     model = models.GPT(dataclasses.replace(gpt_config, logit_softcap=0.5), VOCAB_SIZE)
     assert 0.4 < np.abs(logits_of(model, params, tokens)).max() <= 0.5
+
+
+def test_only_training_divides_logits_by_its_temperature(params, tokens, gpt_config):
+    model = models.GPT(dataclasses.replace(gpt_config, training_temperature=0.5), VOCAB_SIZE)
+    logits = logits_of(models.GPT(gpt_config, VOCAB_SIZE), params, tokens)
+    np.testing.assert_array_equal(logits_of(model, params, tokens), logits)
+    total, n_tokens = jax.jit(functools.partial(training.cross_entropy, model))(
+        params,
+        {"tokens": tokens, "targets": tokens, "loss_weights": np.ones(tokens.shape)},
+        jax.random.key(1),
+    )
+    want = optax.softmax_cross_entropy_with_integer_labels(2 * logits, tokens).mean()
+    np.testing.assert_allclose(total / n_tokens, want, rtol=1e-5)
 
 
 @pytest.mark.slow
