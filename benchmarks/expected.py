@@ -20,6 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from benchmarks import quality
 from benchmarks.environment import processor
 from gptjax import models
@@ -32,6 +36,7 @@ from gptjax.data import speech, texts
 from gptjax.data.audio import SAMPLE_RATE
 from gptjax.ensemble import Ensemble, member, one_model
 from gptjax.evaluation import make_evaluate
+from gptjax.kernels.cross_entropy import token_losses
 from gptjax.runs import checkpoints
 from gptjax.runs.metrics import read_metrics
 from gptjax.runs.run_directory import read_config
@@ -70,6 +75,7 @@ PARTS = {
 BEAM = 4
 ROWS = 8
 """Windows per batch of an evaluation."""
+TEMPERATURES = (0.85, 0.88, 0.9, 0.92, 0.94, 0.96, 0.98, 1.0, 1.02)
 ATTENTION_PROMPT = "ROMEO:\nI love thee"
 ATTENTION_WORD = "philharmonic"
 ATTENTION_STRING = 7
@@ -112,6 +118,7 @@ def run(name: str) -> dict[str, Any]:
         record["sample"] = samples[-1].read_text()
     if type(model) is GPTConfig:  # a text; models with an encoder are GPTConfigs, too
         record["halves"] = halves(folder)
+        record["temperatures"] = temperatures(folder)
     if isinstance(model, SpeechConfig):
         record |= measure_speech(folder)
     if isinstance(model, EncoderDecoderConfig):
@@ -143,6 +150,41 @@ def halves(folder: Path) -> dict[str, list[float]]:
     found = [losses(*pair) for pair in pairs]
     parts = {"whole": "val_loss", "first": "first_half", "second": "second_half"}
     return {part: [of[name] for of in found] for part, name in parts.items()}
+
+
+def temperatures(folder: Path) -> dict[str, dict[float, float]]:
+    """Losses on the halves of the validation split, had training had another temperature.
+
+    To multiply the trained model's logits does nearly the same as to train with it, at once. Of
+    several models, the first one.
+    """
+    config = read_config(folder)
+    text = data.load(config)
+    model = models.of_run(config, text.tokenizer)
+    _, params = checkpoints.load_params(folder, model)
+    if isinstance(model, Ensemble):
+        model, params = model.member, member(params, 0)
+
+    @jax.jit
+    def sums(params: Any, batch: Any) -> Any:
+        batch = {name: x.reshape(-1, x.shape[-1]) for name, x in batch.items()}
+        logits, _ = model.apply({"params": params}, batch["tokens"])
+        scale = jnp.array(TEMPERATURES) / config.model.training_temperature
+
+        def loss(factor: Any) -> Any:
+            losses = token_losses(logits * factor, batch["targets"])
+            return jnp.sum(losses * batch["loss_weights"])
+
+        return jnp.stack([*map(loss, scale)]), batch["loss_weights"].sum()
+
+    def mean_losses(tokens: Any) -> dict[float, float]:
+        batches = texts.whole_split(tokens, config.model.block_size, ROWS)
+        totals, counts = zip(*(sums(params, batch) for batch in batches), strict=True)
+        means = np.sum(totals, axis=0, dtype=np.float64) / np.sum(counts)
+        return dict(zip(TEMPERATURES, means.tolist(), strict=True))
+
+    middle = len(text.val) // 2
+    return {"first": mean_losses(text.val[:middle]), "second": mean_losses(text.val[middle:])}
 
 
 def draw_attention(folder: Path, *what: str) -> str:

@@ -30,12 +30,12 @@ def attend(
 ) -> Array:
     """Scaled dot-product attention: softmax(q k^T / sqrt(K)) v (Vaswani et al. 2017, eq. 1).
 
-    Position t sees source s where mask, which broadcasts to (B, H, T, S), is true; without a mask
-    it sees all. `drop` is applied to the weights (B, H, T, S). Returns y_BHTK.
+    Position t sees position s where mask is true. It broadcasts to (B, H, T, S). None: everything
+    is seen. `drop` is applied to the weights (B, H, T, S). Returns y_BHTK.
     """
-    # Scaling queries instead of scores: there are fewer of them.
+    # sqrt(K): a sum of K products would make the softmax too sharp. There are fewer q than scores.
     q_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
-    # A score says how well the query of t fits the key of s. float32, for a precise softmax.
+    # A score says how well the query of t fits the key of s. The softmax is computed in float32.
     scores_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK).astype(jnp.float32)
     if mask is not None:
         # Not -inf: a row in which everything is masked would become NaN.
@@ -51,11 +51,11 @@ def attend_causally(
 ) -> Array:
     """`attend`, where position t sees positions 0 ... t. Returns y_BHTK.
 
-    On a CPU the queries are split into chunks. Each leaves out the positions after it, which none
-    of its queries may see: four chunks compute 5/8 of the scores. `drop` gets a chunk's start.
+    On a CPU the queries are processed in chunks. A chunk needs only the keys up to its own end, so
+    four chunks compute 5/8 of the scores. `drop` needs a chunk's start to find its dropout mask.
     """
     n = q_BHTK.shape[2]
-    mask_TT = jnp.tril(jnp.ones((n, n), bool))
+    mask_TT = jnp.tril(jnp.ones((n, n), bool))  # [t, s] is true if s <= t
     chunks = []
     for i, j in query_chunks(n):
         q, k, v, mask = q_BHTK[:, :, i:j], k_BHTK[:, :, :j], v_BHTK[:, :, :j], mask_TT[i:j, :j]
@@ -67,8 +67,8 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2): (B, T, D) -> (B, T, D).
 
     If causal, a position sees itself and earlier ones, and mask_BT must be None. Otherwise it sees
-    all where mask_BT is true (padding is false). `rotary` rotates queries and keys. With a cache,
-    those of earlier calls are seen as well. streams_B2: see Dropout; None drops nothing.
+    all where mask_BT is true (padding is false). `rotary` rotates queries and keys. With a cache it
+    also sees keys and values of earlier calls. streams_B2: see Dropout.
 
     Returns (y_BTD, the cache with the new keys and values in it).
     """
@@ -98,7 +98,7 @@ class SelfAttention(nn.Module):
             n = x_BTD.shape[1]
             drop = weight_dropout(own_B2, dropped, (c.n_head, n, n))
             y_BTD, cache = self.heads(x_BTD, mask_BT, rotary, cache, drop)
-        # A last linear map mixes what the heads found.
+        # A last linear map mixes the results of the heads.
         output = Linear(c.n_embd, c.bias, c.zero_init, self.dtype, name="output")
         return output(y_BTD), cache
 
@@ -110,7 +110,7 @@ class SelfAttention(nn.Module):
         cache: BlockCache | None,
         drop_weights: Callable[[Array, int], Array],
     ) -> tuple[Array, BlockCache | None]:
-        """What the heads found, side by side: (B, T, H K). And the cache."""
+        """Returns (results of the heads, concatenated: (B, T, H K), the cache)."""
         c = self.config
 
         def project(name: str) -> Array:
@@ -118,11 +118,11 @@ class SelfAttention(nn.Module):
             return split_heads(y_BTD, c.n_head)
 
         def drop(weights_BHTS: Array, first: int = 0) -> Array:
-            # Sown for pictures of attention. In training nobody collects it, and it costs nothing.
+            # sow: `apply` returns the weights if its caller asks for them (to draw attention).
             self.sow("intermediates", "weights", weights_BHTS)
             return drop_weights(weights_BHTS, first)
 
-        # What each position looks for, what it can be found by, and what it passes on.
+        # Query: what a position looks for. Key: what it offers. Value: what it passes on.
         q_BHTK, k_BHTK, v_BHTK = project("query"), project("key"), project("value")
         if c.qk_norm:
             # Bounds the scores, so high learning rates are safe (Henry et al. 2020).

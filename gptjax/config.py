@@ -37,9 +37,9 @@ class GPTConfig(ModelConfig):
     n_head: int = 6
     """Attention heads per block."""
     n_embd: int = 384
-    """Width of the residual stream."""
+    """Width of a position's vector, which is the residual stream."""
     dropout: float = 0.2
-    """Dropout rate of residual branches and attention weights, in steps of 1/256."""
+    """Share of values that dropout zeroes: of residual branches and attention weights."""
     drop_attention: bool = True
     """Dropout also of attention weights. Without it, a step is faster."""
     position: Literal["learned", "rotary"] = "learned"
@@ -51,7 +51,7 @@ class GPTConfig(ModelConfig):
     qk_norm: bool = False
     """RMS-normalize queries and keys, per head."""
     short_conv: int = 0
-    """Width of the depthwise convolution before attention and MLP. 0: none."""
+    """Width of a convolution over positions, per channel, before attention and MLP. 0: none."""
     zero_init: bool = False
     """Initialize the output projection of every residual branch, and the output head, to zero."""
     logit_softcap: float = 0.0
@@ -63,7 +63,7 @@ class GPTConfig(ModelConfig):
     attention_bias: bool = False
     """Biases of queries, keys and values."""
     predict_ahead: int = 0
-    """Training: further output heads, each for a token one further ahead. 0: none."""
+    """Extra output heads in training. The first predicts the token after the next. 0: none."""
     tie_embeddings: bool = False
     """Use the token embedding as the output head (Press & Wolf 2017), without a bias."""
 
@@ -80,7 +80,7 @@ class GPTConfig(ModelConfig):
 
     @classmethod
     def modern(cls, **fields: Any) -> Self:
-        """The architecture of docs/recipe.md. Arguments are fields, and win over the preset."""
+        """The architecture of docs/recipe.md. Your arguments replace its values."""
         preset = {
             "dropout": 0.0,
             "position": "rotary",
@@ -100,8 +100,8 @@ class DataConfig:
     """The fields that all kinds of data share."""
 
     path: Path | None = None
-    """Your own data. Texts: a file (also .gz, .zip, .jsonl, .csv, .parquet), or a folder: of those,
-    of `gptjax prepare`, or of Hugging Face. Pairs: a .tsv. Speech: a folder or a .jsonl file."""
+    """Your own data. Texts: a file (also .gz, .zip, .jsonl, .csv, .parquet), a folder of those, a
+    folder of `gptjax prepare`, or of Hugging Face. Pairs: a .tsv. Speech: a folder or a .jsonl."""
     tokenizer: Literal["char", "word", "byte", "gpt2", "bpe"] = "char"
     """gpt2: GPT-2's BPE. bpe: a BPE trained on your text. For pairs: the targets' tokenizer."""
     vocab_size: int = 1024
@@ -115,9 +115,9 @@ class TextDataConfig(DataConfig):
     """A text. The default is tiny-Shakespeare, which is fetched on first use."""
 
     field: str = ""
-    """Field of a .jsonl, .csv, .parquet or dataset that has the text. Empty: it is found."""
+    """Column with the text of a .jsonl, .csv, .parquet or dataset. Empty: it is found."""
     windows: Literal["random", "epochs"] = "random"
-    """Training windows at random positions, or side by side with each used once per epoch."""
+    """Training windows: at random positions, or one after another, each once per epoch."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class OptimConfig:
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     decay_fraction: float = 1.0
-    """Linear and cosine schedules decay over this last share of the run."""
+    """The last share of the run, in which a linear or cosine schedule decays."""
     final_fraction: float = 0.0
     """Final learning rate, as a share of the peak."""
     beta2: float = 0.999
@@ -143,11 +143,11 @@ class OptimConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices. Vectors (biases, norm gains) have none."""
     grad_clip: float = 0.0
-    """Largest global gradient norm. 0: no clipping."""
+    """A gradient whose norm over all parameters is larger is scaled down to it. 0: never."""
 
     @classmethod
     def modern(cls, **fields: Any) -> Self:
-        """Muon with the schedule of docs/recipe.md. Arguments are fields, and win over it."""
+        """Muon with the schedule of docs/recipe.md. Your arguments replace its values."""
         preset = {
             "name": "muon",
             "learning_rate": 6e-3,
@@ -161,7 +161,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long to train, and how often to evaluate and log."""
+    """How long to train, on what, in which precision; how often to evaluate and log."""
 
     max_steps: int = 5000
     """Optimizer steps of the whole run."""
@@ -172,13 +172,13 @@ class TrainConfig:
     init_from: Path | None = None
     """Start from the parameters of this run. It must have the same model and vocabulary."""
     members: int = 1
-    """Models trained side by side. They answer together, by the mean of their probabilities."""
+    """Number of models trained together. Their prediction is the mean of their probabilities."""
     teacher: Path | None = None
     """Learn also from the probabilities of this run, or of all runs in this folder."""
     remat: bool = False
     """Save memory by recomputing activations in the backward pass (a third more work)."""
     attention: Literal["auto", "kernel", "cudnn", "plain"] = "auto"
-    """auto: on one GPU kernels/attention.py; on several, without dropout, cuDNN; else plain."""
+    """auto: kernel on one GPU; cudnn on several GPUs without dropout; else plain."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of activations and matmuls. Weights are float32. auto: bfloat16 on GPU, TPU."""
     eval_interval: int = 500

@@ -4,8 +4,8 @@ It maps tokens to the logits of the next token at every position:
 
     logits_BTV, cache = model.apply({"params": params}, tokens_BT)
 
-In training it is also given streams_B2 (see Dropout). In decoding the cache starts as
-`model.init_cache(batch_size)`; each call is given the last one's. Logits are always float32.
+Only training gives it streams_B2 (see Dropout). In decoding the cache starts as
+`model.init_cache(batch_size)`; each call gets what the last one returned. Logits are float32.
 """
 
 from typing import Any
@@ -65,7 +65,7 @@ class Block(nn.Module):
         y_BTD = MLP(c, dtype, name="mlp")(y_BTD)
         x_BTD = x_BTD + Dropout(c.dropout)(y_BTD, streams_B2)
 
-        if cache is not None:  # at the end: attention and convolutions use the same length
+        if cache is not None:  # only here: attention and convolutions use the former length
             cache = cache.advance(x_BTD.shape[1])
         return x_BTD, cache
 
@@ -74,7 +74,7 @@ class GPT(nn.Module):
     """A decoder-only Transformer (Radford et al. 2018). Its options are in GPTConfig.
 
     remat: the backward pass recomputes the inside of every block instead of keeping it in memory.
-    Decoders get an encoder's output too. Raises ValueError for more than block_size tokens.
+    encoder_output: only in an encoder-decoder. Raises ValueError for more than block_size tokens.
     """
 
     config: GPTConfig
@@ -114,9 +114,9 @@ class GPT(nn.Module):
             )
             caches.append(block_cache)
 
-        # A logit for every token of the vocabulary: how likely it comes next.
+        # A logit for every token of the vocabulary. Softmax makes probabilities of them.
         x_BTD = Norm(c, dtype, name="final_norm")(x_BTD)
-        if streams_B2 is not None or self.is_initializing():  # only training predicts further ahead
+        if streams_B2 is not None or self.is_initializing():  # in training
             for i in range(c.predict_ahead):
                 ahead = Linear(self.vocab_size, c.bias, c.zero_init, dtype, name=f"ahead_{i}")
                 self.sow("ahead", "logits", ahead(x_BTD))
@@ -134,7 +134,7 @@ class GPT(nn.Module):
 
 
 def token_embedding(config: GPTConfig, vocab_size: int, dtype: Any) -> Embed:
-    """The table of token vectors, made in a module's compact method."""
+    """The table of token vectors, made in the compact method of the module that calls."""
     return Embed(vocab_size, config.n_embd, dtype, embedding_scale(config), name="token_embedding")
 
 

@@ -4,10 +4,10 @@ Array names end in their dimensions:
     B batch   T position   S position that is attended to   V vocabulary
     D model width   H heads   K head width   F hidden width of the MLP   M mel band
 
-Modules are Flax Linen, used purely functionally: `model.init` makes a pytree of parameters and
-`model.apply` computes with them. In a method marked @nn.compact, submodules are made where they
-are used, also inside functions that it calls; a submodule's name is part of its parameters' path.
-Parameters are float32; `dtype` is that of activations and matmuls.
+Modules are Flax Linen. A module holds no parameters: `model.init` returns a tree of them, and
+`model.apply` computes with it. In a method marked @nn.compact, and in functions that it calls,
+Linear(8)(x) makes a submodule and calls it. Its name is part of the path of its parameters.
+Parameters are float32. `dtype` is that of activations and matmuls.
 """
 
 from typing import Any
@@ -45,20 +45,20 @@ class Linear(nn.Module):
         # Flattened to two dimensions: with more, the backward pass on a CPU makes another copy.
         y = x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
         if bias is not None:
-            y = y + spread(bias, y)
+            y = y + spread(bias, y)  # y + bias, with a fast gradient of the bias
         return y.reshape(*x.shape[:-1], self.features)
 
     @nn.compact
     def weights(self, fan_in: int) -> tuple[Any, Array | None]:
-        """W (fan in, features) and b (features,), or None."""
+        """W (fan in, features) and b (features,) or None, also for kernels that need them."""
 
         def uniform(key: Array, shape: tuple[int, ...]) -> Array:
             bound = 0.0 if self.zero_init else fan_in**-0.5
             return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
-        # self.param(...), or the quantized array that stands in for it.
-        kernel = parameter(self, "kernel", uniform, (fan_in, self.features))
-        return kernel, self.param("bias", uniform, (self.features,)) if self.bias else None
+        kernel = parameter(self, "kernel", uniform, (fan_in, self.features))  # or a quantized array
+        bias = self.param("bias", uniform, (self.features,)) if self.bias else None
+        return kernel, bias
 
 
 class Norm(nn.Module):
@@ -72,10 +72,10 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        width, center = x.shape[-1], self.config.norm == "layernorm"
-        scale_D, bias_D = self.param("scale", nn.initializers.ones, (width,)), None
-        if center and self.config.bias:
-            bias_D = self.param("bias", nn.initializers.zeros, (width,))
+        center = self.config.norm == "layernorm"  # subtract the mean
+        has_bias = center and self.config.bias
+        scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:]) if has_bias else None
         # (x - mean) / sqrt(variance + 1e-5) * scale + bias; RMSNorm has neither mean nor bias.
         return norm(x, scale_D, bias_D, center, self.dtype)
 
@@ -119,9 +119,9 @@ class Embed(nn.Module):
 class Dropout(nn.Module):
     """Zeroes a share `rate` of x, scales the rest to keep the mean (Srivastava et al. 2014).
 
-    x is (B, ...). streams_B2 are random seeds of its rows, made of the step's key and a row's
-    number in the whole batch: its mask is the same for every micro-batch size and number of
-    devices. Without them, as in evaluation, nothing is dropped.
+    x is (B, ...). streams_B2 has two random words for each row, made of the step's key and the
+    row's number in the whole batch. So the mask does not depend on the micro-batch size or the
+    number of devices. None, as in evaluation: nothing is dropped.
     """
 
     rate: float
@@ -130,7 +130,7 @@ class Dropout(nn.Module):
     def __call__(self, x: Array, streams_B2: Array | None) -> Array:
         if streams_B2 is None or not n_dropped(self.rate):
             return x
-        streams_B2 = layer_streams(streams_B2, self.path)  # every layer has masks of its own
+        streams_B2 = layer_streams(streams_B2, self.path)  # masks differ by place in the model
         return dropout(x, streams_B2, n_dropped(self.rate))
 
 

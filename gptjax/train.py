@@ -44,15 +44,15 @@ def main(argv: list[str] | None = None) -> None:
 def train(run: Run, stop: StopSignal) -> None:
     """Trains to the last step. After a signal: saves, and raises Interrupted.
 
-    Raises TrainingDiverged at a loss or parameter that is not finite, which is never saved.
+    `run` (setup.py) has the data, the compiled functions, the log and the checkpoints. Raises
+    TrainingDiverged at a loss or parameter that is not finite, which is never saved.
     """
     c, report, state, step = run.config.train, run.report, run.state, int(run.state.step)
-    pace = Pace()
-    batches_in_order = closing(run.batches(pace))
-    with report, batches_in_order as steps_and_batches:
+    pace = Pace()  # time per step, by which run.batches chooses the number of steps in a call
+    with report, closing(run.batches(pace)) as steps_and_batches:
         try:
-            stop.check()
-            # Evaluate now at step 0, or if a signal came between a step and its evaluation.
+            stop.check()  # raises Interrupted if a signal has come
+            # At step 0, or if a signal stopped the run between a step and its evaluation.
             due = evaluation_is_due(c, step) and step not in report.evaluated
             if any(processes.all_reduce_max(due)):
                 val_loss = evaluate_and_sample(run, state, stop)
@@ -81,10 +81,10 @@ def train(run: Run, stop: StopSignal) -> None:
             report.say(f"{name}: saved step {step}; the same command continues from there")
             raise
         finally:
-            run.compile_ahead.close()
-            # After a failure other processes may be gone: a save begun with them never ends.
-            failure = sys.exception()
-            if not processes.several() or failure is None or isinstance(failure, Interrupted):
+            run.compile_ahead.close()  # the thread that compiles evaluation and sampling
+            # After a failure another process may be gone, and close() would wait for it.
+            failed = not isinstance(sys.exception(), (Interrupted, type(None)))
+            if not (failed and processes.several()):
                 run.checkpoints.close()
         if processes.is_first():
             report.say(report.closing_words(run.dataset.sample_flags))
@@ -109,17 +109,17 @@ def evaluate_and_sample(run: Run, state: TrainState, stop: StopSignal) -> float:
 def log(run: Run, steps: range, metrics: StepMetrics) -> None:
     """Writes every log_interval-th step. Raises TrainingDiverged if a number is not finite."""
     # Step i, counted from 0, leads to the state of step i + 1. Unused metrics follow the last one.
-    for step, loss, norm in zip(steps, metrics.loss, metrics.grad_norm, strict=False):
-        check_finite(run.folder, step + 1, {"loss": loss, "gradient norm": norm})
+    for step, loss, grad_norm in zip(steps, metrics.loss, metrics.grad_norm, strict=False):
+        check_finite(run.folder, step + 1, {"loss": loss, "gradient norm": grad_norm})
         if (step + 1) % run.config.train.log_interval == 0:
             rate = float(np.asarray(run.learning_rate(step)))
-            run.report.training(step + 1, float(loss), float(norm), rate)
+            run.report.training(step + 1, float(loss), float(grad_norm), rate)
 
 
 def save(run: Run, state: TrainState, val_loss: float | None = None) -> None:
     """Starts to save a checkpoint. Raises TrainingDiverged if a parameter is not finite."""
     if not evaluation.all_finite(state):
-        check_finite(run.folder, int(state.step), {"a parameter": np.nan})
+        check_finite(run.folder, int(state.step), {"a parameter": np.nan})  # raises
     run.checkpoints.save(state, val_loss)
 
 

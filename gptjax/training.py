@@ -3,7 +3,7 @@
 A batch is one dict for every model: `tokens` (B, T) int32, `targets` (B, T) int32, the token that
 follows each token (targets[:, t] is tokens[:, t + 1]), and `loss_weights` (B, T) float32, zero
 where a target does not count (padding). Everything random is a pure function of the seed and the
-step, so a run that was stopped and resumed gets the same bits as one that was not.
+step, so a resumed run has the same batches and dropout masks as one that was not stopped.
 """
 
 from collections.abc import Callable
@@ -59,9 +59,9 @@ def cross_entropy(
     dropout_key: Array | None = None,
     rows_B: Array | None = None,
 ) -> tuple[Array, Array]:
-    """(sum of losses in nats, times their weights; sum of the weights). A key turns dropout on.
+    """(sum of weight * loss in nats, sum of weights). A key turns dropout on.
 
-    rows_B are then the numbers of the rows in the batch of the step, by default 0 ... B - 1. Sums,
+    rows_B: the numbers of these rows in the whole batch, for dropout; by default 0 ... B - 1. Sums,
     because means over micro-batches with different padding could not be added.
     """
     forward = partial(model.apply, {"params": params}, batch["tokens"], **source_of(batch))
@@ -76,7 +76,7 @@ def cross_entropy(
     if "teacher" in batch:  # probabilities (B, T, V) of a trained model
         losses_BT = (losses_BT + distillation_losses(logits_BTV, batch["teacher"])) / 2
     loss_sum = jnp.sum(losses_BT * batch["loss_weights"])
-    loss_sum += gradient_of_training_heads(sown, batch)
+    loss_sum += gradient_of_training_heads(sown, batch)  # its value is 0, its gradient is not
     return loss_sum, jnp.sum(batch["loss_weights"])
 
 
@@ -95,7 +95,7 @@ def make_gradient(
     # Several devices: each keeps a part of the parameters, and gathers the rest for use.
     loss_of_one = partial(cross_entropy, one_model(model))
     loss_function = share_array(sharding.gather_for_use(loss_of_one, mesh, model.dtype))
-    # has_aux: the gradient is that of the first result, the sum of losses.
+    # has_aux: the gradient of the first result. Returns ((loss_sum, weight_sum), grads).
     loss_and_gradient = jax.value_and_grad(loss_function, has_aux=True)
     if isinstance(model, Ensemble):
         loss_and_gradient = model.each_gradient(loss_and_gradient)
@@ -104,8 +104,8 @@ def make_gradient(
         batch_size = batch["targets"].shape[0]
         n_micro = batch_size // micro_batch_size
 
-        # Devices hold contiguous rows. With 8 rows on 2 devices, a micro-batch of rows 0 ... 3
-        # would use the first device only; rows 0, 2, 4, 6 use both.
+        # Micro-batch i gets rows i, i + n_micro, i + 2 n_micro ... A device holds contiguous rows:
+        # rows 0 ... 3 of 8 are all on the first of two devices; rows 0, 2, 4, 6 are on both.
         def split(x: Array) -> Array:
             return x.reshape(micro_batch_size, n_micro, *x.shape[1:]).swapaxes(0, 1)
 
@@ -125,7 +125,7 @@ def make_gradient(
             zeros = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
             total, _ = lax.scan(accumulate, zeros, jax.tree.map(split, rows_and_batch))
         (loss_sum, weight_sum), grads = total
-        weight_sum = jnp.maximum(weight_sum, 1)  # 0 if every recording of a batch became unreadable
+        weight_sum = jnp.maximum(weight_sum, 1)  # 0 if no target counts (unreadable recordings)
         return loss_sum / weight_sum, jax.tree.map(lambda g: g / weight_sum, grads)
 
     return gradient
@@ -161,7 +161,7 @@ def make_train_steps(
         def body(i: Any, carry: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
             state, history = carry
             state, metrics = train_step(state, jax.tree.map(lambda x: x[i], batches))
-            return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
+            return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)  # h[i] = m
 
         empty = jnp.zeros(batches["targets"].shape[0], jnp.float32)
         state, history = lax.fori_loop(0, n_steps, body, (state, StepMetrics(empty, empty)))
