@@ -100,7 +100,9 @@ def test_every_command_line_has_options_that_exist(page, monkeypatch):
 
 
 def test_the_reading_path_is_as_short_as_the_readme_says():
-    section = (ROOT / "README.md").read_text().split("## Read the code")[1].split("The rest")[0]
+    section = (
+        (ROOT / "README.md").read_text().split("## Read the code")[1].split("With a first look")[0]
+    )
     path = re.findall(r"^\| \[.*?\]\((.*?)\)", section, flags=re.MULTILINE)
     assert len(path) == 7
     assert "fewer than 1,000 lines" in section

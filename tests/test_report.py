@@ -18,7 +18,7 @@ from gptjax.commands import plot
 from gptjax.config import Config, GPTConfig, TrainConfig
 from gptjax.drawing import lettering
 from gptjax.runs import plots, progress, report
-from gptjax.runs.report import Reporter, Row, read_metrics
+from gptjax.runs.report import NullReporter, Reporter, Row, read_metrics
 
 pytestmark = pytest.mark.usefixtures("drawn")
 REPO = Path(__file__).parents[1]
@@ -424,3 +424,9 @@ def test_wandb_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         reporter.evaluation(5, {"val_loss": 2.25})
     (step, fields), finished = logged
     assert (step, fields["val_loss"], finished) == (5, 2.25, "finished")
+
+
+@pytest.mark.parametrize("step", [0, 7, 10**12])
+def test_only_the_first_of_several_processes_knows_that_an_evaluation_is_due(step: int) -> None:
+    """One that asked for it made all of them repeat evaluations when a run continued."""
+    assert step in NullReporter().evaluated

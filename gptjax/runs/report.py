@@ -210,9 +210,9 @@ class _WandB:
 
 
 class NullReporter:
-    """Reports nothing: for all processes but the first."""
+    """Reports nothing: for all processes but the first, which knows what was evaluated."""
 
-    evaluated = range(0)
+    evaluated = range(2**62)
 
     def __enter__(self) -> "NullReporter":
         return self
