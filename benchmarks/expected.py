@@ -54,6 +54,7 @@ PARTS = {
     "gpt_cpu": ["configs/gpt_cpu.py"],
     **{f"gpt_cpu-{seed}": ["configs/gpt_cpu.py", "--seed", seed] for seed in "12"},
     "gpt_cpu_10min": ["configs/gpt_cpu_10min.py"],
+    **{f"gpt_cpu_10min-{seed}": ["configs/gpt_cpu_10min.py", "--seed", seed] for seed in "12"},
     "gpt_cpu_10min-three": ["configs/gpt_cpu_10min.py", "--train.members", "3"],
     "gpt_cpu_wide": ["configs/gpt_cpu_10min.py", "--model.n-embd", "192", *WIDE_STEPS],
     "gpt_first_steps": ["configs/gpt.py", *FIRST_STEPS],

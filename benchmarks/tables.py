@@ -233,6 +233,9 @@ def recipe_md() -> str:
         lines += ["## Variations on a GPU", "", sweep.NOTE, ""]
         lines += ["![Variations](benchmarks/sweep-gpu.png)", "", *sweep.tables(record)]
         lines += [measured_on(record), ""]
+    if "temperatures" in load("expected-gpt_cpu_10min"):
+        lines += ["## A model that is too sure", "", tasks.TEMPERATURE_NOTE, ""]
+        lines += [tasks.temperature_table(), ""]
     if record := read("sweep-g2p-gpu"):
         lines += ["## Spelling to pronunciation", "", sweep.PAIRS_NOTE, ""]
         lines += [sweep.error_rates(record), "", measured_on(record), ""]

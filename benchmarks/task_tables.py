@@ -92,7 +92,12 @@ def expected_table(h100_link: str) -> str:
     rows = [*cpu, *([*row, "", original if i == 0 else ""] for i, row in enumerate(gpu))]
     header = ["config", "val_loss, whole split", "time in all", "the original logs"]
     seeds = [load(f"expected-gpt_cpu-{seed}")["val_loss"] for seed in (1, 2)]
-    note = f"With other seeds `gpt_cpu.py` ends at {seeds[0]:.4f} and {seeds[1]:.4f}."
+    note = f"With other seeds `gpt_cpu.py` ends at {seeds[0]:.4f} and {seeds[1]:.4f}"
+    others = [read(f"expected-gpt_cpu_10min-{seed}") for seed in (1, 2)]
+    if all(others):
+        ends = " and ".join(f"{of['val_loss']:.4f}" for of in others)
+        note += f", `gpt_cpu_10min.py` at {ends}"
+    note += "."
     second = [f"{of['halves']['second'][0]:.4f}" for of in (gpt_cpu, ten_minutes)]
     note += " On the second half of the split, by which recipes are not chosen ([one exception]"
     note += f"(recipe.md#how-it-was-chosen)), it ends at {second[0]}"
@@ -106,6 +111,26 @@ def expected_table(h100_link: str) -> str:
         f"several runs at once, so no times ([details]({h100_link})); `gpt_fast.py` "
         "without the last 948 characters of the split."
     )
+
+
+TEMPERATURE_NOTE = """A model that has read its text several times knows some of it by heart. So it
+is too sure of what it predicts in other texts. `training_temperature` divides logits in training.
+Afterwards nothing divides them, so they are smaller, and the model is less sure. That is
+temperature scaling (Guo et al. 2017, arXiv:1706.04599).
+
+The table multiplies the logits of the trained models instead, which is nearly the same. Columns are
+losses on a half of the validation split. Temperatures were chosen by the first half."""
+
+
+def temperature_table() -> str:
+    """Losses of the trained models on both halves, had training had other temperatures."""
+    records = [load(f"expected-{name}") for name in ("gpt_cpu", "gpt_cpu_10min")]
+    columns = [record["temperatures"][half] for record in records for half in ("first", "second")]
+    rows = [[t, *(f"{column[t]:.4f}" for column in columns)] for t in columns[0]]
+    header = ["temperature", "`gpt_cpu.py`: first half", "second half"]
+    header += ["`gpt_cpu_10min.py`: first half", "second half"]
+    measured = f"Measured on {machine(records[1])}."
+    return f"{table(header, rows)}\n\n{measured}"
 
 
 def first_steps_table() -> str:
