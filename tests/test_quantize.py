@@ -1,5 +1,6 @@
 """gptjax quantize: what becomes of a run, what its card says, and what is refused."""
 
+import functools
 import json
 import os
 import random
@@ -35,11 +36,9 @@ from gptjax.errors import UserError
 from gptjax.quantization import card as quantization_card
 from gptjax.quantization import quant_array
 from gptjax.quantization.fine_tuning import fine_tune
-from gptjax.quantization.quant_array import (
-    FLOAT32,
-    Format,
-)
+from gptjax.quantization.quant_array import FLOAT32, Format, quantize_params
 from gptjax.runs import checkpoints, run_directory
+from gptjax.runs.stored_arrays import shapes_of
 
 pytestmark = pytest.mark.slow
 REPO = Path(__file__).parent.parent
@@ -47,12 +46,22 @@ RECORDINGS = Path(__file__).parents[2] / "shared/speech/fsdd/recordings"
 INT8, INT4, BF16 = Format(8), Format(4, group=32), Format(16)
 INT3, INT2, TERNARY = Format(3), Format(2), Format("ternary")
 GREEDY = sampling.Sampler(temperature=0)
-quantize_params = jax.jit(quant_array.quantize_params, static_argnums=1)
 dequantize_params = jax.jit(quant_array.dequantize_params)
 
 
 def n_bytes(params: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+
+
+def random_params(model: models.Model, size: float) -> Any:
+    """None at zero. To initialize them would compile each shape."""
+    rng = np.random.default_rng(0)
+
+    def made(path: tuple[Any, ...], p: Any) -> np.ndarray:
+        normal = rng.standard_normal(p.shape)
+        return np.float32((0.5 if path[-1].key == "table" else size) * normal + (p.ndim == 1))
+
+    return jax.tree_util.tree_map_with_path(made, models.shapes(model))
 
 
 STEPS = 60
@@ -77,15 +86,21 @@ SMALL: Any = {"n_layer": 1, "n_head": 2, "n_embd": 32, "dropout": 0.0, "bias": F
 
 
 def untrained(folder: Path, config: Config) -> Path:
-    """A run of random parameters, none at zero. To initialize them would compile each shape."""
+    """A run of random parameters."""
     dataset = data.load(config)
     model = models.build(config.model, dataset.tokenizer)
     origin = {"source": dataset.source, "sha256": dataset.sha256, **dataset.sizes}
-    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: models.init(model, seed=0))
-    params = jax.tree.map(lambda p: np.float32(0.2 * rng.standard_normal(p.shape)), shapes)
+    params = random_params(model, 0.2)
     with run_directory.new_run(folder / "run") as part:
         checkpoints.save_finished(part, config, dataset.tokenizer, params, origin)
     return folder / "run"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def losses_of_a_model_share_programs() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "make_sums", functools.cache(evaluation.make_sums))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -104,24 +119,23 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(config_file: Path) -> Path:
     """A finished run on text."""
     folder = config_file.parent / "run"
-    train.main(["--config", str(config_file), "--run-dir", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "init", lambda model, seed: random_params(model, 0.1))
+        train.main(["--config", str(config_file), "--run-dir", str(folder)])
     return folder
 
 
-# Leaves out of cards all rows but those it is given, and the speed of these.
+# Leaves out of cards all rows but those it is given and what is saved, and the speed of these.
 MeasureOnly = Callable[..., None]
 
 
 @pytest.fixture
 def measure_only(monkeypatch: pytest.MonkeyPatch) -> MeasureOnly:
     """Each format and batch size would be compiled for a row."""
-    whole = quantization_card.measure
 
     def patch(*names: str) -> None:
-        def card(model: Any, named: dict[str, Any], *args: Any) -> list[dict[str, Any]]:
-            return whole(model, {name: named[name] for name in names}, *args)
-
-        monkeypatch.setattr(quantization_card, "measure", card)
+        formats = {name: quantization_card.FORMATS[name] for name in names}
+        monkeypatch.setattr(quantization_card, "FORMATS", formats)
         rates = lambda named, *_: dict.fromkeys(named, 1000.0)  # noqa: E731
         monkeypatch.setattr(quantization_card, "decoding_rates", rates)
 
@@ -151,6 +165,7 @@ def run8(run: Path) -> Iterator[Path]:
     out = run.parent / "run8"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantization_card, "ROUNDS", 1)
+        patch.setattr(quantization_card, "SECONDS_PER_ROUND", 0)
         patch.setattr(quantization_card, "DECODED_TOKENS", 1)
         patch.setattr(quantization_card, "decoding_rates", rates)
         quantize.main([str(run), "--bits", "8", "--out", str(out)])
@@ -166,10 +181,13 @@ def card(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["format"]: row for row in rows}
 
 
-def params_of(folder: Path) -> Any:
+def model_of(folder: Path) -> Any:
     tok = run_directory.read_tokenizer(folder)
-    model = models.build(run_directory.read_config(folder).model, tok)
-    return checkpoints.load_params(folder, model)[1]
+    return models.build(run_directory.read_config(folder).model, tok)
+
+
+def params_of(folder: Path) -> Any:
+    return checkpoints.load_params(folder, model_of(folder))[1]
 
 
 def val_loss(folder: Path) -> float:
@@ -213,7 +231,7 @@ def test_a_card_has_a_row_for_each_format(run: Path, run8: Path) -> None:
     assert rows["int8"]["memory_bytes"] == rows["W8A8"]["memory_bytes"]
     forms = zip(names[2:], (INT8, INT4, INT3, INT2, TERNARY), strict=True)
     for name, form in forms:
-        assert rows[name]["memory_bytes"] == n_bytes(quantize_params(params, form))
+        assert rows[name]["memory_bytes"] == n_bytes(shapes_of(model_of(run), form))
         assert rows[name]["bits"] == pytest.approx(8 * rows[name]["memory_bytes"] / count, 1e-2)
     found = [rows[name]["bits"] for name in names]
     assert found[:2] == [32, 16]
@@ -289,7 +307,7 @@ def test_each_format_is_saved_as_it_was_measured(
     form: Format,
 ) -> None:
     out = tmp_path / "out"
-    measure_only("float32", name)
+    measure_only("float32")
     quantize.main([str(run), *flags.split(), "--out", str(out)])
     printed = capsys.readouterr().out
     assert f"{name} in {out}\n" in printed
@@ -318,7 +336,7 @@ def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before, out = snapshot(run), tmp_path / "out"
-    measure_only("float32", "int4", "float32+steps", "int4+QAT")
+    measure_only("float32", "int4")
     quantize.main([str(run), "--bits", "4", "--qat-steps", "30", "--out", str(out)])
     printed = capsys.readouterr().out
     assert snapshot(run) == before
@@ -391,7 +409,7 @@ def test_a_copy_has_no_heads_that_predict_ahead(
     config = replace(config, model=replace(config.model, predict_ahead=2))
     ahead = untrained(tmp_path, config)
     params = params_of(ahead)
-    measure_only("float32", "int8")
+    measure_only("float32")
     quantize.main([str(ahead), "--out", str(tmp_path / "out")])
     small = params_of(tmp_path / "out")
     assert {"ahead_0", "ahead_1"} == params.keys() - small.keys()
@@ -652,7 +670,7 @@ def test_a_run_on_pairs_is_quantized(
     pairs_run: Path, tmp_path: Path, measure_only: MeasureOnly, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    measure_only("float32", "int8")
+    measure_only("float32")
     quantize.main([str(pairs_run), "--out", str(out)])
     assert abs(card(out)["int8"]["delta"]) < 0.01
     dataset = data.load(run_directory.read_config(out))
@@ -706,7 +724,7 @@ def test_a_run_on_speech_is_quantized(
     speech_run: Path, tmp_path: Path, measure_only: MeasureOnly
 ) -> None:
     out = tmp_path / "out"
-    measure_only("float32", "int8")
+    measure_only("float32")
     quantize.main([str(speech_run), "--out", str(out)])
     assert abs(card(out)["int8"]["delta"]) < 0.01
     config = run_directory.read_config(out)
