@@ -1,7 +1,6 @@
 """Matrices of small integers, and models made of them: what they compute, and in what memory."""
 
 import dataclasses
-import gc
 import itertools
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,7 @@ from gptjax.data.tokenizer import CharTokenizer
 from gptjax.decoding import sampling
 from gptjax.quantization import quant_array
 from gptjax.quantization.fine_tuning import straight_through
-from gptjax.quantization.quant_array import (
-    CHUNK,
-    FLOAT32,
-    Format,
-    QuantArray,
-)
+from gptjax.quantization.quant_array import CHUNK, FLOAT32, Format, QuantArray, quantize_params
 from gptjax.runs import checkpoints, run_directory
 from gptjax.scale.devices import FEW_ROWS
 
@@ -37,7 +31,6 @@ GREEDY = sampling.Sampler(temperature=0)
 # Compiled: operation by operation, each would be compiled for each shape.
 apply = jax.jit(lambda model, *args, **inputs: model.apply(*args, **inputs)[0], static_argnums=0)
 quantize_matrix = jax.jit(quant_array.quantize, static_argnums=(1, 2))
-quantize_params = jax.jit(quant_array.quantize_params, static_argnums=1)
 dequantize_params = jax.jit(quant_array.dequantize_params)
 multiply = jax.jit(lambda x, q: x @ q)
 dense = jax.jit(QuantArray.dequantize)
@@ -95,10 +88,6 @@ def n_bytes(params: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
-def shapes_of(model: models.Model) -> Any:
-    return jax.eval_shape(lambda: models.init(model, seed=0))
-
-
 def params_of(model: models.Model) -> Any:
     """Random parameters, none at zero. To initialize them would compile each shape."""
     rng = np.random.default_rng(1)
@@ -108,7 +97,7 @@ def params_of(model: models.Model) -> Any:
         name, normal = path[-1].key, rng.standard_normal(p.shape)
         return np.float32((1 if name == "table" else 0.4) * normal + (name == "scale"))
 
-    return jax.tree_util.tree_map_with_path(made, shapes_of(model))
+    return jax.tree_util.tree_map_with_path(made, models.shapes(model))
 
 
 # Each format and shape is compiled, so a test goes through all of them with a few seeds.
@@ -435,7 +424,7 @@ def test_any_model_computes_as_with_dequantized_parameters(name: str, tokens: np
         expected = np.asarray(apply(model, {"params": rounded}, tokens, **inputs))
         np.testing.assert_allclose(made, expected, 1e-4, 1e-4)
         assert np.abs(made - original).max() > 1e-4  # rounding does change something
-    assert quant_array.quantize_params(params, FLOAT32) is params
+    assert quantize_params(params, FLOAT32) is params
 
 
 @pytest.mark.slow
@@ -492,43 +481,40 @@ def heavy(n_layer: int) -> models.GPT:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("form", "batch_size", "n_layer"), [(INT4, 1, 2), (INT8, 32, 4)], ids=["int4-1", "int8-32"]
+    ("form", "batch_size", "n_layer"), [(INT4, 1, 1), (INT8, 32, 4)], ids=["int4-1", "int8-32"]
 )
 def test_decoding_keeps_no_float_copy_of_the_weights(
     form: Format, batch_size: int, n_layer: int
 ) -> None:
     """XLA would make one ahead of the loop over tokens, and hold it as long as the loop runs."""
     model = heavy(n_layer)
-    params = shapes_of(model)
-    small = jax.eval_shape(partial(quant_array.quantize_params, form=form), params)
+    params = models.shapes(model)
+    small = jax.eval_shape(partial(quantize_params, form=form), params)
     cache = tuple(layer._replace(length=jnp.int32(1)) for layer in model.init_cache(batch_size))
     token_B, keys = jnp.zeros(batch_size, jnp.int32), (jax.random.key(0), jnp.int32(0))
     lowered = sampling._decode.lower(model, GREEDY, small, token_B, cache, jnp.int32(16), keys)
     memory: Any = lowered.compile().memory_analysis()
     assert memory.argument_size_in_bytes > n_bytes(small)  # it is measured at all
-    assert memory.temp_size_in_bytes < 0.25 * n_bytes(params)  # 3 to 17 %; a copy is 100 %
+    assert memory.temp_size_in_bytes < 0.25 * n_bytes(params)  # 5 and 14 %; a copy is 100 %
 
 
 @pytest.mark.slow
 def test_a_loaded_run_writes_without_float_weights(tmp_path: Path) -> None:
-    model = heavy(1)
+    model = models.Bigram(BigramConfig(), 512)
     params = params_of(model)
-    float_bytes = n_bytes(params)
-    tok = CharTokenizer("".join(map(chr, range(40, 105))))
+    tok = CharTokenizer("".join(map(chr, range(40, 552))))
     files = {"format.json": dataclasses.asdict(INT8)}
     origin = {"source": "nowhere", "sha256": ""}
-    small = quantize_params(params, INT8)
     config = Config(model=model.config)
     with run_directory.new_run(tmp_path / "run") as part:
+        small = quantize_params(params, INT8)
         checkpoints.save_finished(part, config, tok, small, origin, files)
-    del params, small
-    gc.collect()
-    before = sum(a.nbytes for a in jax.live_arrays())
+    before = jax.live_arrays()
     _, loaded = checkpoints.load_params(tmp_path / "run", model)
     sampling.complete(model, loaded, np.zeros((1, 1), np.int32), 8, sampler=GREEDY)
-    gc.collect()
-    grown = sum(a.nbytes for a in jax.live_arrays()) - before
-    assert n_bytes(loaded) <= grown < 0.5 * float_bytes
+    known = set(map(id, before))
+    grown = sum(a.nbytes for a in jax.live_arrays() if id(a) not in known)
+    assert n_bytes(loaded) <= grown < 0.5 * n_bytes(params)
 
 
 def test_a_group_is_no_longer_than_its_column() -> None:

@@ -7,13 +7,13 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -41,7 +41,6 @@ from gptjax.runs import checkpoints, run_directory
 from gptjax.runs.stored_arrays import shapes_of
 
 pytestmark = pytest.mark.slow
-REPO = Path(__file__).parent.parent
 RECORDINGS = Path(__file__).parents[2] / "shared/speech/fsdd/recordings"
 INT8, INT4, BF16 = Format(8), Format(4, group=32), Format(16)
 INT3, INT2, TERNARY = Format(3), Format(2), Format("ternary")
@@ -599,8 +598,7 @@ def test_of_two_processes_with_one_name_the_second_is_refused(
     found: list[subprocess.CompletedProcess[str]] = []
 
     def card(*_: object) -> list[dict[str, Any]]:
-        line = [sys.executable, "-c", SECOND, *flags]
-        found.append(subprocess.run(line, capture_output=True, text=True, cwd=REPO))
+        found.append(forked.run("-c", SECOND, *flags))
         assert [path.name for path in tmp_path.iterdir()] == ["out.part"]
         return [{"format": "int8", "val_loss": 0.0}]
 
