@@ -222,12 +222,17 @@ def _scaled(integers_KN: Array, scale_GN: Array, dtype: Any) -> Array:
     return grouped.reshape(-1, n_columns).astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("form", "transposed"))
 def quantize(matrix_KN: Array, form: Format, transposed: bool = False) -> QuantArray:
     """The nearest QuantArray to a matrix (K, N), or to a table (N, K) if transposed.
 
     Integers are rounded with the scale as it is stored, in bfloat16.
     """
+    of_weights = dataclasses.replace(form, activation_bits=0)  # one program for both
+    return dataclasses.replace(_quantize(matrix_KN, of_weights, transposed), format=form)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _quantize(matrix_KN: Array, form: Format, transposed: bool) -> QuantArray:
     matrix_KN = (matrix_KN.T if transposed else matrix_KN).astype(jnp.float32)
     fan_in, n_columns = matrix_KN.shape
     column = -(-fan_in // form.chunk) * form.chunk
