@@ -56,7 +56,7 @@ def random_params(model: models.Model, size: float) -> Any:
     """None at zero. To initialize them would compile each shape."""
     rng = np.random.default_rng(0)
 
-    def made(path: tuple[Any, ...], p: Any) -> np.ndarray:
+    def made(path: tuple[Any, ...], p: Any) -> Any:
         normal = rng.standard_normal(p.shape)
         return np.float32((0.5 if path[-1].key == "table" else size) * normal + (p.ndim == 1))
 
