@@ -29,7 +29,6 @@ from gptjax.config_encoders import (
     SpeechDataConfig,
 )
 from gptjax.data import dataset as data
-from gptjax.data.pairs import PairData
 from gptjax.data.tokenizer import CharTokenizer
 from gptjax.decoding import beam_search, sampling
 from gptjax.errors import UserError
@@ -189,6 +188,12 @@ def params_of(folder: Path) -> Any:
     return checkpoints.load_params(folder, model_of(folder))[1]
 
 
+def parts_of(folder: Path) -> tuple[Any, Any, Any, Config]:
+    """(model, parameters, data set, configuration), as fine_tune takes them."""
+    config = run_directory.read_config(folder)
+    return model_of(folder), params_of(folder), data.load(config), config
+
+
 def val_loss(folder: Path) -> float:
     return evaluate.evaluate(evaluate.Evaluate(folder))["val_loss"]
 
@@ -279,10 +284,8 @@ def test_a_quantized_run_writes_text(
     assert f"{run8} step {card(run8)['int8']['step']}, {n_parameters:,} param" in printed.err
     tok = run_directory.read_tokenizer(run8)
     assert isinstance(tok, CharTokenizer)
-    model = models.build(run_directory.read_config(run8).model, tok)
-    ids = sampling.complete(
-        model, params_of(run8), np.asarray(tok.encode("a"))[None], 12, sampler=GREEDY
-    )
+    prompt = np.asarray(tok.encode("a"))[None]
+    ids = sampling.complete(model_of(run8), params_of(run8), prompt, 12, sampler=GREEDY)
     assert printed.out.rstrip("\n").endswith(tok.decode(ids[0]))
 
 
@@ -320,10 +323,7 @@ def test_each_format_is_saved_as_it_was_measured(
 @pytest.fixture(scope="module")
 def tuned(run: Path) -> Any:
     """The parameters of the run after 30 more steps that round nothing."""
-    config = run_directory.read_config(run)
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer)
-    return fine_tune(model, params_of(run), dataset, config, FLOAT32, STEPS, 30)
+    return fine_tune(*parts_of(run), FLOAT32, STEPS, 30)
 
 
 def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
@@ -332,8 +332,16 @@ def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
     tuned: Any,
     tmp_path: Path,
     measure_only: MeasureOnly,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    calls: list[Any] = []
+
+    def known(*args: Any, **teacher: Any) -> Any:
+        calls.append(args)
+        return fine_tune(*args, **teacher) if teacher else tuned  # which are the same steps
+
+    monkeypatch.setattr(quantize, "fine_tune", known)
     before, out = snapshot(run), tmp_path / "out"
     measure_only("float32", "int4")
     quantize.main([str(run), "--bits", "4", "--qat-steps", "30", "--out", str(out)])
@@ -344,12 +352,13 @@ def test_fine_tuning_with_rounded_weights_wins_back_what_rounding_cost(
         assert rows[name]["val_loss"] == of_8[name]["val_loss"]
     assert rows["int4+QAT"]["val_loss"] < rows["int4"]["val_loss"] - 0.01
     assert val_loss(out) == pytest.approx(rows["int4+QAT"]["val_loss"], abs=1e-6)
-    config = run_directory.read_config(run)
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer)
+    model, params, dataset, config = parts_of(run)
     # The same bits again.
-    again = fine_tune(model, params_of(run), dataset, config, INT4, STEPS, 30, tuned)
+    again = fine_tune(model, params, dataset, config, INT4, STEPS, 30, tuned)
     jax.tree.map(np.testing.assert_array_equal, params_of(out), quantize_params(again, INT4))
+    (*plain_parts, form, step, n_steps), rounded = calls
+    assert (form, step, n_steps) == (FLOAT32, STEPS, 30)
+    assert all(a is b for a, b in zip(plain_parts, rounded, strict=False))
     # It is not that the run had not learned enough: as many steps that round nothing do less.
     mean_loss = evaluation.make_evaluate(model)
     plain = mean_loss(quantize_params(tuned, INT4), dataset.validation(config, 16))
@@ -370,10 +379,7 @@ def test_a_teacher_and_rounded_weights_win_back_most_of_what_ternary_costs(
     run: Path, tuned: Any
 ) -> None:
     """The teacher is the run itself, after as many steps that round nothing."""
-    config = run_directory.read_config(run)
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer)
-    params = params_of(run)
+    model, params, dataset, config = parts_of(run)
     mean_loss = evaluation.make_evaluate(model)
 
     def loss(params: Any) -> float:
@@ -641,11 +647,9 @@ def test_a_signal_leaves_nothing(
 
 def test_text_is_decoded_as_much_as_is_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization_card, "DECODED_TOKENS", 20)  # over the end of the context
-    config = run_directory.read_config(run)
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer)
-    assert quantization_card.decoder(model, dataset, config, 1)(params_of(run)) == 20
-    assert quantization_card.decoder(model, dataset, config, 3)(params_of(run)) == 60
+    model, params, dataset, config = parts_of(run)
+    assert quantization_card.decoder(model, dataset, config, 1)(params) == 20
+    assert quantization_card.decoder(model, dataset, config, 3)(params) == 60
 
 
 @pytest.fixture(scope="module")
@@ -671,11 +675,9 @@ def test_a_run_on_pairs_is_quantized(
     measure_only("float32")
     quantize.main([str(pairs_run), "--out", str(out)])
     assert abs(card(out)["int8"]["delta"]) < 0.01
-    dataset = data.load(run_directory.read_config(out))
-    assert isinstance(dataset, PairData)
+    model, params, dataset, _ = parts_of(out)
     sources, tok = list(dataset.val)[:8], dataset.tokenizer
-    model: Any = models.build(run_directory.read_config(out).model, tok)
-    found = beam_search.transduce(model, dequantize_params(params_of(out)), tok, sources)
+    found = beam_search.transduce(model, dequantize_params(params), tok, sources)
     (tmp_path / "sources.txt").write_text("\n".join(sources))
     capsys.readouterr()
     sample.main([str(out), "--source-file", str(tmp_path / "sources.txt")])
@@ -685,10 +687,7 @@ def test_a_run_on_pairs_is_quantized(
 
 
 def test_targets_are_decoded_as_much_as_is_counted(pairs_run: Path) -> None:
-    config = run_directory.read_config(pairs_run)
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer)
-    params = params_of(pairs_run)
+    model, params, dataset, config = parts_of(pairs_run)
     one, all_at_once = (
         quantization_card.decoder(model, dataset, config, n)(params) for n in (1, 16)
     )
@@ -725,8 +724,6 @@ def test_a_run_on_speech_is_quantized(
     measure_only("float32")
     quantize.main([str(speech_run), "--out", str(out)])
     assert abs(card(out)["int8"]["delta"]) < 0.01
-    config = run_directory.read_config(out)
-    dataset = data.load(config)
-    model = models.build(config.model, dataset.tokenizer)
+    model, params, dataset, config = parts_of(out)
     decode = quantization_card.decoder(model, dataset, config, 16)
-    assert 16 <= decode(params_of(out)) <= 16 * 16
+    assert 16 <= decode(params) <= 16 * 16
