@@ -117,9 +117,8 @@ class QuantArray:
 
     def dequantize(self, dtype: Any = jnp.float32) -> Array:
         """The matrix (K, N), or (N, K) if transposed."""
-        integers_KN = _unpack(self.words_RN, self.format)
-        matrix_KN = _scaled(integers_KN, self.scale_GN, dtype)[: self.fan_in]
-        return matrix_KN.T if self.transposed else matrix_KN
+        matrix_KN = _scaled(_unpack(self.words_RN, self.format), self.scale_GN, dtype)
+        return matrix_KN[: self.fan_in].T if self.transposed else matrix_KN[: self.fan_in]
 
     def __getitem__(self, ids: Array) -> Array:
         """Rows of a table: ids (...) -> (..., K), float32."""
@@ -211,8 +210,7 @@ def _integer(words: Array, place: Any, form: Format) -> Array:
 
 def _unpack(words_RN: Array, form: Format) -> Array:
     """(R, N) words -> the integers (K, N), int32."""
-    # One operation for all places: a stack of up to twenty took ten times as long to compile.
-    places_P1 = np.arange(form.per_word, dtype=np.int32)[:, None]
+    places_P1 = np.arange(form.per_word, dtype=np.int32)[:, None]  # one operation for all: fast
     return _integer(words_RN[:, None], places_P1, form).reshape(-1, words_RN.shape[1])
 
 
@@ -222,17 +220,12 @@ def _scaled(integers_KN: Array, scale_GN: Array, dtype: Any) -> Array:
     return grouped.reshape(-1, n_columns).astype(dtype)
 
 
+@functools.partial(jax.jit, static_argnames=("form", "transposed"))
 def quantize(matrix_KN: Array, form: Format, transposed: bool = False) -> QuantArray:
     """The nearest QuantArray to a matrix (K, N), or to a table (N, K) if transposed.
 
     Integers are rounded with the scale as it is stored, in bfloat16.
     """
-    of_weights = dataclasses.replace(form, activation_bits=0)  # one program for both
-    return dataclasses.replace(_quantize(matrix_KN, of_weights, transposed), format=form)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _quantize(matrix_KN: Array, form: Format, transposed: bool) -> QuantArray:
     matrix_KN = (matrix_KN.T if transposed else matrix_KN).astype(jnp.float32)
     fan_in, n_columns = matrix_KN.shape
     column = -(-fan_in // form.chunk) * form.chunk
@@ -262,9 +255,8 @@ def _scale(grouped: Array, form: Format) -> Array:
         mean_GN = magnitude.sum(1) / jnp.maximum(used.sum(1), 1)
         levels = used * _round(grouped, FIRST_SCALE[form.bits] * mean_GN, form)
         return jnp.sum(grouped * levels, 1) / jnp.maximum(jnp.sum(levels**2, 1), 1)
-    widest_GN = magnitude.max(1) / form.highest
     fractions = jnp.arange(1, TRIED + 1)[:, None, None] / TRIED
-    scales_SGN = (widest_GN * fractions).astype(jnp.bfloat16)
+    scales_SGN = (magnitude.max(1) / form.highest * fractions).astype(jnp.bfloat16)
 
     def squared_error(scale_GN: Array) -> Array:
         rounded = _round(grouped, scale_GN, form) * scale_GN[:, None].astype(jnp.float32)
@@ -295,10 +287,11 @@ def quantize_params(params: Any, form: Format) -> Any:
     def convert(path: tuple[Any, ...], p: Array) -> Any:
         if p.ndim < 2 or form.bits == 16:
             return p.astype(jnp.bfloat16)
-        here = form
-        if form.is_low and "block_" not in jax.tree_util.keystr(path):
-            here = dataclasses.replace(form, bits=4, group=CHUNK)
-        return quantize(p, here, transposed=path[-1].key == "table")
+        outside = "block_" not in jax.tree_util.keystr(path)
+        here = dataclasses.replace(form, bits=4, group=CHUNK) if form.is_low and outside else form
+        of_weights = dataclasses.replace(here, activation_bits=0)  # W8A8 shares int8's programs
+        made = quantize(p, of_weights, transposed=path[-1].key == "table")
+        return dataclasses.replace(made, format=here)
 
     return jax.tree_util.tree_map_with_path(convert, params)
 
@@ -307,9 +300,9 @@ def dequantize_params(params: Any) -> Any:
     """The float32 values of parameters in any format."""
 
     def convert(p: Any) -> Array:
-        return p.dequantize() if isinstance(p, QuantArray) else p.astype(jnp.float32)
+        return p.dequantize() if is_quantized(p) else p.astype(jnp.float32)
 
-    return jax.tree.map(convert, params, is_leaf=lambda p: isinstance(p, QuantArray))
+    return jax.tree.map(convert, params, is_leaf=is_quantized)
 
 
 def is_quantized(x: Any) -> bool:
