@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 import gptjax
 from gptjax import train
 from gptjax.commands import evaluate, sample
-from gptjax.data import audio, batches, recording_checks, recordings
+from gptjax.data import audio, batches, recording_checks, recordings, speech
 from gptjax.data.audio import HOP, SAMPLE_RATE
 from gptjax.decoding import transcription
 from gptjax.runs import metrics
@@ -38,11 +38,10 @@ from gptjax.config_encoders import SpeechConfig, SpeechDataConfig
 
 config = Config(
     model=SpeechConfig(n_encoder_layer=1, n_layer=1, n_head=2, n_embd=64, block_size=8,
-        source_block_size=240, dropout=0.0, position="rotary", norm="rmsnorm", bias=False,
-        short_conv=3),
+        source_block_size=240, dropout=0.0, position="rotary", norm="rmsnorm", bias=False),
     data=SpeechDataConfig(path=Path({path!r}), tokenizer="word"),
     optim=OptimConfig(learning_rate=3e-3, warmup_steps=5),
-    train=TrainConfig(max_steps=60, batch_size=8, eval_interval=60, log_interval=1,
+    train=TrainConfig(max_steps=40, batch_size=8, eval_interval=40, log_interval=1,
         sample_tokens=0),  # test_librispeech_end_to_end samples in training
 )
 """
@@ -102,7 +101,7 @@ def refuses(capsys: pytest.CaptureFixture[str], run: Path, *arguments: object) -
 
 def test_four_clips_are_memorised(run: Path) -> None:
     losses = [row["val_loss"] for row in metrics.read_metrics(run) if "val_loss" in row]
-    assert losses[-1] < 0.02  # 0.002 to 0.003 with the seeds that were tried
+    assert losses[-1] < 0.02  # 0.004 to 0.010 with the seeds that were tried
     found = evaluate.evaluate(evaluate.Evaluate(run))
     assert found["accuracy"] == 1.0, found["worst"]
     assert found["wer"] == found["cer"] == 0.0
@@ -168,13 +167,16 @@ def test_times_of_words_after_a_long_pause(
     assert re.fullmatch(r"1\n00:00:0[45],\d{3} --> 00:00:0[5-9],\d{3}\nseven\n", srt)
 
 
-def test_strings_of_test_clips_are_evaluated(run: Path, tmp_path: Path) -> None:
+def test_strings_of_test_clips_are_evaluated(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The model writes one of three to five words, so most words are wrong, but not all."""
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     edit_run(copy / "config.json", "data", string_clips=3)
+    monkeypatch.setattr(speech, "N_TEST_STRINGS", transcription.BATCH_SIZE)  # of 300: one batch
     found = evaluate.evaluate(evaluate.Evaluate(copy))
-    assert found["strings"]["strings"] == 300
+    assert found["strings"]["strings"] == transcription.BATCH_SIZE
     assert found["wer"] == 0
     assert 0.1 < found["strings"]["wer"] < 1
 
@@ -191,7 +193,7 @@ def test_a_folder_and_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (word,) = row["words"]
         assert word["text"] == row["text"]
         assert 0 <= word["start"] < word["end"] <= row["seconds"] + 0.02
-        assert row["step"] == 60
+        assert row["step"] == 40
 
 
 def test_stdin(
@@ -437,13 +439,14 @@ def test_librispeech_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (chapter / f"{speaker}-1.trans.txt").write_text("\n".join(lines) + "\n")
     folder, run = tmp_path / "LibriSpeech", tmp_path / "run"
     small = "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 32 --model.n-head 2"
-    small += " --data.vocab-size 270 --model.source-block-size 240 --train.max-steps 4"
-    small += " --train.batch-size 4 --train.eval-interval 4"
+    small += " --data.vocab-size 270 --model.block-size 16 --model.source-block-size 240"
+    small += " --train.max-steps 4 --train.batch-size 4 --train.eval-interval 4"
     arguments = ["--config", REPO / "configs/librispeech.py", "--data.path", folder]
     run_train(*arguments, "--run-dir", run, *small.split())
     found = evaluate.evaluate(evaluate.Evaluate(run))
     assert found["clips"] == 12
     assert set(found["per_speaker"]) == {"lucas"}
-    clip = next(folder.rglob("*.flac"))
-    printed, _ = transcribe(capsys, run, clip, "--json")
-    assert json.loads(printed)["audio"] == str(clip)
+    clips = sorted(folder.glob("test-clean/**/*.flac"))
+    printed, _ = transcribe(capsys, run, *clips, "--json")
+    rows = [json.loads(line) for line in printed.splitlines()]
+    assert [row["audio"] for row in rows] == list(map(str, clips))
