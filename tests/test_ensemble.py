@@ -18,7 +18,7 @@ from conftest import Printed, Refused
 import gptjax
 from gptjax import evaluation, models, optim, train, training
 from gptjax.commands import evaluate, export, page, quantize, sample
-from gptjax.config import BigramConfig, OptimConfig
+from gptjax.config import BigramConfig, GPTConfig, OptimConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, SpeechTokenizer, WordTokenizer
 from gptjax.decoding import attention_weights, beam_search, sampling
@@ -125,8 +125,7 @@ def test_members_train_as_if_alone(
 
 
 def test_members_start_as_models_of_consecutive_seeds_with_dropout_of_their_own() -> None:
-    config = dataclasses.replace(conftest.TINY, n_layer=1, dropout=0.5)
-    one = models.build(config, V)
+    one = models.build(GPTConfig(**FIELDS | {"dropout": 0.5}), V)
     ensemble = Ensemble(one, 2)
     params = models.init(ensemble, seed=5)
     for i in range(2):
@@ -157,9 +156,9 @@ def test_decoding_with_the_caches_of_all_members_equals_decoding_without(kind: s
 @pytest.mark.slow
 def test_beam_search_uses_the_caches_of_all_members() -> None:
     """Of members that are equal it finds what it finds with one of them."""
-    ensemble, params = made("speech")
+    ensemble, params = made("speech", 2)
     batch = batch_of(ensemble)
-    same = jax.tree.map(lambda leaf: np.stack([leaf[0]] * 3), params)
+    same = jax.tree.map(lambda leaf: np.stack([leaf[0]] * 2), params)
     rest = batch["source"], batch["source_mask"], 0, 3
     found = beam_search.beam_search(ensemble, same, *rest)
     alone = beam_search.beam_search(ensemble.member, member(params, 0), *rest)

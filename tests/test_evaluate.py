@@ -344,12 +344,12 @@ def test_one_line_that_cannot_be_read_does_not_refuse_the_others(
 ) -> None:
     path = tmp_path / "sources.txt"
     # Lines end at \n alone, as in a .tsv file: not at U+2028, nor at a form feed.
-    path.write_text("ab\n\nabQ\nab\u2028cd\nabcdabcda\ndc\n", encoding="utf-8")
+    path.write_text("ab\n\nabQ\nab\u2028cd\nabcdabcda\ndc\ncd\n", encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
         sample.main([str(trained), "--source-file", str(path)])
     assert stop.value.code == 2
     printed = capsys.readouterr()
-    assert [line.split("\t")[0] for line in printed.out.split("\n")[:-1]] == ["ab", "dc"]
+    assert [line.split("\t")[0] for line in printed.out.split("\n")[:-1]] == ["ab", "dc", "cd"]
     errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     for error, words in zip(
         errors,
@@ -357,7 +357,7 @@ def test_one_line_that_cannot_be_read_does_not_refuse_the_others(
             "sources.txt, line 3: the source 'abQ': text has characters",
             "sources.txt, line 4: the source 'ab\\u2028cd': text has characters",
             "sources.txt, line 5: the source 'abcdabcda' has 9 tokens",
-            "3 of the 5 sources could not be read; they are named above",
+            "3 of the 6 sources could not be read; they are named above",
         ),
         strict=True,
     ):
