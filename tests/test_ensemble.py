@@ -302,7 +302,7 @@ def test_a_student_learns_from_one_run_or_several(
 
 def test_a_student_of_a_sure_teacher_moves_towards_it() -> None:
     """Half of the loss is the teacher's: its gradient is that of the mean of both losses."""
-    ensemble, params = made("gpt", 1)
+    ensemble, params = made("bigram", 1)
     one, params = ensemble.member, member(params, 0)
     batch = batch_of(ensemble)
     wrong = (batch["targets"] + 1) % V

@@ -302,7 +302,7 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
 ) -> None:
     """With speed change, noise and masks: the batches of a step do not depend on the start."""
     line = ["--config", config_file, "--data.speed-change", "0.1", "--data.noise", "0.5"]
-    line += ["--data.spec-masks", "1", "--train.eval-interval", "3", "--train.max-steps", "6"]
+    line += ["--data.spec-masks", "2", "--train.eval-interval", "3", "--train.max-steps", "6"]
     run_train(*line, "--run-dir", tmp_path / "whole")
     # As if it had been killed after step 3, and continued in a new process.
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
@@ -442,7 +442,7 @@ def test_librispeech_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
     folder, run = tmp_path / "LibriSpeech", tmp_path / "run"
     small = "--model.n-layer 1 --model.n-encoder-layer 1 --model.n-embd 32 --model.n-head 2"
     small += " --data.vocab-size 270 --model.block-size 16 --model.source-block-size 240"
-    small += " --train.max-steps 4 --train.batch-size 4 --train.eval-interval 4"
+    small += " --train.max-steps 4 --train.batch-size 8 --train.eval-interval 4"
     arguments = ["--config", REPO / "configs/librispeech.py", "--data.path", folder]
     run_train(*arguments, "--run-dir", run, *small.split())
     found = evaluate.evaluate(evaluate.Evaluate(run))
