@@ -224,7 +224,7 @@ def _start_compiling(run: Run, step: int, train_steps: Any, sums: Any) -> None:
         ahead.add(EVALUATION, evaluate)
     for n_steps in first_lengths(c, step, run.steps_per_dispatch):
         ahead.add(TRAIN_STEP, functools.partial(train_step, n_steps))
-    if step:
+    if 0 < step < c.max_steps:
         ahead.add(EVALUATION, evaluate)
     if run.mesh.size == 1:
         for lower in previews.programs(run.dataset, run.model, state.params, run.config):
