@@ -101,7 +101,7 @@ def test_every_command_line_has_options_that_exist(page, monkeypatch):
 
 def test_the_reading_path_is_as_short_as_the_readme_says():
     section = (
-        (ROOT / "README.md").read_text().split("## Read the code")[1].split("With a first look")[0]
+        (ROOT / "README.md").read_text().split("## Read the code")[1].split("If JAX and Flax")[0]
     )
     path = re.findall(r"^\| \[.*?\]\((.*?)\)", section, flags=re.MULTILINE)
     assert len(path) == 7
