@@ -12,6 +12,7 @@ from gptjax.config import Config
 from gptjax.config_json import flatten
 from gptjax.errors import UserError
 from gptjax.launch import Launch
+from gptjax.reading import kind
 
 _PACKAGE = Path(__file__).parent
 # Inside of the package in a wheel; in a clone a link there leads to the folder beside it.
@@ -51,7 +52,7 @@ def load_file(path: Path) -> Config:
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
         near = ", ".join(sorted(str(p) for p in folder.glob("*.py"))) or "none"
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = f"is {kind(path.stat().st_mode)}" if path.exists() else "does not exist"
         raise UserError(f"--config {path} {what}; config files there: {near}")
     spec = importlib.util.spec_from_file_location(f"gptjax_config_{path.stem}", path)
     if spec is None or spec.loader is None:

@@ -15,16 +15,19 @@ from gptjax.scale import devices
 
 def schedule(config: OptimConfig, max_steps: int, peak: float) -> optax.Schedule:
     """Learning rate by step: linear warm-up to `peak`, constant, then the decay, if any."""
-    if config.schedule == "constant":
-        body = optax.constant_schedule(peak)
-    else:
-        decay_steps = max(1, round(config.decay_fraction * max_steps))
-        if config.schedule == "linear":
+    decay_steps = max(1, round(config.decay_fraction * max_steps))
+    body = constant = optax.constant_schedule(peak)
+    match config.schedule:
+        case "constant":
+            decay = None
+        case "linear":
             decay = optax.linear_schedule(peak, peak * config.final_fraction, decay_steps)
-        else:
+        case "cosine":
             decay = optax.cosine_decay_schedule(peak, decay_steps, config.final_fraction)
-        start = max_steps - decay_steps
-        body = optax.join_schedules([optax.constant_schedule(peak), decay], [start])
+        case _:
+            raise ValueError(f"unknown schedule {config.schedule!r}")
+    if decay:
+        body = optax.join_schedules([constant, decay], [max_steps - decay_steps])
     if not config.warmup_steps:
         return body
     # (step + 1) / warmup: the first step already moves.
@@ -39,17 +42,22 @@ def build(config: OptimConfig, max_steps: int) -> optax.GradientTransformation:
     output head and vectors stay with AdamW.
     """
     rate = schedule(config, max_steps, config.learning_rate)
-    transform = optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix)
-    if config.name == "muon":
-        muon_rate = schedule(config, max_steps, config.muon_learning_rate)
-        # Matrix units want bfloat16. XLA's CPU backend gains nothing from it.
-        dtype = jnp.float32 if devices.on_cpu() else jnp.bfloat16
-        muon = optax.chain(
-            scale_by_muon(dtype),
-            optax.add_decayed_weights(config.weight_decay),
-            optax.scale_by_learning_rate(muon_rate),
-        )
-        transform = optax.partition({"muon": stacked(muon), "adamw": transform}, muon_or_adamw)
+    adamw = optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix)
+    match config.name:
+        case "adamw":
+            transform = adamw
+        case "muon":
+            muon_rate = schedule(config, max_steps, config.muon_learning_rate)
+            # Matrix units want bfloat16. XLA's CPU backend gains nothing from it.
+            dtype = jnp.float32 if devices.on_cpu() else jnp.bfloat16
+            muon = optax.chain(
+                scale_by_muon(dtype),
+                optax.add_decayed_weights(config.weight_decay),
+                optax.scale_by_learning_rate(muon_rate),
+            )
+            transform = optax.partition({"muon": stacked(muon), "adamw": adamw}, muon_or_adamw)
+        case _:
+            raise ValueError(f"unknown optimizer {config.name!r}")
     # A link even without clipping: turning it on must not change the tree of the state, or a
     # run that diverged could not resume with it.
     clip = clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()

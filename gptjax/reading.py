@@ -6,11 +6,19 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def kind(mode: int) -> str:
+    """What it is that is no regular file, in words. mode: st_mode of os.stat."""
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
+
 
 def check(path: Path, pipe: bool = False) -> None:
     """Raises OSError, with a reason in `strerror`, for what is no regular file.
 
-    That are folders, devices such as /dev/zero, and names that no file can have. pipe: allows one.
+    That are folders, sockets, devices such as /dev/zero, and names that no file can have. pipe:
+    allows one without a name, as of <(...); with a name it may wait for a writer for ever.
     """
     try:
         mode = path.stat().st_mode
@@ -18,8 +26,12 @@ def check(path: Path, pipe: bool = False) -> None:
         raise OSError(errno.EINVAL, "no file can have such a name", str(path)) from None
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
-    if not (stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode))):
-        raise OSError(errno.EINVAL, "it is a device or a pipe, not a regular file", str(path))
+    if pipe and stat.S_ISFIFO(mode):
+        if os.path.realpath(path).startswith(("/dev/fd/", "/proc/")):
+            return
+        raise OSError(errno.EINVAL, "it is a named pipe, not a regular file", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"it is {kind(mode)}, not a regular file", str(path))
 
 
 def read_bytes(path: Path, most_bytes: int, pipe: bool = False) -> bytes:

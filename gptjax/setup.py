@@ -104,6 +104,7 @@ def set_up(config: Config, launch: Launch) -> Run:
     devices.require_backend()
     compilation.use_cache(launch.compilation_cache)
     check_trackers(launch.trackers)
+    teachers.check(config)
     tokenizer = init_from.vocabulary(config, folder)
     dataset = resuming.keep_vocabulary(folder, config, data.load(config, tokenizer))
     facts = {"data": dataset.sha256, **dataset.sizes}

@@ -117,7 +117,7 @@ def train_again(printed: Printed, copied: Path, text_file: Path) -> Printed:
             ["--optim.warmup-steps is", "at most 2,147,483,647"],
         ),
         (["--data.tokenizer", "bpe", "--data.vocab-size", str(2**31)], ["at most 10,000,000"]),
-        (["--data.path", "/dev/zero"], ["--data.path /dev/zero: it is a device or a pipe"]),
+        (["--data.path", "/dev/zero"], ["--data.path /dev/zero: it is a device"]),
         (["--data.path", "~no_such_user/x"], ["there is no home folder ~no_such_user"]),
         (["--data.path", "a\0b"], ["the argument 'a\\x00b' has a NUL byte"]),
         (["--data.path", "a\ud800b"], ["the argument 'a\\ud800b' has", "half a surrogate pair"]),
@@ -204,6 +204,10 @@ def test_a_config_file_must_be_there_and_in_python(
     line = refused(train.main, "--config", REPO / "configs/gtp.py", "--run-dir", run)
     assert "configs/gtp.py does not exist" in line
     assert "configs/gpt.py" in line  # a neighbour
+    os.mkfifo(run.parents[1] / "pipe.py")
+    for path, kind in ((run.parents[1] / "pipe.py", "a pipe"), (Path("/dev/null"), "a device")):
+        line = refused(train.main, "--config", path, "--run-dir", run)
+        assert f"--config {path} is {kind}; config files there: " in line
     line = refused(train.main, "--config", text_file, "--run-dir", run)
     assert f"--config {text_file} is not a Python file" in line
     assert not run.exists()
@@ -259,7 +263,7 @@ def test_data_that_cannot_be_fetched(
 
 def test_a_vocabulary_too_small_for_a_bpe(refused_training: Refused) -> None:
     line = refused_training("--data.tokenizer", "bpe", "--data.vocab-size", 100)
-    assert "--data.vocab-size is 100, but a BPE needs at least 257" in line
+    assert "the vocabulary size of a BPE is 100, but must be at least 257" in line
 
 
 # --- the run directory and the machine
@@ -486,7 +490,7 @@ def test_a_checkpoint_of_other_arrays_does_not_restore_partially(
         (["--temprature", "1"], ["--temprature", "--temperature"]),
         (["--prompt-file", "/nowhere"], ["--prompt-file /nowhere: No such file or directory"]),
         (["--prompt", "a", "--prompt-file", "b"], ["--prompt and --prompt-file", "give one"]),
-        (["--prompt-file", "/dev/zero"], ["--prompt-file /dev/zero: it is a device or a pipe"]),
+        (["--prompt-file", "/dev/zero"], ["--prompt-file /dev/zero: it is a device"]),
         (["--prompt-file", "a\0b"], ["the argument 'a\\x00b' has a NUL byte"]),
         (["--attention", "\ud800.png"], ["the argument '\\ud800.png' has"]),
         (["--num-samples", str(10**9)], ["--num-samples 1000000000 needs", "and there is"]),

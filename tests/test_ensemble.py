@@ -16,10 +16,11 @@ import scipy.special
 from conftest import Printed, Refused
 
 import gptjax
-from gptjax import evaluation, models, optim, train, training
+from gptjax import config_json, evaluation, models, optim, setup, train, training
 from gptjax.commands import evaluate, export, page, quantize, sample
 from gptjax.config import BigramConfig, GPTConfig, OptimConfig
 from gptjax.config_encoders import EncoderDecoderConfig, SpeechConfig
+from gptjax.data import tokenizer
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer, SpeechTokenizer, WordTokenizer
 from gptjax.decoding import attention_weights, beam_search, sampling
 from gptjax.ensemble import Ensemble, member
@@ -214,6 +215,32 @@ def test_what_cannot_be_an_ensemble_is_refused(refused: Refused, text_file: Path
     nowhere = text_file.parent / "nowhere"
     message = refuse("--train.teacher", nowhere)
     assert f"--train.teacher {nowhere} is neither a run nor a folder of runs" in message
+
+
+def test_a_broken_teacher_is_named_before_data_is_read(
+    refused: Refused, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(*args: Any, **options: Any) -> None:
+        raise AssertionError("the teacher is read first")
+
+    monkeypatch.setattr(setup.data, "load", too_late)
+    teacher = tmp_path / "teacher"
+    flags = ["--data.path", text_file, "--run-dir", tmp_path / "run", "--train.teacher", teacher]
+
+    def refuse(*more: object) -> str:
+        return refused(train.main, *RUN, *flags, *more)
+
+    teacher.mkdir()
+    assert f"--train.teacher {teacher} is neither a run nor a folder of runs" in refuse()
+    config, _ = train.parse([*RUN, "--data.path", str(text_file)])
+    for content, words in (("{", "is not JSON"), (config_json.to_json(config), "tokenizer.json")):
+        (teacher / "config.json").write_text(content)
+        assert words in refuse()
+    tok = tokenizer.train("char", "abc", 0)
+    (teacher / "tokenizer.json").write_text(json.dumps(tok.to_dict()))
+    assert f"--train.teacher {teacher} has no checkpoint yet; let it train first" in refuse()
+    (teacher / "checkpoints/1").mkdir(parents=True)
+    assert "has --model.block-size 8, 32 here" in refuse("--model.block-size", 32)
 
 
 @pytest.fixture(scope="module")

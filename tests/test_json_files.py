@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -124,20 +125,33 @@ def test_what_is_no_regular_file_is_refused(
     monkeypatch.setattr(json_files, "MOST_BYTES", 1000)
     (tmp_path / "large").write_text(" " * 1001)
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    os.mknod(tmp_path / "socket", stat.S_IFSOCK)
     (tmp_path / "link").symlink_to("link")
     for path, words in (
         (tmp_path / "large", "it has more than 0.0 MB"),
-        (tmp_path / "pipe", "it is a device or a pipe"),
+        (tmp_path / "pipe", "it is a pipe, not a regular file"),
         (tmp_path / "link", "Too many levels of symbolic links"),
         (tmp_path / "none", "No such file or directory"),
         (tmp_path, "it is a folder"),
-        (Path("/dev/zero"), "it is a device or a pipe"),
+        (tmp_path / "socket", "it is a socket, not a regular file"),
+        (Path("/dev/zero"), "it is a device, not a regular file"),
         (Path("a\0b"), "no file can have such a name"),
         (Path("\ud800"), "no file can have such a name"),
     ):
         with pytest.raises(UserError, match="cannot be read") as caught:
             json_files.read(path, Form, "mend it")
         assert words in str(caught.value)
+
+
+def test_of_pipes_only_one_without_a_name_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is a named pipe, not a regular file"):
+        reading.check(tmp_path / "pipe", pipe=True)
+    reader, writer = os.pipe()
+    os.write(writer, b"abc")
+    os.close(writer)
+    assert reading.read_bytes(Path(f"/dev/fd/{reader}"), 3, pipe=True) == b"abc"
+    os.close(reader)
 
 
 def test_the_memory_of_the_host_is_a_number_of_bytes() -> None:

@@ -85,13 +85,18 @@ def test_a_share_of_every_row_is_dropped():
 def test_masks_of_rows_heads_layers_steps_and_neighbours_are_independent():
     shape = (4, 64, 64)  # heads, targets, sources
     a = masks(KEY, [0, 1, 2**31 - 1], shape)
-    other_layer = masks(jax.random.fold_in(KEY, 1), [0], shape)[0]
+    streams_B2 = ROW_STREAMS(KEY, np.array([0]))
+    paths = [("block_0", "attention"), ("block_1", "attention"), ("block_1", "mlp"), ("block_11",)]
+    layers = [
+        np.asarray(dropout.keep_mask(dropout.layer_streams(streams_B2, path), (1, *shape), 64)[0])
+        for path in paths
+    ]
     other_step = masks(jax.random.key(12), [0], shape)[0]
     pairs = {
         "rows": (a[0], a[1]),
         "far rows": (a[0], a[2]),
         "heads": (a[0][0], a[0][1]),
-        "layers": (a[0], other_layer),
+        **{f"layers {i} and {j}": (layers[i], layers[j]) for j in range(4) for i in range(j)},
         "steps": (a[0], other_step),
         "next source": (a[0][..., 1:], a[0][..., :-1]),
         "next target": (a[0][:, 1:], a[0][:, :-1]),

@@ -21,6 +21,12 @@ def rates(config: OptimConfig, max_steps: int = 100) -> list[float]:
     return schedule(np.arange(max_steps + 1)).tolist()
 
 
+def test_an_unknown_name_is_no_other_one():
+    for wrong in (OptimConfig(name="lion"), OptimConfig(schedule="step")):  # pyright: ignore
+        with pytest.raises(ValueError, match=r"unknown (optimizer 'lion'|schedule 'step')"):
+            optim.build(wrong, 10)
+
+
 def test_constant():
     assert rates(OptimConfig(schedule="constant")) == [1.0] * 101
 

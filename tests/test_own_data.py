@@ -16,12 +16,24 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-from gptjax.commands import prepare
+from gptjax.commands import prepare, sample_options
 from gptjax.config import TextDataConfig
-from gptjax.data import audio, bpe, corpus, other_sound, recording_checks, rows, text_files, texts
+from gptjax.data import (
+    audio,
+    bpe,
+    corpus,
+    other_sound,
+    recording_checks,
+    rows,
+    text_files,
+    texts,
+    tokenizer,
+)
 from gptjax.data.pairs import parse_tsv
 from gptjax.data.tokenizer import CharTokenizer, PairTokenizer
 from gptjax.errors import UserError
+from gptjax.page import contents
+from gptjax.runs import metrics
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 ROWS = [{"id": 1, "title": "naïve", "story": "€ one"}, {"id": 2, "title": "b", "story": "two\n2"}]
@@ -208,6 +220,35 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
 
 
 # --- what is not read
+
+
+def test_a_named_pipe_is_refused_before_it_waits_for_a_writer(
+    refused: Refused, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    what = f"{tmp_path / 'pipe'}: it is a named pipe, not a regular file"
+    with pytest.raises(UserError, match=f"^--data.path {what}; name a UTF-8 text file$"):
+        read(tmp_path / "pipe")
+    line = refused(prepare.main, "--out", tmp_path / "out", tmp_path / "pipe")
+    assert line == f"error: {what}; name a UTF-8 text file"
+    with pytest.raises(UserError, match=f"^--prompt-file {what}$"):
+        sample_options.read_text("--prompt-file", tmp_path / "pipe")
+
+
+def test_files_of_a_run_and_token_files_are_no_pipes(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "train.bin", "val.bin", "samples/1.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match="it is a pipe"):
+        metrics.read_metrics(tmp_path)
+    assert contents._samples(tmp_path) == {}
+    (tmp_path / "val.bin").unlink()
+    (tmp_path / "val.bin").touch()
+    (tmp_path / "prepared.json").write_text('{"dtype": "uint16", "sha256": "", "tokens": 0}')
+    tok = tokenizer.train("byte", "", 0)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tok.to_dict()))
+    with pytest.raises(UserError, match=r"is not a folder of token files .*it is a pipe"):
+        text_files.open_prepared(tmp_path)
 
 
 WORD = zipped({"word/document.xml": b"<a/>", "[Content_Types].xml": b"<a/>"})

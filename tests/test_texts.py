@@ -294,6 +294,19 @@ def test_prepare_reads_files_only(place: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_broken_text_is_named_before_gpt2_fetches_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(name: str) -> None:
+        raise ConnectionError(name)
+
+    monkeypatch.setattr(pytest.importorskip("tiktoken"), "get_encoding", unreachable)
+    for content, words in ((b"", "is empty"), (b"\x7fELF", "is a program"), (b"a", "its table")):
+        (tmp_path / "a.txt").write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            text_files.prepare((tmp_path / "a.txt",), tmp_path / "out", "gpt2")
+
+
 def test_token_files_are_memory_mapped_and_batched_like_text(
     tmp_path: Path, text_file: Path
 ) -> None:

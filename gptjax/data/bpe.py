@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gptjax.config_checks import MOST, require
+from gptjax.config_checks import MOST
 from gptjax.errors import UserError, import_extra
 
 T = TypeVar("T")
@@ -30,13 +30,13 @@ class GPT2Tokenizer:
     """GPT-2's byte-pair encoding, by tiktoken, which downloads its 1 MB table once."""
 
     def __init__(self) -> None:
-        tiktoken = import_extra("tiktoken", "--data.tokenizer gpt2 needs")
+        tiktoken = import_extra("tiktoken", "the tokenizer gpt2 needs")
         try:
             self._encoding = tiktoken.get_encoding("gpt2")
         except (OSError, ValueError) as error:  # no network, or a file with another checksum
             raise UserError(
-                f"--data.tokenizer gpt2 could not fetch its table ({type(error).__name__}); set "
-                "TIKTOKEN_CACHE_DIR to a folder that has it, or use --data.tokenizer bpe"
+                f"the tokenizer gpt2 could not fetch its table ({type(error).__name__}); set "
+                "TIKTOKEN_CACHE_DIR to a folder that has it, or use the tokenizer bpe"
             ) from None
         self.vocab_size = self._encoding.n_vocab
         self.start = self._encoding.eot_token
@@ -74,7 +74,7 @@ class BPETokenizer:
 
         Raises ValueError for another JSON, and for tokens that are not below vocab_size.
         """
-        tokenizers = import_extra("tokenizers", "--data.tokenizer bpe needs")
+        tokenizers = import_extra("tokenizers", "the tokenizer bpe needs")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(model_json)
         except BaseException as error:
@@ -100,11 +100,11 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
-        if vocab_size < 257:
-            raise UserError(f"--data.vocab-size is {vocab_size}, but a BPE needs at least 257")
         most = MOST["vocab_size"]  # gptjax prepare does not check it
-        require(vocab_size <= most, "data.vocab-size", vocab_size, f"at most {most:,}")
-        trainer = import_extra("tokenizers", "--data.tokenizer bpe needs").ByteLevelBPETokenizer()
+        if not 257 <= vocab_size <= most:
+            rule = f"at least 257 and at most {most:,}"
+            raise UserError(f"the vocabulary size of a BPE is {vocab_size}, but must be {rule}")
+        trainer = import_extra("tokenizers", "the tokenizer bpe needs").ByteLevelBPETokenizer()
         pieces = [piece for line in text.splitlines(keepends=True) for piece in _cut(line)]
         is_long = len(text) > LONG
         if is_long:

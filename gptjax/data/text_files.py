@@ -4,6 +4,7 @@ Token files are memory-mapped for training.
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from gptjax import json_files
+from gptjax import json_files, reading
 from gptjax.atomic import atomic_folder
 from gptjax.data import tokenizer
 from gptjax.data.corpus import N_SHOWN, Corpus
@@ -77,11 +78,14 @@ def prepare(
     corpus = Corpus(files, field)
     try:
         with atomic_folder(out) as part:
+            pieces = corpus.pieces()
+            if kind == "gpt2":  # a broken input is named before the table is fetched
+                pieces = itertools.chain([next(pieces)], pieces)
             tok = _train_tokenizer(corpus, kind, vocab_size)
             dtype = token_dtype(tok)
             digest, n_characters, start = hashlib.sha256(), 0, ""
             with open(part / "train.bin", "wb") as tokens_file:
-                for text in corpus.pieces():
+                for text in pieces:
                     digest.update(text.encode())
                     n_characters += len(text)
                     start += text[: N_SHOWN - len(start)]
@@ -122,7 +126,10 @@ def open_prepared(folder: Path) -> tuple[np.ndarray, np.ndarray, TextTokenizer, 
         tok = tokenizer.read(folder / "tokenizer.json")
         assert not isinstance(tok, PairTokenizer | SpeechTokenizer)
         dtype = np.dtype(meta["dtype"])
-        train, val = (np.memmap(folder / f"{split}.bin", dtype, "r") for split in ("train", "val"))
+        files = [folder / "train.bin", folder / "val.bin"]
+        for path in files:
+            reading.check(path)
+        train, val = (np.memmap(path, dtype, "r") for path in files)
         if len(train) + len(val) != meta["tokens"]:
             found = f"{len(train) + len(val):,} tokens in place of {meta['tokens']:,}"
             raise UserError(f"it has {found}; {fix}")

@@ -1,4 +1,4 @@
-"""Dropout whose mask is a pure function of (key, row, position): nothing is stored for it.
+"""Dropout whose mask is a pure function of (key, row, position), so a mask need not be stored.
 
 The generator is Philox 2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 It turns a counter of two words and a key of one word into two words that look random; any number
@@ -178,9 +178,8 @@ def weight_dropout(
         return lambda weights, first: weights
     if not devices.on_cpu():
         return lambda weights, first: dropout(weights, streams_B2, dropped, first, shape[-2:])
-    keep = keep_mask(
-        streams_B2, (len(streams_B2), *shape), dropped
-    )  # one for all chunks, which share its words
+    # One mask for all chunks, which share its words. A CPU may keep it for the backward pass.
+    keep = keep_mask(streams_B2, (len(streams_B2), *shape), dropped)
     scale = N_LEVELS / (N_LEVELS - dropped)
 
     def drop(weights: Array, first: int) -> Array:

@@ -181,6 +181,7 @@ def _curve(run: Path) -> list[dict[str, Any]]:
 
 def _samples(run: Path) -> dict[int, str]:
     """The samples that were written at the evaluations of a run."""
-    paths = [path for path in (run / "samples").glob("*.txt") if path.stem.isdecimal()]
+    paths = (run / "samples").glob("*.txt")
+    paths = [path for path in paths if path.stem.isdecimal() and path.is_file()]
     texts = {int(path.stem): path.read_text("utf-8", errors="replace") for path in paths}
     return {step: texts[step].rstrip("\n")[:2000] for step in sorted(texts)}

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from gptjax import reading
 from gptjax.checksums import unseal
 from gptjax.errors import UserError
 
@@ -22,8 +23,10 @@ def metrics_lines(folder: Path) -> list[tuple[bytes, Row | None]]:
 
     A last line that a kill cut short is left out.
     """
+    path = folder / "metrics.jsonl"
     try:
-        lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+        reading.check(path)
+        lines = path.read_bytes().split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [(line, _row(line)) for line in lines]

@@ -29,11 +29,33 @@ def load(config: Config, vocabulary: Tokenizer) -> Callable[[Batch], Array] | No
     --train.teacher is a run, or a folder of runs: then the mean of all of them. Raises UserError
     for a folder that is neither, and for a run that cannot teach this one.
     """
+    runs = check(config)
+    return mean_probabilities([_load(run, vocabulary) for run in runs]) if runs else None
+
+
+def check(config: Config) -> list[Path]:
+    """The teachers of a configuration. Reads their configurations and vocabularies, but no data.
+
+    Raises UserError as `load`, except for a vocabulary that is not that of the data.
+    """
     folder = config.train.teacher
     if folder is None:
-        return None
+        return []
     runs = [folder] if (folder / "config.json").exists() else _runs_in(folder)
-    return mean_probabilities([_load(run, config, vocabulary) for run in runs])
+    for run in runs:
+        run_directory.require_like(run, config.model, "--train.teacher")
+        run_directory.read_tokenizer(run)
+        if not checkpoints.committed_steps(run):
+            raise UserError(f"--train.teacher {run} has no checkpoint yet; let it train first")
+        had = config_json.flatten(run_directory.read_config(run).model)
+        wanted = config_json.flatten(config.model)
+        for name in LENGTHS:
+            if had.get(name, 0) < wanted.get(name, 0):
+                flag = "--model." + name.replace("_", "-")
+                raise UserError(
+                    f"--train.teacher {run} has {flag} {had[name]}, {wanted[name]} here"
+                )
+    return runs
 
 
 def mean_probabilities(teachers: list[tuple[Any, Any]]) -> Callable[[Batch], Array]:
@@ -58,19 +80,12 @@ def _runs_in(folder: Path) -> list[Path]:
     return runs
 
 
-def _load(run: Path, config: Config, vocabulary: Tokenizer) -> tuple[Any, Any]:
+def _load(run: Path, vocabulary: Tokenizer) -> tuple[Any, Any]:
     """(model, parameters) of a run that can teach."""
-    run_directory.require_like(run, config.model, "--train.teacher")
     if run_directory.read_tokenizer(run).to_dict() != vocabulary.to_dict():
         raise UserError(
             f"--train.teacher {run} has another vocabulary; a teacher must have been trained on "
             "the same data"
         )
-    theirs = run_directory.read_config(run)
-    had, wanted = config_json.flatten(theirs.model), config_json.flatten(config.model)
-    for name in LENGTHS:
-        if had.get(name, 0) < wanted.get(name, 0):
-            flag = "--model." + name.replace("_", "-")
-            raise UserError(f"--train.teacher {run} has {flag} {had[name]}, {wanted[name]} here")
-    model = models.of_run(theirs, vocabulary)
+    model = models.of_run(run_directory.read_config(run), vocabulary)
     return model, checkpoints.load_params(run, model)[1]
