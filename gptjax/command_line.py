@@ -13,9 +13,10 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import tyro
 
@@ -27,6 +28,8 @@ from gptjax.launch import Launch, check_launch
 
 T = TypeVar("T")
 
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
 
 @dataclass(frozen=True)
 class _CommandLine:
@@ -34,8 +37,8 @@ class _CommandLine:
 
     examples:
         gptjax train --config configs/gpt_cpu.py
-        gptjax train --config configs/gpt_cpu.py --run-dir runs/small --model.n-layer 3
-        gptjax train --config configs/gpt_cpu.py --help    (options with the values of this file)
+        gptjax train --config configs/gpt_cpu.py --run-dir runs/a --model.n-layer 3
+        gptjax train --config configs/gpt_cpu.py --help    (with this file's values)
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -75,14 +78,15 @@ def parse_command(cls: type[T], argv: list[str], prog: str, default: T | None = 
     their descriptions instead, and exits with code 2.
     """
     _check_arguments(argv)
-    errors = io.StringIO()
+    errors, printed = io.StringIO(), _Printed(sys.stdout)
     given: dict[str, Any] = {} if default is None else {"default": default}
     markers = (tyro.conf.AvoidSubcommands,)
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
             return _with_home(tyro.cli(cls, args=argv, prog=prog, config=markers, **given))
     except SystemExit as stop:
         if stop.code in (0, None):
+            print(_wrapped(printed.getvalue()), end="")
             raise
         box = errors.getvalue()
         if "Perhaps you meant" in box or "Arguments similar to" in box:
@@ -146,9 +150,34 @@ def _with_home(value: Any) -> Any:
     return value
 
 
+class _Printed(io.StringIO):
+    """What tyro prints. It asks whether the stream in whose place this is has colours and boxes."""
+
+    def __init__(self, stream: TextIO):
+        super().__init__()
+        self._stream = stream
+
+    encoding = property(lambda self: self._stream.encoding)  # pyright: ignore
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+def _wrapped(text: str) -> str:
+    """A help text whose sentences fit the terminal. tyro wraps only what is in boxes."""
+    width = shutil.get_terminal_size().columns
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        plain = COLOR.sub("", line)
+        # Commands and code are indented, and stay as they are.
+        if len(plain) > width and plain[0].isalpha() and "usage:" in lines[0]:
+            lines[i] = textwrap.fill(plain, width, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
 def _one_line(boxed: str) -> str:
     """The first sentences of tyro's box, up to its help texts."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    plain = COLOR.sub("", boxed)
     # Without the title. If stdout is not UTF-8, the box has no sides and its lines are hyphens.
     lines = [line.strip(" │╰─╯") for line in plain.splitlines()[1:]]
     inside = " ".join(line for line in lines if line.strip("-"))

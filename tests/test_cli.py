@@ -53,14 +53,40 @@ def test_help_imports_no_other_package() -> None:
     assert done.stdout.splitlines()[-1] == "{'gptjax'}"
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_help_with_an_example(
-    capsys: pytest.CaptureFixture[str], name: str
+@pytest.mark.parametrize("name", [*cli.COMMANDS, "import gpt2", "import whisper"])
+def test_every_command_has_help_with_examples_that_fits_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with contextlib.suppress(SystemExit):  # tyro exits after its help
-        cli.main([name, "--help"])
-    lines = [f"{line.strip()} " for line in capsys.readouterr().out.splitlines()]
-    assert 1 <= sum(line.startswith(f"gptjax {name} ") for line in lines) <= 3
+        cli.main([*name.split(), "--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\n\n\n" not in text
+    lines = [f"{line.strip()} " for line in text.splitlines()]
+    examples = [i for i, line in enumerate(lines) if line.startswith(f"gptjax {name} ")]
+    assert 1 <= len(examples) <= 3
+    assert lines[examples[0] - 1] == "examples: "
+
+
+@pytest.mark.parametrize("width", [50, 120])
+def test_a_help_text_is_that_of_tyro_wrapped_and_with_its_colours(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    printed = []
+    for wrap in (command_line._wrapped, str):
+        monkeypatch.setattr(command_line, "_wrapped", wrap)
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", "--help"])
+        printed.append(capsys.readouterr().out)
+    ours, theirs = printed
+    assert ours.split() == theirs.split()
+    assert "\x1b[1musage:" in ours
+    start = ours[ours.index("A run on text") :].splitlines()[0]
+    assert width - 15 < len(start) <= width < len(theirs[theirs.index("A run on text") :])
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

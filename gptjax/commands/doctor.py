@@ -1,11 +1,12 @@
-"""`gptjax doctor`: prints versions, devices and installation problems, for a bug report.
+"""`gptjax doctor`: versions, devices and installation problems, for a bug report.
+
+This process imports the standard library only. JAX starts in a child process,
+so doctor also works where JAX hangs, crashes or is missing. Exit code 1 if
+there is a problem.
 
 examples:
     gptjax doctor
     gptjax doctor --json > doctor.json
-
-This process imports the standard library only. JAX starts in a child process, so doctor also works
-where JAX hangs, crashes or is missing. Exit code 1 if there is a problem.
 """
 
 import json

@@ -45,6 +45,7 @@ class Evaluate:
     output equals none of the listed targets) and a phoneme error rate (errors per token of the
     nearest target). A run on speech has word and character error rates.
 
+    examples:
         gptjax evaluate runs/gpt_cpu
         gptjax evaluate runs/g2p_cpu --split val --beam 4 --json
         gptjax evaluate runs/digits_cpu --data.path my_recordings/

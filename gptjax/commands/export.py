@@ -32,15 +32,16 @@ class Export:
     model.safetensors. config.json and tokenizer.json are those of the run.
 
     stablehlo: a program with the weights in it, which JAX runs without gptjax, on CPUs and CUDA:
-
-        forward = jax.export.deserialize(bytearray(open("DIR/forward.stablehlo", "rb").read()))
-        logits_BTV = forward.call(tokens_BT)    # any batch, any length up to the block size
+        content = open("DIR/forward.stablehlo", "rb").read()
+        forward = jax.export.deserialize(bytearray(content))
+        logits_BTV = forward.call(tokens_BT)  # any batch, up to the block size
 
     A model with an encoder takes (tokens, source, source_mask).
 
     A quantized run is exported with the float32 weights that its integers stand for. Activations
     that it rounds are not rounded.
 
+    examples:
         gptjax export runs/gpt2 --to hf --out exports/gpt2
         gptjax export runs/gpt_cpu --to safetensors --out exports/arrays
         gptjax export runs/gpt_cpu --to stablehlo --out exports/program

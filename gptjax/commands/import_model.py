@@ -22,6 +22,7 @@ class GPT2:
     It has no optimizer state, so training cannot continue it. A new run can start from its weights
     with --train.init-from RUN.
 
+    examples:
         gptjax import gpt2 gpt2/ --out runs/gpt2
     """
 
@@ -39,7 +40,8 @@ class Whisper:
     It has no optimizer state, so training cannot continue it. A new run can start from its weights
     with --train.init-from RUN.
 
-        gptjax import whisper whisper-tiny/ --out runs/whisper-tiny --language de
+    examples:
+        gptjax import whisper tiny/ --out runs/tiny --language de
     """
 
     path: tyro.conf.Positional[Path]

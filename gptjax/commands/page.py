@@ -23,6 +23,7 @@ class Page:
 
     The file needs no network and no server: open it from disk, or send it to somebody.
 
+    examples:
         gptjax page runs/gpt_cpu --out page.html
         gptjax page runs/gpt_cpu --weights float32 --out exact.html
     """

@@ -22,7 +22,7 @@ class Plot:
 
     Runs with different tokenizers are compared in bits per byte.
 
-    example:
+    examples:
         gptjax plot runs/gpt_cpu runs/mine --out both.png
     """
 

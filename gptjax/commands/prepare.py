@@ -17,7 +17,7 @@ class Prepare:
 
     examples:
         gptjax prepare --out tokens corpus.txt
-        gptjax prepare --out tokens --tokenizer bpe --vocab-size 8192 part1.txt part2.txt
+        gptjax prepare --out tokens --tokenizer bpe --vocab-size 8192 a.txt b.txt
         gptjax prepare --out tokens --field story stories.jsonl.gz notes.zip folder
     """
 

@@ -26,9 +26,10 @@ class Quantize:
 
     The new run holds parameters only. It can be sampled and evaluated, but not trained further.
 
-        gptjax quantize runs/gpt_cpu --out runs/gpt_cpu-int8
-        gptjax quantize runs/gpt_cpu --bits 4 --qat-steps 400 --out runs/gpt_cpu-int4
-        gptjax quantize runs/gpt_cpu --bits ternary --qat-steps 1600 --out runs/gpt_cpu-ternary
+    examples:
+        gptjax quantize runs/gpt_cpu --out runs/int8
+        gptjax quantize runs/gpt_cpu --bits 4 --qat-steps 400 --out runs/int4
+        gptjax quantize runs/gpt_cpu --bits ternary --qat-steps 1600 --out runs/tiny
     """
 
     run: tyro.conf.Positional[Path]
