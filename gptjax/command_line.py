@@ -14,6 +14,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TextIO, TypeVar
@@ -95,6 +96,13 @@ def parse_command(cls: type[T], argv: list[str], prog: str, default: T | None = 
         raise UserError(_one_line(box)) from None
 
 
+def refuse_options(command: Any, options: Sequence[str], why: str) -> None:
+    """Raises UserError if an option is set that this kind of run does not use."""
+    for name in options:
+        if getattr(command, name) != getattr(type(command), name):
+            raise UserError(f"--{name.replace('_', '-')} is not for {command.run}, which {why}")
+
+
 def program() -> str:
     """How a user calls `gptjax` from the current folder: by its name, or by a path."""
     script = Path(sys.executable).parent / "gptjax"
@@ -120,6 +128,8 @@ def _split_config_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
             for known, sentence in config_files.descriptions().items():
                 print(f"{known:<15} {sentence}")
             sys.exit(0)
+        if path is not None:
+            raise UserError(f"--config is there twice, as {path} and {value}; give one")
         path = _with_home(Path(value))
     return path, rest
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import MAX_STEPS, TINY_RUN, Printed, Refused, edit_run
 
-from gptjax import config_checks, setup, train, training
+from gptjax import config_checks, config_json, setup, train, training
 from gptjax.commands import evaluate, export, import_model, page, plot, prepare, quantize, sample
 from gptjax.config import Config, GPTConfig, TrainConfig
 from gptjax.data import downloads, text_files
@@ -196,6 +196,11 @@ def test_no_config_file_lists_those_there_are(
         line = refused(train.main)
         assert "--config is missing; name a file, or one of bigram, " in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_config_files_are_one_too_many(refused: Refused) -> None:
+    line = refused(train.main, "--config", "gpt", "--seed", 1, "--config=bigram")
+    assert line == "error: --config is there twice, as gpt and bigram; give one"
 
 
 def test_a_config_file_must_be_there_and_in_python(
@@ -490,6 +495,9 @@ def test_a_checkpoint_of_other_arrays_does_not_restore_partially(
         (["--temprature", "1"], ["--temprature", "--temperature"]),
         (["--prompt-file", "/nowhere"], ["--prompt-file /nowhere: No such file or directory"]),
         (["--prompt", "a", "--prompt-file", "b"], ["--prompt and --prompt-file", "give one"]),
+        (["--prompt", "a", "--interactive"], ["--prompt is not for", "asks for each line with"]),
+        (["--prompt-file", "a", "--interactive"], ["--prompt-file is not for", "--interactive; "]),
+        (["--greedy", "--top-k", "1"], ["--top-k is not for", "most likely token with --greedy"]),
         (["--prompt-file", "/dev/zero"], ["--prompt-file /dev/zero: it is a device"]),
         (["--prompt-file", "a\0b"], ["the argument 'a\\x00b' has a NUL byte"]),
         (["--attention", "\ud800.png"], ["the argument '\\ud800.png' has"]),
@@ -504,6 +512,15 @@ def test_bad_sampling_flags(
     line = refused(sample.main, text_run, *flags)
     for word in words:
         assert word in line
+
+
+@pytest.mark.parametrize("flag", ["--beam", "--length-penalty"])
+def test_a_run_on_text_is_measured_without_a_search(
+    refused: Refused, tmp_path: Path, flag: str
+) -> None:
+    (tmp_path / "config.json").write_text(config_json.to_json(Config()))
+    line = refused(evaluate.main, tmp_path, flag, 2)
+    assert line.startswith(f"error: {flag} is not for {tmp_path}, which continues a text, ")
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(

@@ -289,6 +289,9 @@ def test_a_bad_source_does_not_end_a_conversation(
         ("--source abQ", ["the source 'abQ'", "'Q' at 2", "'abcd'"]),
         ("--source a\udcff", ["the source is not UTF-8 at position 1"]),
         ("--source ab --temperature 0.5", ["--temperature is not for "]),
+        ("--source ab --seed 5", ["--seed is not for "]),
+        ("--source ab --interactive", ["--source is not for ", "asks for each line with"]),
+        ("--source-file ab --interactive", ["--source-file is not for ", "--interactive; "]),
         ("--source abcdabcda", ["the source 'abcdabcda' has 9 tokens; the model reads 1 to 8"]),
         (
             "--source ab --attention /no/x.png",

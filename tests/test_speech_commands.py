@@ -266,6 +266,7 @@ def test_options_of_the_other_models_are_refused(
     for arguments, says in (
         (["--audio", good, "--prompt", "x"], "--prompt is not for"),
         (["--audio", good, "--source", "x"], "--source is not for"),
+        (["--audio", good, "--seed", "5"], "--seed is not for"),
         (["--audio", good, "--interactive"], "--interactive is not for"),
         ([], "--audio is missing"),
         (["--audio", tmp_path], "has no audio files"),

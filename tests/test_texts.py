@@ -409,6 +409,11 @@ def test_prepare_on_the_command_line(
         (["--out", "OUT"], "at least one text file"),
         (["--out", "OUT", "TEXT", "--val-fraction", "1"], "--val-fraction is 1.0"),
         (["--out", "OUT", "TEXT", "--tokeniser", "byte"], "--tokenizer"),
+        (["--out", "OUT", "TEXT", "--vocab-size", "9"], "--vocab-size 9 is for --tokenizer bpe; "),
+        (
+            ["--out", "OUT", "TEXT", "--field", "story"],
+            "--field story is for tables (.jsonl, .ndjson, .csv, .tsv, .parquet) and data sets; ",
+        ),
         (["TEXT"], "--out"),
     ],
 )

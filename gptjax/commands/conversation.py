@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 from gptjax.errors import UserError
 
+ASKS = "asks for each line with --interactive; leave one out"
+
 
 def converse(
     name: str,

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import tyro
 
 from gptjax import evaluation, models
-from gptjax.command_line import parse_command
-from gptjax.config import Config
+from gptjax.command_line import parse_command, refuse_options
+from gptjax.config import Config, TextDataConfig
 from gptjax.config_encoders import SpeechConfig
 from gptjax.data import dataset as data
 from gptjax.data import recordings
@@ -87,6 +87,9 @@ def evaluate(command: Evaluate) -> dict[str, Any]:
         return _evaluate_speech(command, config)
     if command.data.path:
         raise UserError(f"--data.path is for speech, which {command.run} is not; leave it out")
+    if isinstance(config.data, TextDataConfig):
+        why = "continues a text, so it has a loss and no error rates; leave it out"
+        refuse_options(command, ("beam", "length_penalty"), why)
     dataset = data.load(config, init_from.vocabulary(config, command.run), to_train=False)
     resuming.check_same_data(command.run, dataset)
     model, params, record = _load_model(command, config, dataset.tokenizer)

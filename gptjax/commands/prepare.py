@@ -8,7 +8,7 @@ import tyro
 
 from gptjax.command_line import parse_command
 from gptjax.data import text_files
-from gptjax.errors import exit_codes
+from gptjax.errors import UserError, exit_codes
 
 
 @dataclass(frozen=True)
@@ -39,4 +39,6 @@ class Prepare:
 def main(argv: list[str]) -> None:
     with exit_codes():
         c = parse_command(Prepare, argv, "gptjax prepare")
+        if c.tokenizer != "bpe" and c.vocab_size != Prepare.vocab_size:
+            raise UserError(f"--vocab-size {c.vocab_size} is for --tokenizer bpe; add that")
         text_files.prepare(c.files, c.out, c.tokenizer, c.vocab_size, c.val_fraction, c.field)

@@ -6,7 +6,7 @@ from gptjax import command_line
 from gptjax.commands import sample_pairs, sample_speech, sample_text
 from gptjax.commands.sample_options import Sample
 from gptjax.data.tokenizer import PairTokenizer, SpeechTokenizer
-from gptjax.errors import UserError, exit_codes
+from gptjax.errors import exit_codes
 from gptjax.runs import run_directory
 from gptjax.scale import compilation, devices, memory
 
@@ -14,7 +14,7 @@ SPEECH_ONLY = ("audio", "format")
 PAIRS_ONLY = ("source", "source_file", "n_best")
 ENCODER_DECODER_ONLY = ("beam", "length_penalty")
 LANGUAGE_MODEL_ONLY = ("prompt", "prompt_file", "max_new_tokens", "temperature", "top_k", "top_p")
-LANGUAGE_MODEL_ONLY += ("greedy", "num_samples", "exact_window", "stop", "ignore_eos")
+LANGUAGE_MODEL_ONLY += ("greedy", "num_samples", "exact_window", "stop", "ignore_eos", "seed")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,20 +33,13 @@ def sample(command: Sample) -> None:
     tok = run_directory.read_tokenizer(command.run)
     if isinstance(tok, PairTokenizer):
         others = LANGUAGE_MODEL_ONLY + SPEECH_ONLY
-        _refuse(command, others, "turns sources into targets; give it --source")
+        command_line.refuse_options(command, others, "turns sources into targets; give it --source")
         sample_pairs.transduce(command, run_config, tok)
     elif isinstance(tok, SpeechTokenizer):
         others = (*LANGUAGE_MODEL_ONLY, *PAIRS_ONLY, "interactive")
-        _refuse(command, others, "turns recordings into text; give it --audio")
+        command_line.refuse_options(command, others, "turns recordings into text; give it --audio")
         sample_speech.transcribe_files(command, run_config, tok)
     else:
         others = SPEECH_ONLY + PAIRS_ONLY + ENCODER_DECODER_ONLY
-        _refuse(command, others, "is a language model; give it --prompt")
+        command_line.refuse_options(command, others, "is a language model; give it --prompt")
         sample_text.continue_prompt(command, run_config, tok)
-
-
-def _refuse(command: Sample, options: tuple[str, ...], why: str) -> None:
-    """Raises UserError if an option is set that this kind of model does not use."""
-    for name in options:
-        if getattr(command, name) != getattr(Sample, name):
-            raise UserError(f"--{name.replace('_', '-')} is not for {command.run}, which {why}")

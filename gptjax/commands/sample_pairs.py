@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.commands.conversation import converse
+from gptjax.command_line import refuse_options
+from gptjax.commands.conversation import ASKS, converse
 from gptjax.commands.sample_options import Sample, read_text
 from gptjax.config import Config
 from gptjax.config_checks import require
@@ -26,6 +27,8 @@ def transduce(command: Sample, run_config: Config, tok: PairTokenizer) -> None:
     beam_search.check(command.beam, command.length_penalty)
     n_best, rule = command.n_best, f"in [1, --beam {command.beam}]"
     require(1 <= n_best <= command.beam, "n-best", n_best, rule)
+    if command.interactive:
+        refuse_options(command, ("source", "source_file"), ASKS)
     sources = [] if command.interactive else _read_sources(command)
     command.check_picture(len(sources), "source", "--source")
     longest = run_config.model.source_block_size  # pyright: ignore[reportAttributeAccessIssue]

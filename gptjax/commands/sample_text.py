@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gptjax.commands.conversation import converse
+from gptjax.command_line import refuse_options
+from gptjax.commands.conversation import ASKS, converse
 from gptjax.commands.sample_options import Sample, read_text
 from gptjax.config import BigramConfig, Config, GPTConfig, ModelConfig
 from gptjax.config_checks import MOST_OF_ANY, require, require_memory
@@ -27,6 +28,11 @@ DEFAULT_SEED = 1337
 
 def continue_prompt(command: Sample, run_config: Config, tok: TextTokenizer) -> None:
     """Prints --num-samples continuations of the prompt."""
+    if command.greedy:
+        why = "takes the most likely token with --greedy; leave one out"
+        refuse_options(command, ("temperature", "top_k", "top_p"), why)
+    if command.interactive:
+        refuse_options(command, ("prompt", "prompt_file"), ASKS)
     temperature = 0.0 if command.greedy else command.temperature
     sampler = sampling.Sampler(temperature, command.top_k, command.top_p)
     sampler.check(tok.vocab_size)

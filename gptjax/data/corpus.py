@@ -113,6 +113,12 @@ class Corpus:
             except UserError as error:
                 raise type(error)(f"{self.flag}{error}") from None
 
+    def has_table(self) -> bool:
+        """Whether any item has fields."""
+        names = (PurePath(item.name) for item in self.items if item.open)
+        names = [p.with_suffix("") if p.suffix.lower() == ".gz" else p for p in names]
+        return len(names) < len(self.items) or any(p.suffix.lower() in self.tables for p in names)
+
     def describe(self, n_characters: int, start: str) -> str:
         """What was read, in words: "3 files in notes/, 12,345 characters: 'First ...'"."""
         if len(self.items) > 1 or self.items[0].is_part:

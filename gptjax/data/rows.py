@@ -45,7 +45,7 @@ def texts(name: str, rows: Iterable[Row], field: str, used: set[str]) -> Iterato
             used.add(column)
         if value := row.get(column):
             where = f"{name}, row {number}"
-            json_files.check(value, str, where, "--data.field names a field of texts", column)
+            json_files.check(value, str, where, "name a field of texts", column)
             yield f"{value}\n\n"
 
 

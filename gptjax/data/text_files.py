@@ -76,6 +76,9 @@ def prepare(
     if out.exists():
         raise UserError(f"--out {out} exists; name a new folder")
     corpus = Corpus(files, field)
+    if field and not corpus.has_table():
+        tables = ", ".join(corpus.tables)
+        raise UserError(f"--field {field} is for tables ({tables}) and data sets; leave it out")
     try:
         with atomic_folder(out) as part:
             pieces = corpus.pieces()

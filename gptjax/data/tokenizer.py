@@ -193,7 +193,7 @@ def train(kind: str, text: str, vocab_size: int) -> TextTokenizer:
             return GPT2Tokenizer()
         case "bpe":
             return BPETokenizer.train(text, vocab_size)
-    raise UserError(f"--data.tokenizer {kind} is none of char, word, byte, gpt2, bpe")
+    raise UserError(f"the tokenizer {kind} is none of char, word, byte, gpt2, bpe")
 
 
 FIX = "restore the file from a copy of the run"
