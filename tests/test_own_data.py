@@ -231,6 +231,8 @@ def test_a_named_pipe_is_refused_before_it_waits_for_a_writer(
         read(tmp_path / "pipe")
     line = refused(prepare.main, "--out", tmp_path / "out", tmp_path / "pipe")
     assert line == f"error: {what}; name a UTF-8 text file"
+    line = refused(prepare.main, "--out", tmp_path / "o", "--tokenizer", "bpe", tmp_path / "pipe")
+    assert line.endswith("/pipe is a pipe, and --tokenizer bpe reads twice; name a file")
     with pytest.raises(UserError, match=f"^--prompt-file {what}$"):
         sample_options.read_text("--prompt-file", tmp_path / "pipe")
 

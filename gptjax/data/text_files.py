@@ -75,6 +75,8 @@ def prepare(
         raise UserError(f"--val-fraction is {val_fraction}, but must be in (0, 1)")
     if out.exists():
         raise UserError(f"--out {out} exists; name a new folder")
+    if kind not in ("byte", "gpt2") and (pipes := [path for path in files if path.is_fifo()]):
+        raise UserError(f"{pipes[0]} is a pipe, and --tokenizer {kind} reads twice; name a file")
     corpus = Corpus(files, field)
     if field and not corpus.has_table():
         tables = ", ".join(corpus.tables)
