@@ -42,6 +42,11 @@ config = Config(
 GPT = "GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, dropout=0.2)"
 # Runs until something ends it, and evaluates once.
 ENDLESS = ("--train.max-steps", 100_000, "--train.eval-interval", 100_000)
+IMPATIENT = """
+from gptjax.scale import processes
+
+processes.HEARTBEAT_SECONDS, processes.ANSWER_SECONDS = 5, 3  # 12 and 8 are for busy machines
+"""
 FAILS = """
 training_batches = data.training_batches
 
@@ -216,9 +221,10 @@ def test_when_one_process_fails_the_other_ends_and_names_it(
     how: str, victim: int, config: Path, tmp_path: Path
 ) -> None:
     """Process 0, which has the coordinator, and process 1, which has not."""
-    fails = tmp_path / "fails.py"
-    fails.write_text(config.read_text() + FAILS)
-    configs = [config, config]
+    runs, fails = tmp_path / "runs.py", tmp_path / "fails.py"
+    runs.write_text(config.read_text() + IMPATIENT)
+    fails.write_text(runs.read_text() + FAILS)
+    configs = [runs, runs]
     if how == "exception":
         configs[victim] = fails
     flags = [*ENDLESS, "--train.eval-batches", 0]
