@@ -78,7 +78,7 @@ def expected_table(h100_link: str) -> str:
         ],
     ]
     if three:
-        what = "`gpt_cpu_10min.py`, three models that answer together (`--train.members 3`)"
+        what = "`gpt_cpu_10min.py` of 2026-11-27, mean of three models (`--train.members 3`)"
         cpu.append([what, f"{three['val_loss']:.4f}", "", ""])
     original = f"{h100.ORIGINAL_BEST} (sampled, best)"
     gpu = [
@@ -104,7 +104,8 @@ def expected_table(h100_link: str) -> str:
     note += f", and `gpt_cpu_10min.py` at {second[1]}."
     if three:
         alone = ", ".join(f"{loss:.4f}" for loss in three["halves"]["whole"][1:])
-        note += f" The three models alone end at {alone}; they take as long as three runs."
+        note += f" The three models, with a little dropout, alone end at {alone}; they take as "
+        note += "long as three runs."
     return table(header, rows) + (
         f"\n\n{note}"
         f"\n\nCPU rows: measured on {machine(gpt_cpu)}, compiling included. GPU rows: one H100, "
