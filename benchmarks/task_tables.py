@@ -41,7 +41,7 @@ QWIX = (
 )
 CARDS = {
     "gpt_cpu": "configs/gpt_cpu.py",
-    "gpt_cpu_wide": "configs/gpt_cpu_10min.py, 192 wide",
+    "gpt_cpu_wide": "configs/gpt_cpu_10min.py of 2026-11-27, 192 wide",
     "g2p_cpu": "configs/g2p_cpu.py",
     "digits_cpu": "configs/digits_cpu.py",
 }
@@ -104,8 +104,7 @@ def expected_table(h100_link: str) -> str:
     note += f", and `gpt_cpu_10min.py` at {second[1]}."
     if three:
         alone = ", ".join(f"{loss:.4f}" for loss in three["halves"]["whole"][1:])
-        note += f" The three models, with a little dropout, alone end at {alone}; they take as "
-        note += "long as three runs."
+        note += f" The three models, with a little dropout, alone end at {alone}."
     return table(header, rows) + (
         f"\n\n{note}"
         f"\n\nCPU rows: measured on {machine(gpt_cpu)}, compiling included. GPU rows: one H100, "

@@ -2,9 +2,9 @@
 
     python train.py --config configs/gpt_cpu.py
 
-One to two minutes on two CPU cores. Ends near val_loss 1.49 and writes text like Shakespeare's. The
-original PyTorch GPT reaches 1.4994 with 10.8 M parameters. docs/recipe.md says what differs, and
-how much each idea gives.
+One to three minutes on two CPU cores. Ends near val_loss 1.50 and writes text like Shakespeare's.
+The original PyTorch GPT reaches 1.4994 with 10.8 M parameters. docs/recipe.md says what differs,
+and how much each idea gives.
 """
 
 from gptjax.config import Config, GPTConfig, OptimConfig, TextDataConfig, TrainConfig

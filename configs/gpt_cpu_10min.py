@@ -2,10 +2,10 @@
 
     python train.py --config configs/gpt_cpu_10min.py
 
-Five to ten minutes on two CPU cores. Ends near val_loss 1.39. The original reaches 1.4994 on a GPU,
-with nine times the parameters. The run has almost four epochs. Against overfitting it has weight
-decay, heads that predict further ahead, and a training temperature. docs/recipe.md says what each
-gives.
+Five to thirteen minutes on two CPU cores. Ends near val_loss 1.39. The original reaches 1.4994 on a
+GPU, with nine times the parameters. The run has almost four epochs. Against overfitting it has
+weight decay, heads that predict further ahead, and a training temperature. docs/recipe.md says what
+each gives.
 """
 
 from gptjax.config import Config, GPTConfig, OptimConfig, TextDataConfig, TrainConfig

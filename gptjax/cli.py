@@ -17,7 +17,7 @@ COMMANDS = {
     "train": ("gptjax.train", "Train a model, or continue a run that was stopped."),
     "sample": ("gptjax.commands.sample", "Generate text from a run, or translate or transcribe."),
     "evaluate": ("gptjax.commands.evaluate", "Measure a run on the validation or test split."),
-    "quantize": ("gptjax.commands.quantize", "Write a smaller copy of a run, in 8 or 4 bits."),
+    "quantize": ("gptjax.commands.quantize", "Write a smaller copy of a run: int8 to ternary."),
     "export": ("gptjax.commands.export", "Write a run as Hugging Face, safetensors or StableHLO."),
     "import": ("gptjax.commands.import_model", "Make a run from the weights of GPT-2 or Whisper."),
     "prepare": ("gptjax.commands.prepare", "Tokenize a large text once, for --data.path."),

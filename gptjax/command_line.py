@@ -181,7 +181,8 @@ def _wrapped(text: str) -> str:
         plain = COLOR.sub("", line)
         # Commands and code are indented, and stay as they are.
         if len(plain) > width and plain[0].isalpha() and "usage:" in lines[0]:
-            lines[i] = textwrap.fill(plain, width, break_on_hyphens=False)
+            indent = " " * 7 if plain.startswith("usage:") else ""
+            lines[i] = textwrap.fill(plain, width, break_on_hyphens=False, subsequent_indent=indent)
     return "\n".join(lines)
 
 

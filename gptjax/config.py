@@ -57,7 +57,7 @@ class GPTConfig(ModelConfig):
     logit_softcap: float = 0.0
     """Limit logits to +-cap by cap * tanh(logits / cap). 0: no limit."""
     training_temperature: float = 1.0
-    """Training divides logits by this. Below 1: the model is less sure of itself afterwards."""
+    """Training divides its logits by this. Below 1: the model is less sure of itself afterwards."""
     bias: bool = True
     """Biases in projections, MLP, norms and output head."""
     attention_bias: bool = False

@@ -124,8 +124,6 @@ class GPT(nn.Module):
         logits_BTV = (embed.attend(x_BTD) if c.tie_embeddings else head(x_BTD)).astype(jnp.float32)
         if c.logit_softcap:  # smoothly limited to +-cap, against overconfidence (Gemma 2)
             logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
-        if streams_B2 is not None:  # in training: what is learned by heart is predicted too surely
-            logits_BTV = logits_BTV / c.training_temperature
         return logits_BTV, tuple(caches) if cache else None
 
     def init_cache(self, batch_size: int) -> Cache:

@@ -88,6 +88,11 @@ def _example_inputs(model: Any) -> dict[str, Any]:
     return {"tokens_BT": tokens}
 
 
+def training_temperature(model: Model) -> float:
+    """What training divides logits by. A bigram has no such field."""
+    return getattr(model.config, "training_temperature", 1.0)
+
+
 def source_of(batch: dict[str, Any]) -> dict[str, Any]:
     """What a model with an encoder is called with besides tokens; empty for others."""
     return {name: batch[name] for name in ("source", "source_mask") if name in batch}

@@ -83,8 +83,8 @@ def train(run: Run, stop: StopSignal) -> None:
         finally:
             run.compile_ahead.close()  # the thread that compiles evaluation and sampling
             # After a failure another process may be gone, and close() would wait for it.
-            failed = not isinstance(sys.exception(), (Interrupted, type(None)))
-            if not (failed and processes.several()):
+            error = sys.exception()
+            if error is None or isinstance(error, Interrupted) or not processes.several():
                 run.checkpoints.close()
         if processes.is_first():
             report.say(report.closing_words(run.dataset.sample_flags))

@@ -25,7 +25,7 @@ from gptjax.kernels.cross_entropy import (
 )
 from gptjax.kernels.dropout import row_streams
 from gptjax.kernels.merging import global_norm, share_array
-from gptjax.models import Model, source_of
+from gptjax.models import Model, source_of, training_temperature
 from gptjax.scale import devices, sharding
 
 Batch = dict[str, Any]
@@ -72,7 +72,8 @@ def cross_entropy(
         streams_B2 = row_streams(dropout_key, rows_B)
         (logits_BTV, _), sown = forward(streams_B2=streams_B2, mutable=TRAINING_HEADS)
     # -log softmax(logits)[target]: 0 if the model is sure and right, ln V if it knows nothing.
-    losses_BT = token_losses(logits_BTV, batch["targets"])
+    temperature = 1.0 if dropout_key is None else training_temperature(model)
+    losses_BT = token_losses(logits_BTV / temperature, batch["targets"])
     if "teacher" in batch:  # probabilities (B, T, V) of a trained model
         losses_BT = (losses_BT + distillation_losses(logits_BTV, batch["teacher"])) / 2
     loss_sum = jnp.sum(losses_BT * batch["loss_weights"])

@@ -422,10 +422,12 @@ def test_the_same_text_from_another_place_continues(
 def test_changed_fields_that_fit_the_arrays_are_logged(train_again: Printed, copied: Path) -> None:
     flags = ["--optim.learning-rate", "0.002", "--model.dropout", "0.3", "--train.max-steps", "6"]
     flags += ["--optim.grad-clip", "1"]  # the advice after a divergence
+    flags += ["--model.training-temperature", "0.9"]
     printed = train_again("--resume", *flags)
     changes = [line for line in printed.splitlines() if line.startswith("changed since")]
     assert sorted(changes) == [
         "changed since the last start: model.dropout 0.1 -> 0.3",
+        "changed since the last start: model.training_temperature 1.0 -> 0.9",
         "changed since the last start: optim.grad_clip 0.0 -> 1.0",
         "changed since the last start: optim.learning_rate 0.001 -> 0.002",
         "changed since the last start: train.max_steps 4 -> 6",

@@ -202,6 +202,24 @@ def test_the_distillation_loss_is_a_cross_entropy() -> None:
     np.testing.assert_allclose(gradient, scipy.special.softmax(logits, -1) - teacher, atol=1e-6)
 
 
+def test_a_student_that_is_its_teacher_learns_nothing_from_it_at_any_temperature() -> None:
+    """Only the usual half of the loss, which counts logits divided by the temperature, is left."""
+    config = dataclasses.replace(conftest.TINY, training_temperature=0.5)
+    model, rng = models.GPT(config, V), np.random.default_rng(1)
+    params = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape), models.shapes(model))
+    tokens = rng.integers(0, V, (2, 8))
+    batch = {"tokens": tokens, "targets": tokens, "loss_weights": np.ones((2, 8))}
+    teacher = scipy.special.softmax(jax.jit(model.apply)({"params": params}, tokens)[0], -1)
+
+    @jax.jit
+    def gradient(params: Any, batch: Any) -> Any:
+        key = jax.random.key(0)
+        return jax.grad(lambda p: training.cross_entropy(model, p, batch, key)[0])(params)
+
+    half, whole = gradient(params, batch | {"teacher": teacher}), gradient(params, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, atol=1e-4), half, whole)
+
+
 def test_what_cannot_be_an_ensemble_is_refused(refused: Refused, text_file: Path) -> None:
     def refuse(*flags: object) -> str:
         run = text_file.parent / "refused"

@@ -31,7 +31,8 @@ from gptjax.scale.mesh import AXES, make_mesh
 def test_no_layout_changes_what_is_computed() -> None:
     """Gradients to 1e-5 of the largest number of each array, losses of six small steps."""
     # Axes alone, and all at once. The worker alone, by hand, does all models and layouts. The
-    # decoder of pairs has every array of modern, that of speech every one of gpt.
+    # decoder of pairs has every array of modern, that of speech every one of gpt. First parameters
+    # are those of gpt, in each layout.
     cases = ["gpt/8x1x1", "gpt/1x8x1", "pairs/2x2x2", "speech/2x2x2"]
     found = json.loads(run(WORKER, "layouts", *cases, n_devices=8))
     assert [*found] == cases

@@ -49,6 +49,10 @@ class FakeQuantized:
     def dtype(self) -> Any:
         return self.model.dtype
 
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
     def apply(self, variables: dict[str, Any], *args: Any, **options: Any) -> Any:
         params = straight_through(variables["params"], self.format)
         return self.model.apply({"params": params}, *args, **options)

@@ -16,7 +16,7 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import UserError
 from gptjax.runs import checkpoints, run_directory
 
-FREE = ("dropout", "drop_attention", "zero_init")
+FREE = ("dropout", "drop_attention", "zero_init", "training_temperature")
 """Fields of the model that change neither the shapes of parameters nor the logits."""
 
 

@@ -21,7 +21,7 @@ from gptjax.runs.run_directory import read_config, read_environment, read_tokeni
 FIXED = ("model", "optim.name", "data", "train.members")
 # ... except for these. (A tokenizer and its data are compared by content instead.)
 FREE = ("model.dropout", "model.drop_attention", "data.path", "data.name", "data.vocab_size")
-FREE += ("data.tokenizer", "data.field", "data.on_broken")
+FREE += ("model.training_temperature", "data.tokenizer", "data.field", "data.on_broken")
 FREE += ("data.speed_change", "data.tempo_change", "data.voice_change", "data.channel_change")
 FREE += ("data.noise", "data.spec_masks")
 
