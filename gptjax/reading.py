@@ -17,8 +17,8 @@ def kind(mode: int) -> str:
 def check(path: Path, pipe: bool = False) -> None:
     """Raises OSError, with a reason in `strerror`, for what is no regular file.
 
-    That are folders, sockets, devices such as /dev/zero, and names that no file can have. pipe:
-    allows one without a name, as of <(...); with a name it may wait for a writer for ever.
+    These are folders, sockets, devices such as /dev/zero, and names that no file can have. pipe:
+    allows one without a name, as of <(...). One with a name may wait for a writer without end.
     """
     try:
         mode = path.stat().st_mode

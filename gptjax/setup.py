@@ -104,7 +104,7 @@ def set_up(config: Config, launch: Launch) -> Run:
     devices.require_backend()
     compilation.use_cache(launch.compilation_cache)
     check_trackers(launch.trackers)
-    teachers.check(config)
+    teacher_runs = teachers.check(config)
     tokenizer = init_from.vocabulary(config, folder)
     dataset = resuming.keep_vocabulary(folder, config, data.load(config, tokenizer))
     facts = {"data": dataset.sha256, **dataset.sizes}
@@ -114,7 +114,7 @@ def set_up(config: Config, launch: Launch) -> Run:
     choice.check(attention, config.model, devices.compute_dtype(c), mesh.size)
     choice.set_attention(attention, mesh.size)
     model = models.of_run(config, dataset.tokenizer)
-    teacher = teachers.load(config, dataset.tokenizer)
+    teacher = teachers.load(teacher_runs, dataset.tokenizer)
     optimizer = optim.build(config.optim, c.max_steps)
     if isinstance(model, Ensemble):
         optimizer = model.each_optimizer(optimizer)

@@ -329,7 +329,7 @@ def test_a_student_learns_from_one_run_or_several(
 
     def probabilities(folder: Path) -> Any:
         teaching = dataclasses.replace(config.train, teacher=folder)
-        teacher = teachers.load(dataclasses.replace(config, train=teaching), tok)
+        teacher = teachers.load(teachers.check(dataclasses.replace(config, train=teaching)), tok)
         assert teacher is not None
         return jax.jit(teacher)({"tokens": tokens})
 

@@ -23,20 +23,19 @@ LENGTHS = ("block_size", "source_block_size")
 """Of these a teacher needs as much as its student, or more."""
 
 
-def load(config: Config, vocabulary: Tokenizer) -> Callable[[Batch], Array] | None:
-    """A function from a batch to the teacher's probabilities (B, T, V), or None without a teacher.
+def load(runs: list[Path], vocabulary: Tokenizer) -> Callable[[Batch], Array] | None:
+    """A function from a batch to the mean of the runs' probabilities (B, T, V), or None.
 
-    --train.teacher is a run, or a folder of runs: then the mean of all of them. Raises UserError
-    for a folder that is neither, and for a run that cannot teach this one.
+    runs: of `check`; without a teacher none. Raises UserError for another vocabulary.
     """
-    runs = check(config)
     return mean_probabilities([_load(run, vocabulary) for run in runs]) if runs else None
 
 
 def check(config: Config) -> list[Path]:
     """The teachers of a configuration. Reads their configurations and vocabularies, but no data.
 
-    Raises UserError as `load`, except for a vocabulary that is not that of the data.
+    --train.teacher is a run, or a folder of runs. Raises UserError for a folder that is neither,
+    and for a run that cannot teach this one.
     """
     folder = config.train.teacher
     if folder is None:
